@@ -1,0 +1,207 @@
+package manifest
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// variable is one environment variable.
+type variable struct{ name, value string }
+
+// Addresses that a pod sees: the guest's user-mode network.
+const (
+	podIP  = "10.0.2.15"
+	hostIP = "10.0.2.2"
+)
+
+// fieldKey reads metadata.labels['k'] and metadata.annotations['k'].
+var fieldKey = regexp.MustCompile(`^metadata\.(labels|annotations)\['([^']+)'\]$`)
+
+// envSource resolves a valueFrom. set is false for an optional source that is absent.
+func (m *Manifest) envSource(src EnvSource) (value string, set bool, err error) {
+	n := 0
+	for _, given := range []bool{src.ConfigMapKeyRef != nil, src.SecretKeyRef != nil, src.FieldRef != nil} {
+		if given {
+			n++
+		}
+	}
+	if n != 1 {
+		return "", false, fmt.Errorf("expected exactly one of configMapKeyRef, secretKeyRef, fieldRef")
+	}
+	switch {
+	case src.ConfigMapKeyRef != nil:
+		data, ok := m.configMap(src.ConfigMapKeyRef.Name)
+		return keyOf("ConfigMap", src.ConfigMapKeyRef, data, ok)
+	case src.SecretKeyRef != nil:
+		data, ok := m.secret(src.SecretKeyRef.Name)
+		return keyOf("Secret", src.SecretKeyRef, data, ok)
+	}
+	value, err = m.podField(src.FieldRef.FieldPath)
+	return value, err == nil, err
+}
+
+func keyOf(kind string, ref *KeyRef, data map[string]string, found bool) (string, bool, error) {
+	v, ok := data[ref.Key]
+	switch {
+	case !found && !ref.Optional:
+		return "", false, fmt.Errorf("%s %q is in none of the given files", kind, ref.Name)
+	case !ok && !ref.Optional:
+		return "", false, fmt.Errorf("%s %q has no key %q", kind, ref.Name, ref.Key)
+	case ok && !printable(v):
+		return "", false, fmt.Errorf("%s %q key %q is binary and cannot be a variable", kind, ref.Name, ref.Key)
+	}
+	return v, ok, nil
+}
+
+func (m *Manifest) podField(p string) (string, error) {
+	switch p {
+	case "metadata.name":
+		return m.Pod.Metadata.Name, nil
+	case "metadata.namespace":
+		return m.Pod.namespace(), nil
+	case "spec.serviceAccountName":
+		if s := m.Pod.Spec.ServiceAccountName; s != "" {
+			return s, nil
+		}
+		return "default", nil
+	case "status.podIP", "status.podIPs":
+		return podIP, nil
+	case "status.hostIP", "status.hostIPs":
+		return hostIP, nil
+	}
+	if f := fieldKey.FindStringSubmatch(p); f != nil {
+		set := m.Pod.Metadata.Labels
+		if f[1] == "annotations" {
+			set = m.Pod.Metadata.Annotations
+		}
+		v, ok := set[f[2]]
+		if !ok {
+			return "", fmt.Errorf("fieldPath %s: the pod has no such key", p)
+		}
+		return v, nil
+	}
+	return "", fmt.Errorf("fieldPath %q is not supported; expected metadata.name, metadata.namespace, metadata.labels['k'], metadata.annotations['k'], spec.serviceAccountName, status.podIP or status.hostIP", p)
+}
+
+// envFrom lists the variables of an object in the order of their names. Keys that
+// cannot be variables are left out, as Kubernetes does.
+func (m *Manifest) envFrom(e EnvFrom) ([]variable, error) {
+	var data map[string]string
+	var ok bool
+	var kind string
+	var ref *ObjRef
+	switch {
+	case (e.ConfigMapRef == nil) == (e.SecretRef == nil):
+		return nil, fmt.Errorf("expected exactly one of configMapRef, secretRef")
+	case e.ConfigMapRef != nil:
+		kind, ref = "ConfigMap", e.ConfigMapRef
+		data, ok = m.configMap(ref.Name)
+	default:
+		kind, ref = "Secret", e.SecretRef
+		data, ok = m.secret(ref.Name)
+	}
+	if !ok && !ref.Optional {
+		return nil, fmt.Errorf("%s %q is in none of the given files", kind, ref.Name)
+	}
+	var out []variable
+	for k, v := range data {
+		if envName.MatchString(e.Prefix+k) && printable(v) {
+			out = append(out, variable{e.Prefix + k, v})
+		}
+	}
+	slices.SortFunc(out, func(a, b variable) int { return strings.Compare(a.name, b.name) })
+	return out, nil
+}
+
+// containerEnv resolves envFrom and env of a container: the variables of the
+// manifest in order, and their values for $(NAME) in commands.
+func (m *Manifest) containerEnv(x *Container) ([]variable, map[string]string, error) {
+	values := map[string]string{}
+	var inherited, own []variable
+	for i, e := range x.EnvFrom {
+		vars, err := m.envFrom(e)
+		if err != nil {
+			return nil, nil, fmt.Errorf("envFrom[%d]: %w", i, err)
+		}
+		for _, v := range vars {
+			values[v.name] = v.value
+		}
+		inherited = append(inherited, vars...)
+	}
+	for i, e := range x.Env {
+		value, set := expand(e.Value, values), true
+		if e.ValueFrom != nil {
+			var err error
+			if value, set, err = m.envSource(*e.ValueFrom); err != nil {
+				return nil, nil, fmt.Errorf("env[%d] %s: %w", i, e.Name, err)
+			}
+		}
+		if !set {
+			continue
+		}
+		values[e.Name] = value
+		own = append(own, variable{e.Name, value})
+	}
+	return append(inherited, own...), values, nil
+}
+
+// expand replaces $(NAME) by the value of a known variable; $$ gives $, unknown
+// names stay as they are.
+func expand(s string, values map[string]string) string {
+	if !strings.Contains(s, "$") {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] != '$' || i+1 == len(s) {
+			b.WriteByte(s[i])
+			continue
+		}
+		switch s[i+1] {
+		case '$':
+			b.WriteByte('$')
+			i++
+		case '(':
+			end := strings.IndexByte(s[i+2:], ')')
+			if end < 0 {
+				b.WriteByte(s[i])
+				continue
+			}
+			name := s[i+2 : i+2+end]
+			if v, ok := values[name]; ok {
+				b.WriteString(v)
+			} else {
+				b.WriteString(s[i : i+3+end])
+			}
+			i += 2 + end
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return b.String()
+}
+
+// mergeEnv lays variables over NAME=value strings: a name that is already there
+// keeps its place and gets the new value, others follow in order.
+func mergeEnv(base []string, over []variable) []string {
+	out := []string{}
+	index := map[string]int{}
+	set := func(name, line string) {
+		if i, ok := index[name]; ok {
+			out[i] = line
+			return
+		}
+		index[name] = len(out)
+		out = append(out, line)
+	}
+	for _, line := range base {
+		name, _, _ := strings.Cut(line, "=")
+		set(name, line)
+	}
+	for _, v := range over {
+		set(v.name, v.name+"="+v.value)
+	}
+	return out
+}

@@ -1,0 +1,287 @@
+// Package client talks to a broker as its administrator: it puts secrets, policies and reference values, and reads
+// status, audit log and verdicts.
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/refstore"
+	"github.com/cloister/cloister/broker/server"
+	"github.com/cloister/cloister/wire/kbs"
+)
+
+// Config says which broker to talk to.
+type Config struct {
+	// URL is for example "https://127.0.0.1:8080".
+	URL string
+	// CertificateFile is a PEM file with the broker's certificate or its authority; empty means the system's authorities.
+	CertificateFile string
+	// AdminTokenFile holds the admin token; empty means that only open endpoints can be used.
+	AdminTokenFile string
+}
+
+const (
+	timeout   = 60 * time.Second
+	maxAnswer = 64 << 20
+)
+
+// Client is a connection to a broker.
+type Client struct {
+	base  *url.URL
+	token string
+	http  *http.Client
+}
+
+// StatusError is an answer other than success.
+type StatusError struct {
+	Status int
+	// Type is the error name of the protocol, empty when the answer had none.
+	Type   string
+	Detail string
+}
+
+// Error is part of error.
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("broker answered %d: %s", e.Status, e.Detail)
+}
+
+// New makes a Client. It does not connect.
+func New(c Config) (*Client, error) {
+	base, err := url.Parse(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("reading broker URL: %w", err)
+	}
+	if base.Scheme != "https" && base.Scheme != "http" || base.Host == "" {
+		return nil, fmt.Errorf("broker URL is %q, want http(s)://host:port", c.URL)
+	}
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second,
+		TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: false, Proxy: http.ProxyFromEnvironment,
+	}
+	if c.CertificateFile != "" {
+		text, err := os.ReadFile(c.CertificateFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading broker certificate: %w", err)
+		}
+		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("broker certificate file %s holds no certificate", c.CertificateFile)
+		}
+	}
+	cl := &Client{base: base, http: &http.Client{Transport: transport, Timeout: timeout}}
+	if c.AdminTokenFile != "" {
+		text, err := os.ReadFile(c.AdminTokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading admin token: %w", err)
+		}
+		cl.token = strings.TrimSpace(string(text))
+	}
+	return cl, nil
+}
+
+// call sends a request and returns the body of a 200 answer.
+func (c *Client) call(ctx context.Context, method, path, query string, body []byte) ([]byte, error) {
+	u := c.base.JoinPath(path)
+	u.RawQuery = query
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	if len(body) > 0 {
+		req.Header.Set("Content-Type", "application/octet-stream")
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer: %w", err)
+	}
+	if len(answer) > maxAnswer {
+		return nil, fmt.Errorf("the answer has more than %d bytes", maxAnswer)
+	}
+	if res.StatusCode == http.StatusOK {
+		return answer, nil
+	}
+	failed := &StatusError{Status: res.StatusCode, Detail: strings.TrimSpace(string(answer[:min(len(answer), 2048)]))}
+	var info kbs.ErrorInformation
+	if json.Unmarshal(answer, &info) == nil && info.Detail != "" {
+		failed.Type, failed.Detail = info.Type[strings.LastIndexByte(info.Type, '/')+1:], info.Detail
+	}
+	return nil, failed
+}
+
+func (c *Client) get(ctx context.Context, path, query string, into any) error {
+	body, err := c.call(ctx, http.MethodGet, path, query, nil)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("reading the answer: %w", err)
+	}
+	return nil
+}
+
+// resourcePath turns "repository/type/tag" into a URL path.
+func resourcePath(path string) (string, error) {
+	if path == "" || strings.ContainsAny(path, "?#%\\ ") {
+		return "", fmt.Errorf("resource path is %q, want <repository>/<type>/<tag>", path)
+	}
+	return "/kbs/v0/resource/" + path, nil
+}
+
+// PutResource stores or overwrites a secret at "repository/type/tag".
+func (c *Client) PutResource(ctx context.Context, path string, secret []byte) error {
+	p, err := resourcePath(path)
+	if err != nil {
+		return err
+	}
+	if _, err := c.call(ctx, http.MethodPost, p, "", secret); err != nil {
+		return fmt.Errorf("putting resource %s: %w", path, err)
+	}
+	return nil
+}
+
+// DeleteResource removes a secret.
+func (c *Client) DeleteResource(ctx context.Context, path string) error {
+	p, err := resourcePath(path)
+	if err != nil {
+		return err
+	}
+	if _, err := c.call(ctx, http.MethodDelete, p, "", nil); err != nil {
+		return fmt.Errorf("deleting resource %s: %w", path, err)
+	}
+	return nil
+}
+
+// SetAttestationPolicy sets the policy of a device class, for example "default_cpu".
+func (c *Client) SetAttestationPolicy(ctx context.Context, id, text string) error {
+	err := c.post(ctx, "/kbs/v0/attestation-policy", map[string]string{
+		"type": "rego", "policy_id": id, "policy": base64.RawURLEncoding.EncodeToString([]byte(text)),
+	})
+	if err != nil {
+		return fmt.Errorf("setting attestation policy %s: %w", id, err)
+	}
+	return nil
+}
+
+// SetResourcePolicy sets the policy that decides who gets a resource.
+func (c *Client) SetResourcePolicy(ctx context.Context, text string) error {
+	err := c.post(ctx, "/kbs/v0/resource-policy", map[string]string{
+		"policy": base64.RawURLEncoding.EncodeToString([]byte(text)),
+	})
+	if err != nil {
+		return fmt.Errorf("setting resource policy: %w", err)
+	}
+	return nil
+}
+
+// RegisterReferenceValues registers values by name, all or none.
+func (c *Client) RegisterReferenceValues(ctx context.Context, values map[string]any) error {
+	payload, err := json.Marshal(values)
+	if err != nil {
+		return fmt.Errorf("encoding reference values: %w", err)
+	}
+	err = c.post(ctx, "/kbs/v0/reference-value", refstore.Message{
+		Version: refstore.MessageVersion, Type: "sample", Payload: base64.StdEncoding.EncodeToString(payload),
+	})
+	if err != nil {
+		return fmt.Errorf("registering reference values: %w", err)
+	}
+	return nil
+}
+
+// ListReferenceValues returns all reference values, expired ones too.
+func (c *Client) ListReferenceValues(ctx context.Context) ([]refstore.Record, error) {
+	var records []refstore.Record
+	if err := c.get(ctx, "/kbs/v0/reference-value", "", &records); err != nil {
+		return nil, fmt.Errorf("listing reference values: %w", err)
+	}
+	return records, nil
+}
+
+// DeleteReferenceValue removes a reference value.
+func (c *Client) DeleteReferenceValue(ctx context.Context, name string) error {
+	if _, err := c.call(ctx, http.MethodDelete, "/kbs/v0/reference-value/"+name, "", nil); err != nil {
+		return fmt.Errorf("deleting reference value %s: %w", name, err)
+	}
+	return nil
+}
+
+// Status tells how the broker is.
+func (c *Client) Status(ctx context.Context) (*server.Status, error) {
+	var st server.Status
+	if err := c.get(ctx, "/cloister/v1/status", "", &st); err != nil {
+		return nil, fmt.Errorf("asking for status: %w", err)
+	}
+	return &st, nil
+}
+
+// Healthy reports whether the broker answers at all.
+func (c *Client) Healthy(ctx context.Context) error {
+	if _, err := c.call(ctx, http.MethodGet, "/healthz", "", nil); err != nil {
+		return fmt.Errorf("asking for health: %w", err)
+	}
+	return nil
+}
+
+// Audit returns every audit entry after number since.
+func (c *Client) Audit(ctx context.Context, since uint64) ([]audit.Entry, error) {
+	var all []audit.Entry
+	for {
+		var page []audit.Entry
+		if err := c.get(ctx, "/cloister/v1/audit", fmt.Sprintf("since=%d", since), &page); err != nil {
+			return nil, fmt.Errorf("reading the audit log: %w", err)
+		}
+		if len(page) == 0 {
+			return all, nil
+		}
+		all = append(all, page...)
+		last := page[len(page)-1].Seq
+		if last <= since {
+			return nil, errors.New("reading the audit log: the broker gives the same entries again")
+		}
+		since = last
+	}
+}
+
+// Explain returns the verdict on a request and its grounds. The id is the one that every denial names.
+func (c *Client) Explain(ctx context.Context, id string) (*decision.Record, error) {
+	if !decision.ValidID(id) {
+		return nil, fmt.Errorf("request id is %q, want 32 hex digits", id)
+	}
+	var rec decision.Record
+	if err := c.get(ctx, "/cloister/v1/attestations/"+id, "", &rec); err != nil {
+		return nil, fmt.Errorf("asking about request %s: %w", id, err)
+	}
+	return &rec, nil
+}
+
+func (c *Client) post(ctx context.Context, path string, message any) error {
+	body, err := json.Marshal(message)
+	if err != nil {
+		return fmt.Errorf("encoding the request: %w", err)
+	}
+	_, err = c.call(ctx, http.MethodPost, path, "", body)
+	return err
+}

@@ -1,0 +1,232 @@
+// Package config is the broker's configuration file: TOML, strict, with a default for everything.
+//
+// An unknown key or a bad value is an error that names the line. Everything insecure has "insecure" in its name, is off
+// by default, and is listed by Insecure so that it can be printed at start and in every status.
+package config
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+//go:embed example.toml
+var example string
+
+// Example is an annotated configuration with every key at its default.
+func Example() string { return example }
+
+// Config is the whole file.
+type Config struct {
+	DataDir         string          `toml:"data_dir"`
+	Server          Server          `toml:"server"`
+	Attestation     Attestation     `toml:"attestation"`
+	TPM             TPM             `toml:"tpm"`
+	ReferenceValues ReferenceValues `toml:"reference_values"`
+	Records         Records         `toml:"records"`
+}
+
+// Server is how the broker is reached.
+type Server struct {
+	Listen          string   `toml:"listen"`
+	TLSHosts        []string `toml:"tls_hosts"`
+	TLSCertificate  string   `toml:"tls_certificate"`
+	TLSKey          string   `toml:"tls_key"`
+	InsecureHTTP    bool     `toml:"insecure_http"`
+	ShutdownTimeout Duration `toml:"shutdown_timeout"`
+}
+
+// Attestation bounds sessions and tokens.
+type Attestation struct {
+	SessionLifetime Duration `toml:"session_lifetime"`
+	MaxSessions     int      `toml:"max_sessions"`
+	TokenLifetime   Duration `toml:"token_lifetime"`
+}
+
+// TPM says which TPMs are known.
+type TPM struct {
+	EKRoots            []string `toml:"ek_roots"`
+	InsecureUnknownTPM bool     `toml:"insecure_unknown_tpm"`
+}
+
+// ReferenceValues says how long approvals last.
+type ReferenceValues struct {
+	Lifetime Duration `toml:"lifetime"`
+}
+
+// Records bounds the history that explanations come from.
+type Records struct {
+	MaxDecisions int `toml:"max_decisions"`
+}
+
+// Duration is a time.Duration written like "5m".
+type Duration time.Duration
+
+var _ encoding.TextUnmarshaler = (*Duration)(nil)
+
+// UnmarshalText reads "5m" or "365d".
+func (d *Duration) UnmarshalText(text []byte) error {
+	s := string(text)
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		h, err := time.ParseDuration(days + "h")
+		if err != nil {
+			return fmt.Errorf("duration %q: want for example \"5m\" or \"365d\"", s)
+		}
+		*d = Duration(24 * h)
+		return nil
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		return fmt.Errorf("duration %q: want for example \"5m\" or \"365d\"", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Default is the configuration without a file.
+func Default() Config {
+	return Config{
+		DataDir: "/var/lib/cloister/broker",
+		Server: Server{
+			Listen:          "127.0.0.1:8080",
+			TLSHosts:        []string{"localhost", "127.0.0.1", "10.0.2.2"},
+			ShutdownTimeout: Duration(10 * time.Second),
+		},
+		Attestation: Attestation{
+			SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
+		},
+		TPM:             TPM{EKRoots: []string{}},
+		ReferenceValues: ReferenceValues{Lifetime: Duration(365 * 24 * time.Hour)},
+		Records:         Records{MaxDecisions: 4096},
+	}
+}
+
+// maxFile bounds the configuration file.
+const maxFile = 1 << 20
+
+// Load reads a file over the defaults and validates the result. Relative paths in it are relative to the file.
+func Load(path string) (Config, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("reading configuration: %w", err)
+	}
+	if info.Size() > maxFile {
+		return Config{}, fmt.Errorf("reading configuration %s: it has %d bytes, at most %d are read", path, info.Size(), maxFile)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("reading configuration: %w", err)
+	}
+	c, err := Parse(raw)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	base := filepath.Dir(path)
+	for _, p := range []*string{&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey} {
+		*p = under(base, *p)
+	}
+	for i := range c.TPM.EKRoots {
+		c.TPM.EKRoots[i] = under(base, c.TPM.EKRoots[i])
+	}
+	return c, nil
+}
+
+func under(base, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(base, path)
+}
+
+// Parse reads the text of a configuration over the defaults and validates the result.
+func Parse(raw []byte) (Config, error) {
+	c := Default()
+	dec := toml.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil {
+		return Config{}, position(err)
+	}
+	if err := c.Validate(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// position names the lines of a decoding error.
+func position(err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		var all []error
+		for _, e := range strict.Errors {
+			line, col := e.Position()
+			all = append(all, fmt.Errorf("line %d, column %d: unknown key %q", line, col, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(all...)
+	}
+	var one *toml.DecodeError
+	if errors.As(err, &one) {
+		line, col := one.Position()
+		return fmt.Errorf("line %d, column %d: %w", line, col, err)
+	}
+	return err
+}
+
+// Validate reports every fault at once.
+func (c Config) Validate() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if c.DataDir == "" {
+		fault("data_dir is empty")
+	}
+	if _, _, err := net.SplitHostPort(c.Server.Listen); err != nil {
+		fault("server.listen is %q, want host:port", c.Server.Listen)
+	}
+	if (c.Server.TLSCertificate == "") != (c.Server.TLSKey == "") {
+		fault("server.tls_certificate and server.tls_key: want both or neither")
+	}
+	if !c.Server.InsecureHTTP && c.Server.TLSCertificate == "" && len(c.Server.TLSHosts) == 0 {
+		fault("server.tls_hosts is empty: a self-made certificate needs at least one name")
+	}
+	for _, d := range []struct {
+		key      string
+		v        Duration
+		min, max time.Duration
+	}{
+		{"server.shutdown_timeout", c.Server.ShutdownTimeout, 0, time.Hour},
+		{"attestation.session_lifetime", c.Attestation.SessionLifetime, time.Second, time.Hour},
+		{"attestation.token_lifetime", c.Attestation.TokenLifetime, time.Second, 24 * time.Hour},
+		{"reference_values.lifetime", c.ReferenceValues.Lifetime, time.Minute, 100 * 365 * 24 * time.Hour},
+	} {
+		if v := time.Duration(d.v); v < d.min || v > d.max {
+			fault("%s is %s, want %s to %s", d.key, v, d.min, d.max)
+		}
+	}
+	if n := c.Attestation.MaxSessions; n < 1 || n > 1_000_000 {
+		fault("attestation.max_sessions is %d, want 1 to 1000000", n)
+	}
+	if n := c.Records.MaxDecisions; n < 1 || n > 1_000_000 {
+		fault("records.max_decisions is %d, want 1 to 1000000", n)
+	}
+	return errors.Join(faults...)
+}
+
+// Insecure lists the insecure switches that are on.
+func (c Config) Insecure() []string {
+	on := []string{}
+	if c.Server.InsecureHTTP {
+		on = append(on, "server.insecure_http: secrets are still encrypted for the guest, admin tokens travel in the clear")
+	}
+	if c.TPM.InsecureUnknownTPM {
+		on = append(on, "tpm.insecure_unknown_tpm: quotes of any TPM count as genuine, a software TPM of an attacker too")
+	}
+	return on
+}

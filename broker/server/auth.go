@@ -1,0 +1,98 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/session"
+	"github.com/cloister/cloister/broker/verifier"
+	"github.com/cloister/cloister/wire/kbs"
+)
+
+const cookieName = "kbs-session-id"
+
+// auth gives a challenge (kbs-protocol.md section 2.1).
+func (s *Server) auth(w http.ResponseWriter, r *http.Request) {
+	s.metrics.authRequests.Inc()
+	body, err := readAll(r)
+	if err != nil {
+		s.metrics.authErrors.Inc()
+		s.failBody(w, r, errAttestation, err)
+		return
+	}
+	entry := audit.Entry{Event: "auth"}
+	sess, challenge, err := s.challenge(r, body, &entry)
+	if err != nil {
+		s.metrics.authErrors.Inc()
+		entry.Decision, entry.Reason = audit.Deny, err.Error()
+		s.noteRefusal(r, entry)
+		status := http.StatusUnauthorized
+		if errors.Is(err, session.ErrFull) {
+			status = http.StatusServiceUnavailable
+			w.Header().Set("Retry-After", "5")
+		}
+		s.fail(w, r, refusal{status, errAttestation, "Attestation error: RCAR handshake Auth failed: " + err.Error()})
+		return
+	}
+	entry.Decision, entry.Session = audit.Allow, sessionTag(sess.ID)
+	if err := s.note(r, entry); err != nil {
+		s.metrics.authErrors.Inc()
+		s.fail(w, r, refusal{http.StatusUnauthorized, errAttestation, "Attestation error: RCAR handshake Auth failed: the audit log cannot be written"})
+		return
+	}
+	s.metrics.authSuccesses.Inc()
+	s.setCookie(w, sess)
+	s.reply(w, r, challenge)
+}
+
+func (s *Server) challenge(r *http.Request, body []byte, entry *audit.Entry) (*session.Session, *kbs.Challenge, error) {
+	var req kbs.Request
+	if err := json.Unmarshal(body, &req); err != nil {
+		return nil, nil, fmt.Errorf("reading the request: %w", err)
+	}
+	if req.Version != kbs.Version {
+		return nil, nil, fmt.Errorf("KBS Client Protocol Version Mismatch: expect =%s while the request is %.32s", kbs.Version, req.Version)
+	}
+	v, err := s.Verifiers.Get(req.TEE)
+	if err != nil {
+		return nil, nil, err
+	}
+	entry.TEE = req.TEE
+	params := json.RawMessage(`""`)
+	var remember any
+	if c, ok := v.(verifier.Challenger); ok {
+		reply, state, err := c.Challenge(r.Context(), req.ExtraParams)
+		if err != nil {
+			return nil, nil, err
+		}
+		remember = state
+		if reply != nil {
+			if params, err = json.Marshal(reply); err != nil {
+				return nil, nil, fmt.Errorf("encoding the challenge: %w", err)
+			}
+		}
+	}
+	sess, err := s.Sessions.New(req.TEE, kbs.DefaultHash, remember)
+	if err != nil {
+		return nil, nil, err
+	}
+	return sess, &kbs.Challenge{Nonce: sess.Nonce, ExtraParams: params}, nil
+}
+
+func (s *Server) setCookie(w http.ResponseWriter, sess *session.Session) {
+	http.SetCookie(w, &http.Cookie{
+		Name: cookieName, Value: sess.ID, Path: "/kbs/v0", Expires: sess.Expires.UTC(), HttpOnly: true, Secure: s.Secure,
+	})
+}
+
+// session returns the live session of a request's cookie.
+func (s *Server) session(r *http.Request) (*session.Session, error) {
+	cookie, err := r.Cookie(cookieName)
+	if err != nil {
+		return nil, errors.New("the request has no session cookie")
+	}
+	return s.Sessions.Get(cookie.Value)
+}

@@ -1,0 +1,67 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/cloister/cloister/wire/kbs"
+)
+
+// The error names of the protocol (kbs-protocol.md section 10).
+const (
+	errPath        = "InvalidRequestPath"
+	errNoPlugin    = "PluginNotFound"
+	errAttestation = "AttestationError"
+	errAdmin       = "AdminAuthAccess"
+	errAdminPlugin = "AdminAuthInitialization"
+	errNoToken     = "TokenNotFound"
+	errToken       = "TokenVerifierError"
+	errDenied      = "PolicyDeny"
+	errParsePolicy = "ParsePolicyError"
+	errPolicy      = "PolicyEngineError"
+	errPlugin      = "PluginInternalError"
+	errJWE         = "JweError"
+	errReference   = "RvpsError"
+	errSerde       = "SerdeError"
+)
+
+const errorPrefix = "https://github.com/confidential-containers/kbs/errors/"
+
+// refusal is an answer that is not what the client asked for.
+type refusal struct {
+	status int
+	name   string
+	detail string
+}
+
+// Error is part of error, so that handlers can return refusals.
+func (f refusal) Error() string { return f.detail }
+
+// fail sends a refusal. The request id ends the text when the text does not name it already.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, f refusal) {
+	if f.name != errDenied {
+		f.detail = fmt.Sprintf("%s (request %s)", f.detail, requestID(r))
+	}
+	body, err := json.Marshal(kbs.ErrorInformation{Type: errorPrefix + f.name, Detail: f.detail})
+	if err != nil {
+		http.Error(w, "encoding the error", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(f.status)
+	if _, err := w.Write(body); err != nil {
+		s.Log.DebugContext(r.Context(), "the client went away before the answer", "request", requestID(r), "error", err)
+	}
+}
+
+// failBody answers an error of reading the body.
+func (s *Server) failBody(w http.ResponseWriter, r *http.Request, name string, err error) {
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		http.Error(w, "payload reached size limit", http.StatusRequestEntityTooLarge)
+		return
+	}
+	s.fail(w, r, refusal{http.StatusUnauthorized, name, "reading the body: " + err.Error()})
+}

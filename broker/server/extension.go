@@ -1,0 +1,82 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/store"
+	"github.com/cloister/cloister/broker/verifier"
+)
+
+// Status is the answer of GET /cloister/v1/status.
+type Status struct {
+	Version             string            `json:"version"`
+	Started             time.Time         `json:"started"`
+	Time                time.Time         `json:"time"`
+	Sessions            int               `json:"sessions"`
+	Resources           int               `json:"resources"`
+	ReferenceValues     int               `json:"reference_values"`
+	AttestationPolicies []string          `json:"attestation_policies"`
+	Verifiers           []verifier.Status `json:"verifiers"`
+	Insecure            []string          `json:"insecure"`
+	AuditEntries        uint64            `json:"audit_entries"`
+	AuditHead           string            `json:"audit_head"`
+}
+
+func (s *Server) status(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
+	ctx := r.Context()
+	st := Status{
+		Version: s.Version, Started: s.started.UTC(), Time: s.Now().UTC(), Sessions: s.Sessions.Len(),
+		Verifiers: s.Verifiers.Status(), Insecure: s.Insecure,
+	}
+	st.AuditEntries, st.AuditHead = s.Audit.Head()
+	var err error
+	if st.Resources, err = s.Resources.Count(ctx); err != nil {
+		return fmt.Errorf("counting resources: %w", err)
+	}
+	records, err := s.References.List(ctx)
+	if err != nil {
+		return fmt.Errorf("counting reference values: %w", err)
+	}
+	st.ReferenceValues = len(records)
+	if st.AttestationPolicies, err = s.AttestationPolicies.IDs(ctx); err != nil {
+		return fmt.Errorf("listing policies: %w", err)
+	}
+	s.reply(w, r, st)
+	return nil
+}
+
+// auditPage is the most audit entries of one answer.
+const auditPage = 1000
+
+func (s *Server) auditSince(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
+	var since uint64
+	if text := r.URL.Query().Get("since"); text != "" {
+		var err error
+		if since, err = strconv.ParseUint(text, 10, 64); err != nil {
+			return refusal{http.StatusBadRequest, errPath, fmt.Sprintf("since is %.32q, want the number of an audit entry", text)}
+		}
+	}
+	entries, err := s.Audit.Since(r.Context(), since, auditPage)
+	if err != nil {
+		return err
+	}
+	s.reply(w, r, entries)
+	return nil
+}
+
+func (s *Server) explain(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
+	rec, err := s.Decisions.Get(r.Context(), r.PathValue("id"))
+	if errors.Is(err, store.ErrNotFound) {
+		return refusal{http.StatusNotFound, errPath, fmt.Sprintf("there is no record of request %.64q; records are a bounded history", r.PathValue("id"))}
+	}
+	if err != nil {
+		return err
+	}
+	s.reply(w, r, rec)
+	return nil
+}

@@ -1,0 +1,104 @@
+package server
+
+import (
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics are counters with upstream's names (kbs-protocol.md section 13). No label holds a path: names of secrets do
+// not belong on a page that needs no login.
+type metrics struct {
+	registry *prometheus.Registry
+
+	requests                                         prometheus.Counter
+	duration, requestSize, responseSize              prometheus.Histogram
+	active                                           prometheus.Gauge
+	reads, writes, deletes                           prometheus.Counter
+	evaluations, approvals, violations, policyErrors prometheus.Counter
+	attestations, attestationErrors                  prometheus.Counter
+	attestationSuccesses, attestationFailures        *prometheus.CounterVec
+	authRequests, authSuccesses, authErrors          prometheus.Counter
+	auditErrors                                      prometheus.Counter
+}
+
+func newMetrics(version string, sessions func() float64) *metrics {
+	m := &metrics{registry: prometheus.NewRegistry()}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		m.registry.MustRegister(c)
+		return c
+	}
+	perTEE := func(name, help string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"tee_type"})
+		m.registry.MustRegister(c)
+		return c
+	}
+	histogram := func(name, help string, buckets ...float64) prometheus.Histogram {
+		h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
+		m.registry.MustRegister(h)
+		return h
+	}
+	m.requests = counter("kbs_http_requests_total", "HTTP requests under /kbs.")
+	m.duration = histogram("kbs_http_request_duration_seconds", "Time to answer a request.", 0.0005, 0.001, 0.005, 0.01, 0.05, 0.5, 1)
+	m.requestSize = histogram("kbs_http_request_size_bytes", "Size of request bodies.", 32, 128, 512, 2048, 8192)
+	m.responseSize = histogram("kbs_http_response_size_bytes", "Size of response bodies.", 32, 128, 512, 2048, 8192)
+	m.active = prometheus.NewGauge(prometheus.GaugeOpts{Name: "kbs_http_active_connections", Help: "Requests under way."})
+	m.reads = counter("kbs_resource_reads_total", "Resources released.")
+	m.writes = counter("kbs_resource_writes_total", "Resources stored.")
+	m.deletes = counter("kbs_resource_deletes_total", "Resources deleted.")
+	m.evaluations = counter("kbs_policy_evaluations_total", "Evaluations of the resource policy.")
+	m.approvals = counter("kbs_policy_approvals_total", "Resource requests allowed.")
+	m.violations = counter("kbs_policy_violations_total", "Resource requests denied.")
+	m.policyErrors = counter("kbs_policy_errors_total", "Evaluations of the resource policy that failed.")
+	m.attestations = counter("kbs_attestation_requests_total", "Attestations tried.")
+	m.attestationErrors = counter("kbs_attestation_errors_total", "Attestations that were refused.")
+	m.attestationSuccesses = perTEE("kbs_attestation_successes_total", "Attestations verified.")
+	m.attestationFailures = perTEE("kbs_attestation_failures_total", "Attestations whose evidence was refused.")
+	m.authRequests = counter("kbs_auth_requests_total", "Challenges asked for.")
+	m.authSuccesses = counter("kbs_auth_successes_total", "Challenges given.")
+	m.authErrors = counter("kbs_auth_errors_total", "Challenges refused.")
+	m.auditErrors = counter("cloister_audit_errors_total", "Audit entries that could not be written.")
+	commit, date := buildInfo()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "kbs_build_info", Help: "Always 1; the labels tell the build.",
+		ConstLabels: prometheus.Labels{"version": version, "git_hash": commit, "build_date": date},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.active, info,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cloister_sessions", Help: "Sessions kept."}, sessions))
+	return m
+}
+
+func buildInfo() (commit, date string) {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				commit = s.Value
+			case "vcs.time":
+				date = s.Value
+			}
+		}
+	}
+	return commit, date
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// observe counts an answered request.
+func (m *metrics) observe(r *http.Request, a *answer, took time.Duration) {
+	if !strings.HasPrefix(r.URL.Path, "/kbs/") {
+		return
+	}
+	m.requests.Inc()
+	m.duration.Observe(took.Seconds())
+	m.requestSize.Observe(float64(max(r.ContentLength, 0)))
+	m.responseSize.Observe(float64(a.size))
+}

@@ -1,0 +1,146 @@
+package server
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"path"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/decision"
+)
+
+type contextKey int
+
+const requestIDKey contextKey = 0
+
+// requestID is the id of a request that came through wrap.
+func requestID(r *http.Request) string {
+	id, _ := r.Context().Value(requestIDKey).(string)
+	return id
+}
+
+// answer notes the status that was sent.
+type answer struct {
+	http.ResponseWriter
+	status int
+	size   int
+}
+
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 {
+		a.status = status
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	if a.status == 0 {
+		a.status = http.StatusOK
+	}
+	n, err := a.ResponseWriter.Write(p)
+	a.size += n
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// wrap gives every request an id, limits and a log line, and turns panics into errors.
+func (s *Server) wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		id, err := decision.NewID(s.Now())
+		if err != nil {
+			http.Error(w, "making a request id failed", http.StatusInternalServerError)
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), requestIDKey, id), handleTimeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+		a := &answer{ResponseWriter: w}
+		a.Header().Set("X-Request-Id", id)
+		a.Header().Set("Cache-Control", "no-store")
+		r.Body = http.MaxBytesReader(a, r.Body, MaxBody)
+		s.metrics.active.Inc()
+		defer func() {
+			s.metrics.active.Dec()
+			if p := recover(); p != nil {
+				s.Log.ErrorContext(ctx, "handler panicked", "request", id, "panic", p, "stack", string(debug.Stack()))
+				if a.status == 0 {
+					http.Error(a, "internal error", http.StatusInternalServerError)
+				}
+			}
+			s.metrics.observe(r, a, time.Since(start))
+			s.Log.DebugContext(ctx, "request", "id", id, "method", r.Method, "status", a.status, "remote", remote(r))
+		}()
+		if !plainPath(r.URL) {
+			s.fail(a, r, refusal{http.StatusNotFound, errPath, "the path is not in plain form: no escapes, no empty, \".\" or \"..\" parts"})
+			return
+		}
+		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+			http.Error(a, "the query string is malformed", http.StatusBadRequest)
+			return
+		}
+		next.ServeHTTP(a, r)
+	})
+}
+
+// plainPath refuses paths that two readers could read differently. Names of the API need no escapes.
+func plainPath(u *url.URL) bool {
+	if u.RawPath != "" || strings.ContainsAny(u.Path, "\\\x00") {
+		return false
+	}
+	return u.Path == path.Clean(u.Path) && strings.HasPrefix(u.Path, "/")
+}
+
+// remote is the client's address without its port.
+func remote(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+// note writes an audit entry about a request.
+func (s *Server) note(r *http.Request, e audit.Entry) error {
+	e.RequestID, e.Remote = requestID(r), remote(r)
+	if err := s.Audit.Append(r.Context(), e); err != nil {
+		s.Log.ErrorContext(r.Context(), "writing the audit log", "request", e.RequestID, "error", err)
+		return err
+	}
+	return nil
+}
+
+// noteRefusal writes an audit entry about a refusal. The refusal stands even when the entry cannot be written.
+func (s *Server) noteRefusal(r *http.Request, e audit.Entry) {
+	if err := s.note(r, e); err != nil {
+		s.metrics.auditErrors.Inc()
+	}
+}
+
+func readAll(r *http.Request) ([]byte, error) { return io.ReadAll(r.Body) }
+
+// sessionTag names a session in logs without giving away its cookie.
+func sessionTag(id string) string {
+	const shown = 8
+	if len(id) < shown {
+		return ""
+	}
+	return id[:shown]
+}
+
+// bearer returns the token of an Authorization header, or "".
+func bearer(r *http.Request) string {
+	scheme, rest, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !ok || !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(rest)
+}

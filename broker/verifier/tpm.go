@@ -1,0 +1,64 @@
+package verifier
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cloister/cloister/broker/verifier/tpm"
+	"github.com/cloister/cloister/wire/kbs"
+)
+
+// tpmVerifier adapts broker/verifier/tpm to the list.
+type tpmVerifier struct {
+	roots *x509.CertPool
+	now   func() time.Time
+}
+
+func newTPM(c tpm.Config) (Verifier, error) {
+	roots, err := c.Roots()
+	if err != nil {
+		return nil, err
+	}
+	now := c.Now
+	if now == nil {
+		now = time.Now
+	}
+	return &tpmVerifier{roots: roots, now: now}, nil
+}
+
+// Challenge makes a credential that only the TPM of the announced keys can open. Clients that announce none get none.
+func (v *tpmVerifier) Challenge(_ context.Context, params json.RawMessage) (*kbs.ChallengeParams, any, error) {
+	var p kbs.RequestParams
+	if len(params) == 0 || params[0] != '{' {
+		return nil, nil, nil
+	}
+	if err := json.Unmarshal(params, &p); err != nil {
+		return nil, nil, fmt.Errorf("reading extra-params: %w", err)
+	}
+	if p.TPM == nil {
+		return nil, nil, nil
+	}
+	reply, credential, err := tpm.NewCredential(*p.TPM)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making TPM credential: %w", err)
+	}
+	return &kbs.ChallengeParams{TPM: reply}, credential, nil
+}
+
+// Verify is part of Verifier.
+func (v *tpmVerifier) Verify(_ context.Context, r Request) ([]Result, error) {
+	if len(r.ReportData) == 0 {
+		return nil, errors.New("verifying TPM evidence: no report data to bind it to")
+	}
+	o := tpm.Options{ExpectedReportData: r.ReportData, InitDataDigest: r.InitData, EKRoots: v.roots, Now: v.now()}
+	o.Credential, _ = r.Challenge.(*tpm.Credential)
+	claims, err := tpm.Verify(r.Evidence, o)
+	if err != nil {
+		return nil, fmt.Errorf("verifying TPM evidence: %w", err)
+	}
+	return []Result{{Class: ClassCPU, Claims: claims}}, nil
+}

@@ -1,0 +1,192 @@
+package tpm
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/cloister/cloister/tee/tpm"
+	"github.com/cloister/cloister/wire/kbs"
+)
+
+// Config says which TPMs are known.
+type Config struct {
+	// EKRootFiles are PEM files of the certificates under which TPM makers certify endorsement keys.
+	EKRootFiles []string
+	// Now is the clock certificates are checked by; nil means time.Now.
+	Now func() time.Time
+}
+
+// Roots reads the root files. No files give nil, which endorses nothing.
+func (c Config) Roots() (*x509.CertPool, error) {
+	if len(c.EKRootFiles) == 0 {
+		return nil, nil
+	}
+	pool := x509.NewCertPool()
+	for _, path := range c.EKRootFiles {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading endorsement roots: %w", err)
+		}
+		n, err := addPEM(pool, text)
+		if err != nil {
+			return nil, fmt.Errorf("reading endorsement roots %s: %w", path, err)
+		}
+		if n == 0 {
+			return nil, fmt.Errorf("reading endorsement roots %s: it holds no certificate", path)
+		}
+	}
+	return pool, nil
+}
+
+func addPEM(pool *x509.CertPool, text []byte) (int, error) {
+	n := 0
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return n, nil
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return n, fmt.Errorf("certificate %d: %w", n+1, err)
+		}
+		pool.AddCert(cert)
+		n++
+	}
+}
+
+const (
+	secretSize     = 32
+	maxEnrol       = 4 << 10
+	maxCertificate = 16 << 10
+)
+
+// Credential is a challenge to a TPM: a secret that only the TPM that holds the announced endorsement key can read, and
+// only while it also holds the announced attestation key.
+type Credential struct {
+	secret []byte
+	ak     crypto.PublicKey
+	ek     crypto.PublicKey
+	ekCert []byte
+}
+
+// NewCredential makes a challenge for announced keys. The attestation key must be one that can only sign what its TPM
+// made itself, or its quotes would be worth nothing.
+func NewCredential(e kbs.TPMEnrol) (*kbs.TPMCredential, *Credential, error) {
+	if len(e.AKPublic) > maxEnrol || len(e.EKPublic) > maxEnrol || len(e.EKCertificate) > maxCertificate {
+		return nil, nil, fmt.Errorf("announced keys have %d, %d and %d bytes, more than any TPM's",
+			len(e.AKPublic), len(e.EKPublic), len(e.EKCertificate))
+	}
+	ak, err := tpm.ParsePublic(e.AKPublic)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading ak_public: %w", err)
+	}
+	if err := ak.CheckAttestationKey(); err != nil {
+		return nil, nil, fmt.Errorf("ak_public: %w", err)
+	}
+	ek, err := tpm.ParsePublic(e.EKPublic)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading ek_public: %w", err)
+	}
+	secret := make([]byte, secretSize)
+	if _, err := rand.Read(secret); err != nil {
+		return nil, nil, fmt.Errorf("making a secret: %w", err)
+	}
+	blob, encrypted, err := tpm.MakeCredential(ek.Key, ak.Name(), secret)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encrypting to ek_public: %w", err)
+	}
+	c := &Credential{secret: secret, ak: ak.Key, ek: ek.Key, ekCert: e.EKCertificate}
+	return &kbs.TPMCredential{CredentialBlob: blob, EncryptedSecret: encrypted}, c, nil
+}
+
+type comparableKey interface {
+	Equal(x crypto.PublicKey) bool
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(comparableKey)
+	return ok && k.Equal(b)
+}
+
+// endorsement tells who vouches for the attestation key. A wrong answer to the challenge is an error; no answer, or an
+// endorsement certificate nobody we know has signed, leaves the key unendorsed, with the reason.
+func endorsement(ak crypto.PublicKey, answer string, o Options) (endorsed, why string, err error) {
+	c := o.Credential
+	switch {
+	case c == nil:
+		return EndorsedNot, "the guest announced no endorsement key", nil
+	case !sameKey(ak, c.ak):
+		return "", "", errors.New("ak_public is not the key that was announced at the challenge")
+	case answer == "":
+		return EndorsedNot, "the guest did not answer the credential challenge", nil
+	}
+	secret, err := decode("ak_credential", answer)
+	if err != nil {
+		return "", "", err
+	}
+	if subtle.ConstantTimeCompare(secret, c.secret) != 1 {
+		return "", "", errors.New("ak_credential is not the secret of this session: the attestation key is not in the TPM of ek_public")
+	}
+	if err := checkEK(c, o); err != nil {
+		return EndorsedNot, err.Error(), nil
+	}
+	return EndorsedByEK, "", nil
+}
+
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// checkEK checks that the endorsement certificate is for the announced key and leads to a known maker. Such certificates
+// have a critical subject alternative name with the TPM's model, a form that the standard library leaves to the caller.
+func checkEK(c *Credential, o Options) error {
+	if len(c.ekCert) == 0 {
+		return errors.New("the TPM has no endorsement certificate")
+	}
+	cert, err := x509.ParseCertificate(c.ekCert)
+	if err != nil {
+		return fmt.Errorf("reading the endorsement certificate: %w", err)
+	}
+	if !sameKey(c.ek, cert.PublicKey) {
+		return errors.New("the endorsement certificate is for another key")
+	}
+	if cert.IsCA {
+		return errors.New("the endorsement certificate is that of an authority")
+	}
+	if o.EKRoots == nil {
+		return errors.New("the broker knows no TPM maker (tpm.ek_roots is empty)")
+	}
+	var unhandled []asn1.ObjectIdentifier
+	for _, oid := range cert.UnhandledCriticalExtensions {
+		if !oid.Equal(oidSubjectAltName) {
+			unhandled = append(unhandled, oid)
+		}
+	}
+	cert.UnhandledCriticalExtensions = unhandled
+	_, err = cert.Verify(x509.VerifyOptions{
+		Roots: o.EKRoots, CurrentTime: o.Now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return fmt.Errorf("the endorsement certificate of %q does not lead to a known TPM maker: %w", cert.Issuer, err)
+	}
+	return nil
+}
+
+// EncodePublic is a public key as the claim ak_public and the reference value trusted_aks have it.
+func EncodePublic(key crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return "", fmt.Errorf("encoding a public key: %w", err)
+	}
+	return base64.StdEncoding.EncodeToString(der), nil
+}

@@ -1,0 +1,119 @@
+// Package verifier lists the kinds of evidence the broker can verify.
+//
+// Builtin is the whole list. Each entry is one package that checks signatures and bindings and returns claims; what to
+// think of the claims is the business of broker/appraise. A verifier that cannot start stays in the list, disabled, with
+// its reason, and shows up in the status.
+package verifier
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/cloister/cloister/broker/verifier/tpm"
+	"github.com/cloister/cloister/wire/kbs"
+)
+
+// ClassCPU is the class of evidence about a whole guest; a token calls its parts by class and number.
+const ClassCPU = "cpu"
+
+// Request is what a verifier checks.
+type Request struct {
+	Evidence json.RawMessage
+	// ReportData is the digest the evidence must be bound to.
+	ReportData []byte
+	// InitData is the digest of the init data, nil when the guest sent none.
+	InitData []byte
+	// Challenge is what the verifier's Challenge left in the session, or nil.
+	Challenge any
+}
+
+// Result is the claims of one device.
+type Result struct {
+	Class  string
+	Claims map[string]any
+}
+
+// Verifier checks evidence of one TEE.
+type Verifier interface {
+	Verify(ctx context.Context, r Request) ([]Result, error)
+}
+
+// Challenger is a Verifier that has something to say at the challenge already.
+type Challenger interface {
+	// Challenge reads the extra-params of a request and returns those of the challenge, or nil, and what to remember.
+	Challenge(ctx context.Context, params json.RawMessage) (reply *kbs.ChallengeParams, remember any, err error)
+}
+
+// Entry is one kind of evidence.
+type Entry struct {
+	TEE string
+	New func() (Verifier, error)
+}
+
+// Config is the configuration of all verifiers.
+type Config struct {
+	TPM tpm.Config
+}
+
+// Builtin is the list of verifiers.
+func Builtin(c Config) []Entry {
+	return []Entry{
+		{TEE: "tpm", New: func() (Verifier, error) { return newTPM(c.TPM) }},
+	}
+}
+
+// Status is the state of one verifier.
+type Status struct {
+	TEE      string `json:"tee"`
+	Ready    bool   `json:"ready"`
+	Disabled string `json:"disabled,omitempty"`
+}
+
+// Set is the verifiers of a broker.
+type Set struct {
+	ready  map[string]Verifier
+	status []Status
+}
+
+// NewSet starts every verifier of a list.
+func NewSet(entries []Entry) *Set {
+	s := &Set{ready: map[string]Verifier{}}
+	for _, e := range entries {
+		v, err := e.New()
+		if err != nil {
+			s.status = append(s.status, Status{TEE: e.TEE, Disabled: err.Error()})
+			continue
+		}
+		s.ready[e.TEE] = v
+		s.status = append(s.status, Status{TEE: e.TEE, Ready: true})
+	}
+	return s
+}
+
+// Get returns the verifier of a TEE.
+func (s *Set) Get(tee string) (Verifier, error) {
+	if v, ok := s.ready[tee]; ok {
+		return v, nil
+	}
+	for _, st := range s.status {
+		if st.TEE == tee {
+			return nil, fmt.Errorf("verifier of %q is disabled: %s", tee, st.Disabled)
+		}
+	}
+	return nil, fmt.Errorf("tee %.32q has no verifier, known: %s", tee, strings.Join(s.known(), ", "))
+}
+
+// Status lists the verifiers.
+func (s *Set) Status() []Status { return s.status }
+
+func (s *Set) known() []string {
+	var out []string
+	for _, st := range s.status {
+		out = append(out, st.TEE)
+	}
+	sort.Strings(out)
+	return out
+}

@@ -1,0 +1,80 @@
+// Command cloister is the user's tool: it builds the guest, makes policies and expected measurements, runs pods and
+// talks to the broker. It is the only place where the author, host and broker zones meet, each behind its own package.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// Exit codes, the same for every verb.
+const (
+	exitDone    = 0
+	exitRefused = 1 // refused or failed
+	exitUsage   = 2 // wrong use
+)
+
+// run executes one command line. It has no globals and does not exit, so that tests can call it.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	app := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := newRoot(app)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var exit exitError
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &exit):
+		return int(exit)
+	case errors.As(err, &usage):
+		printError(stderr, err)
+		return exitUsage
+	}
+	printError(stderr, err)
+	return exitRefused
+}
+
+// exitError carries the exit code of a workload through the command tree; the workload has already said why.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// usageError marks a wrong use of the command line.
+type usageError struct{ error }
+
+// hintError is an error with the command that helps.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e hintError) Unwrap() error { return e.error }
+
+// hint attaches advice, lower case and without a full stop, to an error.
+func hint(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return hintError{err, fmt.Sprintf(format, args...)}
+}
+
+func printError(w io.Writer, err error) {
+	fmt.Fprintf(w, "cloister: error: %v\n", err)
+	var h hintError
+	if errors.As(err, &h) {
+		fmt.Fprintf(w, "cloister: hint: %s\n", h.hint)
+	}
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloister/cloister/author/manifest"
+	"github.com/cloister/cloister/author/policy"
+	"github.com/cloister/cloister/wire/initdata"
+)
+
+func policyCmd(a *app) *cobra.Command {
+	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a))
+}
+
+// policyFlags say what beyond the manifest the owner allows.
+type policyFlags struct {
+	allowExec      []string
+	allowExecStdin bool
+	denyLogs       bool
+}
+
+func (f *policyFlags) add(c *cobra.Command) {
+	c.Flags().StringArrayVar(&f.allowExec, "allow-exec", nil, "allow this command to be run in any container, words separated by blanks (repeatable)")
+	c.Flags().BoolVar(&f.allowExecStdin, "allow-exec-stdin", false, "let the host write to the standard input of such commands")
+	c.Flags().BoolVar(&f.denyLogs, "deny-logs", false, "do not hand the containers' output to the host")
+}
+
+// generate makes the policy of the pod in file.
+func (f *policyFlags) generate(c *cobra.Command, a *app, pf *podFlags, file string) (string, error) {
+	m, plan, err := pf.podAndPlan(c.Context(), a, file)
+	if err != nil {
+		return "", err
+	}
+	o := policy.Options{AllowExecStdin: f.allowExecStdin, DenyLogs: f.denyLogs, ExecCommands: manifest.ExecCommands(m)}
+	for _, command := range f.allowExec {
+		o.AllowExec = append(o.AllowExec, strings.Fields(command))
+	}
+	return policy.Generate(plan, o)
+}
+
+func policyGenerateCmd(a *app) *cobra.Command {
+	var pf podFlags
+	var f policyFlags
+	var out string
+	c := &cobra.Command{
+		Use:   "generate POD.yaml",
+		Short: "Print the Rego policy that admits exactly this pod",
+		Args:  exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			text, err := f.generate(c, a, &pf, args[0])
+			if err != nil {
+				return err
+			}
+			return a.write(out, []byte(text))
+		},
+	}
+	pf.add(c)
+	f.add(c)
+	addOutput(c, &out)
+	return c
+}
+
+func initdataCmd(a *app) *cobra.Command {
+	return group("initdata", "Make and inspect the measured configuration of a pod", initdataNewCmd(a), initdataInspectCmd(a), initdataDigestCmd(a))
+}
+
+func initdataNewCmd(a *app) *cobra.Command {
+	var (
+		pf          podFlags
+		f           policyFlags
+		out         string
+		policyFile  string
+		guestKBS    string
+		imagePolicy string
+		auth        string
+		roots       []string
+		annotation  bool
+	)
+	c := &cobra.Command{
+		Use:   "new POD.yaml",
+		Short: "Make the initdata of a pod: its policy and the guest's configuration",
+		Args:  exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			o := policy.InitDataOptions{ImageSecurityPolicyURI: imagePolicy, RegistryAuthURI: auth}
+			var err error
+			if policyFile != "" {
+				text, err := os.ReadFile(policyFile)
+				if err != nil {
+					return fmt.Errorf("reading the policy: %w", err)
+				}
+				o.Policy = string(text)
+			} else if o.Policy, err = f.generate(c, a, &pf, args[0]); err != nil {
+				return err
+			}
+			if o.Registries, err = pf.registries(); err != nil {
+				return err
+			}
+			url, cert, err := a.broker.guestView(guestKBS)
+			if err != nil {
+				return err
+			}
+			o.KBSURL, o.KBSCertPEM = url, cert
+			for _, file := range roots {
+				text, err := os.ReadFile(file)
+				if err != nil {
+					return fmt.Errorf("reading a root certificate: %w", err)
+				}
+				o.ExtraRootsPEM = append(o.ExtraRootsPEM, string(text))
+			}
+			doc, err := policy.InitData(o)
+			if err != nil {
+				return err
+			}
+			text, err := doc.Marshal()
+			if err != nil {
+				return err
+			}
+			if annotation {
+				encoded, err := initdata.EncodeAnnotation(text)
+				if err != nil {
+					return err
+				}
+				return a.write(out, []byte(encoded+"\n"))
+			}
+			if err := a.write(out, text); err != nil || out == "" {
+				return err
+			}
+			return a.describeInitdata(out, text)
+		},
+	}
+	pf.add(c)
+	f.add(c)
+	a.broker.add(c)
+	addOutput(c, &out)
+	c.Flags().StringVar(&policyFile, "policy", "", "take the policy from this file instead of generating it")
+	c.Flags().StringVar(&guestKBS, "guest-kbs", "", "URL of the broker as the guest reaches it (default: the one given by --kbs)")
+	c.Flags().StringVar(&imagePolicy, "image-policy", "", "kbs:/// resource with the image signature policy")
+	c.Flags().StringVar(&auth, "registry-auth", "", "kbs:/// resource with registry credentials (auth.json)")
+	c.Flags().StringArrayVar(&roots, "extra-root", nil, "PEM file with a certificate trusted for registries (repeatable)")
+	c.Flags().BoolVar(&annotation, "annotation", false, "print it as the value of the annotation io.katacontainers.config.hypervisor.cc_init_data")
+	return c
+}
+
+func initdataInspectCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect FILE", Short: "Check an initdata document and print what is in it", Args: exactly(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			text, err := os.ReadFile(args[0])
+			if err != nil {
+				return fmt.Errorf("reading the initdata: %w", err)
+			}
+			return a.describeInitdata(args[0], text)
+		},
+	}
+}
+
+func (a *app) describeInitdata(name string, text []byte) error {
+	doc, err := initdata.Parse(text)
+	if err != nil {
+		return err
+	}
+	alg, sum, err := initdata.Digest(text)
+	if err != nil {
+		return err
+	}
+	pcr8, err := initdata.PCR8(sum)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		sizes := map[string]int{}
+		for key, value := range doc.Data {
+			sizes[key] = len(value)
+		}
+		return a.printJSON(map[string]any{"file": name, "algorithm": alg, "digest": fmt.Sprintf("%x", sum), "pcr8": fmt.Sprintf("%x", pcr8), "data": sizes})
+	}
+	rows := [][]string{{"digest (" + alg + ")", fmt.Sprintf("%x", sum)}, {"PCR 8", fmt.Sprintf("%x", pcr8)}}
+	for _, key := range sortedKeys(doc.Data) {
+		rows = append(rows, []string{key, fmt.Sprintf("%d bytes", len(doc.Data[key]))})
+	}
+	a.table(name+"|", rows)
+	return nil
+}
+
+func initdataDigestCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "digest FILE", Short: "Print the digest of an initdata document", Args: exactly(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			text, err := os.ReadFile(args[0])
+			if err != nil {
+				return fmt.Errorf("reading the initdata: %w", err)
+			}
+			alg, sum, err := initdata.Digest(text)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "%s:%x\n", alg, sum)
+			return nil
+		},
+	}
+}

@@ -1,0 +1,184 @@
+package gate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+)
+
+// Limits of a policy text.
+const (
+	maxPolicyBytes = 16 << 20
+	maxLineBytes   = 64 << 10
+	maxLines       = 200_000
+)
+
+const (
+	packagePath      = "data.agent_policy"
+	allowFailingRule = "AllowRequestsFailingPolicy"
+)
+
+// policy is one compiled text with its state.
+type policy struct {
+	compiler   *ast.Compiler
+	store      storage.Store
+	queries    map[string]ast.Body // compiled query per rule
+	constants  map[string]ast.Value
+	secrets    *secrets // values of env and args in the policy, filled on the first denial
+	readsBytes bool
+
+	insecureAllowFailing bool
+}
+
+// compile parses and compiles text: first as Rego v0 (which upstream policies
+// are, with `import rego.v1` or future keywords), then as v1. The type checker is
+// skipped because upstream's engine has none and its policies rely on that.
+func compile(text string) (*policy, error) {
+	if err := checkText(text); err != nil {
+		return nil, err
+	}
+	p, err := compileAs(text, ast.RegoV0)
+	if err == nil {
+		return p, nil
+	}
+	p, err1 := compileAs(text, ast.RegoV1)
+	if err1 == nil {
+		return p, nil
+	}
+	if strings.Contains(text, "import rego.v1") || strings.Contains(text, "import future.keywords") {
+		return nil, err
+	}
+	return nil, fmt.Errorf("as Rego v0: %w; as Rego v1: %w", err, err1)
+}
+
+func checkText(text string) error {
+	if len(text) > maxPolicyBytes {
+		return fmt.Errorf("policy has %d bytes, the limit is %d", len(text), maxPolicyBytes)
+	}
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		if len(line) > maxLineBytes {
+			return fmt.Errorf("policy line %d has %d bytes, the limit is %d", n, len(line), maxLineBytes)
+		}
+		if n > maxLines {
+			return fmt.Errorf("policy has more than %d lines", maxLines)
+		}
+	}
+	return nil
+}
+
+func compileAs(text string, version ast.RegoVersion) (*policy, error) {
+	caps := capabilities(version)
+	module, err := ast.ParseModuleWithOpts("policy", text, ast.ParserOptions{RegoVersion: version, Capabilities: caps})
+	if err != nil {
+		return nil, fmt.Errorf("parsing policy: %w", err)
+	}
+	if module == nil {
+		return nil, fmt.Errorf("parsing policy: the text is empty")
+	}
+	if got := module.Package.Path.String(); got != packagePath {
+		return nil, fmt.Errorf("policy package is %s, expected agent_policy", strings.TrimPrefix(got, "data."))
+	}
+	c := ast.NewCompiler().
+		WithCapabilities(caps).
+		WithDefaultRegoVersion(version).
+		WithEnablePrintStatements(true).
+		WithSkipStages(ast.StageCheckTypes)
+	c.Compile(map[string]*ast.Module{"policy": module})
+	if c.Failed() {
+		return nil, fmt.Errorf("compiling policy: %w", c.Errors)
+	}
+	p := &policy{
+		compiler:   c,
+		queries:    map[string]ast.Body{},
+		constants:  map[string]ast.Value{},
+		readsBytes: readsBytes(c.Modules["policy"]),
+		store: inmem.NewFromObjectWithOpts(map[string]any{"pstate": map[string]any{}},
+			inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true)),
+	}
+	for _, r := range c.Modules["policy"].Rules {
+		if name, ok := constantRule(r); ok {
+			p.constants[name] = r.Head.Value.Value
+		}
+	}
+	return p, nil
+}
+
+// query returns the compiled query of a rule. Rule names come from message
+// descriptors, so there are few; the pattern is checked all the same.
+func (p *policy) query(rule string) (ast.Body, error) {
+	if q, ok := p.queries[rule]; ok {
+		return q, nil
+	}
+	if !ruleName(rule) {
+		return nil, fmt.Errorf("%.64q is not a rule name", rule)
+	}
+	ref := append(ast.MustParseRef(packagePath), ast.StringTerm(rule))
+	body := ast.NewBody(ast.Equality.Expr(ast.VarTerm(resultVar), ast.NewTerm(ref)))
+	q, err := p.compiler.QueryCompiler().Compile(body)
+	if err != nil {
+		return nil, fmt.Errorf("compiling query for %s: %w", rule, err)
+	}
+	p.queries[rule] = q
+	return q, nil
+}
+
+func ruleName(s string) bool {
+	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_'
+	})
+}
+
+// constantRule reports rules such as `policy_data := {...}`, whose values the
+// explanation of a denial reads without evaluating anything.
+func constantRule(r *ast.Rule) (string, bool) {
+	if r.Default || len(r.Head.Args) > 0 || r.Head.Value == nil || !r.Head.Value.IsGround() || len(r.Head.Reference) != 1 {
+		return "", false
+	}
+	if len(r.Body) != 1 || !r.Body[0].Equal(ast.NewExpr(ast.InternedTerm(true))) {
+		return "", false
+	}
+	v, ok := r.Head.Reference[0].Value.(ast.Var)
+	return string(v), ok
+}
+
+// byteFields are the request members that carry bytes.
+var byteFields = []string{"data"}
+
+// readsBytes reports whether the policy may look at a byte field of its input:
+// it names one, or uses input as a whole or with a computed key.
+func readsBytes(m *ast.Module) bool {
+	found := false
+	ast.WalkTerms(m, func(t *ast.Term) bool {
+		switch v := t.Value.(type) {
+		case ast.Ref:
+			if !v[0].Equal(ast.InputRootDocument) {
+				for _, x := range v[1:] {
+					if s, ok := x.Value.(ast.String); ok && slices.Contains(byteFields, string(s)) && !v[0].Equal(ast.DefaultRootDocument) {
+						found = true
+					}
+				}
+				return found
+			}
+			if len(v) == 1 {
+				found = true
+				return true
+			}
+			s, ok := v[1].Value.(ast.String)
+			if !ok || slices.Contains(byteFields, string(s)) {
+				found = true
+			}
+		case ast.Var:
+			if v.Equal(ast.InputRootDocument.Value) {
+				found = true
+			}
+		}
+		return found
+	})
+	return found
+}

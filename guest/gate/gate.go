@@ -1,0 +1,175 @@
+// Package gate holds the policy engine: every request of the host passes it
+// before anything in the guest looks at the request.
+//
+// One Engine owns one policy (Rego text, package agent_policy) and its state
+// (data.pstate). A decision is one step under one lock: evaluate the rule named
+// after the request, and if it allows, apply the state changes it asks for.
+// Either both happen or neither. Whatever is not a clear yes is a no: an
+// undefined rule, an answer of another type, a state change outside pstate, an
+// evaluation past its deadline.
+//
+// A denial explains itself. The refused request is evaluated a second time under
+// a tracer and the expressions that failed are reported with what was got and
+// what was expected; nothing about the rules is written down twice.
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cloister/cloister/wire/policyinput"
+)
+
+// Options tune an Engine. The zero value is usable.
+type Options struct {
+	// Logger receives warnings about insecure policies. Default: discard.
+	Logger *slog.Logger
+	// Timeout bounds one evaluation. Default 10 s: a decision takes well below a
+	// millisecond, the rest is slack for emulated machines and foreign policies.
+	Timeout time.Duration
+}
+
+const defaultTimeout = 10 * time.Second
+
+// Engine decides requests. It is safe for concurrent use; decisions are serial.
+type Engine struct {
+	log     *slog.Logger
+	timeout time.Duration
+	lock    chan struct{} // holds one token; a channel, so that waiting honours the context
+	policy  *policy       // guarded by lock
+}
+
+// New makes an engine with its first policy. The text is trusted by the caller
+// (default file or measured initdata): no rule is asked.
+func New(text string, opts Options) (*Engine, error) {
+	e := &Engine{log: opts.Logger, timeout: opts.Timeout, lock: make(chan struct{}, 1)}
+	if e.log == nil {
+		e.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if e.timeout <= 0 {
+		e.timeout = defaultTimeout
+	}
+	p, err := e.load(context.Background(), text)
+	if err != nil {
+		return nil, err
+	}
+	e.policy = p
+	return e, nil
+}
+
+// load compiles text and asks it once whether failing requests shall pass.
+func (e *Engine) load(ctx context.Context, text string) (*policy, error) {
+	p, err := compile(text)
+	if err != nil {
+		return nil, &PolicyError{Err: err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	d, err := p.decide(ctx, allowFailingRule, emptyInput(), nil)
+	if err != nil && !errors.Is(err, errUndefined) {
+		return nil, &PolicyError{Err: fmt.Errorf("evaluating %s: %w", allowFailingRule, err)}
+	}
+	if err == nil && d.allowed {
+		p.insecureAllowFailing = true
+		e.log.Warn("insecure: the policy sets " + allowFailingRule + ", requests that it refuses are let through")
+	}
+	return p, nil
+}
+
+// Insecure reports whether the current policy lets refused requests through.
+func (e *Engine) Insecure() bool {
+	e.lock <- struct{}{}
+	defer func() { <-e.lock }()
+	return e.policy.insecureAllowFailing
+}
+
+// Allow decides req by the policy rule of that name. It returns nil when the
+// request may proceed, *DeniedError when the policy refuses it, *InternalError
+// when the policy gives no usable answer (which is a refusal as well).
+func (e *Engine) Allow(ctx context.Context, rule string, req proto.Message) error {
+	if err := e.acquire(ctx); err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	defer func() { <-e.lock }()
+	return e.allowLocked(ctx, rule, req)
+}
+
+// AllowRead decides a ReadStreamRequest, whose refusal redacts the data instead
+// of failing the call. Only a usable answer of the policy counts as yes.
+func (e *Engine) AllowRead(ctx context.Context, req proto.Message) (bool, error) {
+	err := e.Allow(ctx, policyinput.RuleName(req), req)
+	var denied *DeniedError
+	if errors.As(err, &denied) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// SetPolicy asks the current policy whether it may be replaced by text and, if
+// so, replaces rules and state in the same step. A text that does not compile
+// gives *PolicyError and leaves everything as it was.
+func (e *Engine) SetPolicy(ctx context.Context, text string) error {
+	const rule = "SetPolicyRequest"
+	if err := e.acquire(ctx); err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	defer func() { <-e.lock }()
+	in, err := setPolicyInput(text)
+	if err != nil {
+		return &PolicyError{Err: err}
+	}
+	if err := e.decideLocked(ctx, rule, in); err != nil {
+		return err
+	}
+	p, err := e.load(ctx, text)
+	if err != nil {
+		return err
+	}
+	e.policy = p
+	return nil
+}
+
+func (e *Engine) acquire(ctx context.Context) error {
+	select {
+	case e.lock <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the policy engine: %w", ctx.Err())
+	}
+}
+
+func (e *Engine) allowLocked(ctx context.Context, rule string, req proto.Message) error {
+	in, err := encodeInput(req, e.policy.readsBytes)
+	if err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	return e.decideLocked(ctx, rule, in)
+}
+
+func (e *Engine) decideLocked(ctx context.Context, rule string, in *input) error {
+	p := e.policy
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	var prints printBuffer
+	d, err := p.decide(ctx, rule, in, &prints)
+	if err == nil && d.allowed {
+		if err = p.applyOps(ctx, d.ops); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("applying state changes: %w", err)
+	}
+	if p.insecureAllowFailing {
+		e.log.Warn("insecure: request refused by the policy is let through", "rule", rule)
+		return nil
+	}
+	if err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	return &DeniedError{Rule: rule, Reasons: p.explain(ctx, rule, in), Prints: prints.text(in.secrets)}
+}

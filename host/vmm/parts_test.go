@@ -1,0 +1,257 @@
+package vmm
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/hashicorp/yamux"
+)
+
+func TestArgs(t *testing.T) {
+	c := Config{
+		Name: "web", Dir: "/r/vm", Kernel: "/k", Initrd: "/i", Cmdline: "console=ttyS0, quiet", FirmwareCode: "/fw,code", FirmwareVars: "/v",
+		VCPUs: 2, MemoryMiB: 512, Accel: AccelTCG, InitdataImage: make([]byte, 512), TPM: &TPM{CADir: "/ca"},
+		ExtraDisks: []Disk{{Path: "/layer", ReadOnly: true, Serial: "layer-0"}},
+	}
+	args, err := qemuArgs(&c, "/r/vm/vars.fd", "/r/vm/initdata.img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`tcg,thread=multi`, `console=ttyS0, quiet`, `socket,id=tpm,fd=6`, `virtio-blk-pci,drive=disk0,serial=layer-0`,
+		`{"driver":"raw","node-name":"fwcode","read-only":true,"file":{"driver":"file","filename":"/fw,code","read-only":true}}`,
+		`{"driver":"raw","node-name":"fwvars","read-only":false,"file":{"driver":"file","filename":"/r/vm/vars.fd","read-only":false}}`,
+	} {
+		if !slices.Contains(args, want) {
+			t.Errorf("missing argument %s", want)
+		}
+	}
+	all := strings.Join(args, "\n")
+	if i, d := strings.Index(all, "drive=initdata"), strings.Index(all, "drive=disk0"); i < 0 || d < i {
+		t.Error("initdata is not the first disk")
+	}
+	c.Accel, c.TPM, c.InitdataImage = AccelKVM, nil, nil
+	args, err = qemuArgs(&c, "/v", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all := strings.Join(args, "\n"); strings.Contains(all, "tpm") || strings.Contains(all, "initdata") || !slices.Contains(args, "kvm") {
+		t.Errorf("arguments without TPM and initdata:\n%s", all)
+	}
+}
+
+func TestValidateReportsAll(t *testing.T) {
+	err := (&Config{Name: "a b", Dir: "rel", Cmdline: "x", InitdataImage: []byte{1}, TPM: &TPM{}}).Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{`name "a b"`, "absolute path", "firmware", "needs a kernel", "virtual CPUs", "memory", "accelerator", "multiple of 512", "certificate authority"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not reported in %v", want, err)
+		}
+	}
+}
+
+func TestConsole(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "console")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newConsole(f)
+	c.add([]byte("\x1b[2J\x1b[01;01HBdsDxe: loading\r\ncloister-gu"))
+	c.add([]byte("est: fatal: initdata \x1b[31mmissing\x07\r\nmore\n"))
+	if got := c.fatal(); got != "initdata missing" {
+		t.Errorf("reason = %q", got)
+	}
+	if got := c.tail.lines(2); !slices.Equal(got, []string{"cloister-guest: fatal: initdata missing", "more"}) {
+		t.Errorf("tail = %q", got)
+	}
+	c.left = 4
+	c.add([]byte("123456"))
+	c.add([]byte("789"))
+	c.close()
+	b, _ := os.ReadFile(name)
+	if s := string(b); !strings.Contains(s, "1234\n[console output after") || strings.Contains(s, "789") {
+		t.Errorf("file = %q", s)
+	}
+}
+
+func TestConsolePanicAndUnfinishedLine(t *testing.T) {
+	c := newConsole(nil)
+	c.add([]byte("[ 1.0] Kernel panic - not syncing: Attempted to kill init!"))
+	if got := c.fatal(); got != "kernel panic: Attempted to kill init!" {
+		t.Errorf("reason = %q", got)
+	}
+	c.add([]byte("\ncloister-guest: fatal: policy"))
+	if got := c.fatal(); got != "policy" {
+		t.Errorf("the guest's own reason is not preferred: %q", got)
+	}
+}
+
+func TestTailIsBounded(t *testing.T) {
+	tl := newTail(10)
+	for range 100 {
+		_, _ = tl.Write([]byte("abc\n"))
+	}
+	_, _ = tl.Write([]byte("0123456789ABCDEF"))
+	if got := string(tl.bytes()); got != "6789ABCDEF" {
+		t.Errorf("tail = %q", got)
+	}
+}
+
+func TestQMP(t *testing.T) {
+	ours, theirs := net.Pipe()
+	events := make(chan string, 1)
+	q := newQMP(ours, func(name string, _ json.RawMessage) { events <- name })
+	go func() {
+		dec := json.NewDecoder(theirs)
+		_, _ = io.WriteString(theirs, `{"QMP":{"version":{}}}`+"\r\n")
+		for {
+			var cmd struct {
+				Execute string
+				ID      uint64
+			}
+			if dec.Decode(&cmd) != nil {
+				return
+			}
+			id, _ := json.Marshal(cmd.ID)
+			if cmd.Execute == "quit" {
+				_, _ = io.WriteString(theirs, `{"event":"SHUTDOWN","data":{}}`+"\n"+`{"id":`+string(id)+`,"error":{"class":"C","desc":"no"}}`+"\n")
+				theirs.Close()
+				return
+			}
+			_, _ = io.WriteString(theirs, `{"id":`+string(id)+`,"return":{}}`+"\n")
+		}
+	}()
+	ctx := testContext(t)
+	if err := q.handshake(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.execute(ctx, "quit"); err == nil || !strings.Contains(err.Error(), "no") {
+		t.Errorf("refused command: %v", err)
+	}
+	if e := <-events; e != "SHUTDOWN" {
+		t.Errorf("event %s", e)
+	}
+	<-q.done
+	if err := q.execute(ctx, "stop"); err == nil {
+		t.Error("a command on a closed connection succeeded")
+	}
+}
+
+func TestDialPrefix(t *testing.T) {
+	ours, theirs := net.Pipe()
+	s, err := newMux(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	got := make(chan uint32, 1)
+	go func() {
+		srv, err := yamux.Server(theirs, nil)
+		if err != nil {
+			return
+		}
+		c, err := srv.Accept()
+		if err != nil {
+			return
+		}
+		var p [4]byte
+		_, _ = io.ReadFull(c, p[:])
+		got <- binary.BigEndian.Uint32(p[:])
+	}()
+	c, err := dialStream(testContext(t), s, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if p := <-got; p != 1024 {
+		t.Errorf("port %d", p)
+	}
+}
+
+func TestCleanStale(t *testing.T) {
+	ctx := testContext(t)
+	dir := filepath.Join(t.TempDir(), "vm")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	tail, err := exec.LookPath("tail")
+	if err != nil {
+		t.Skip("tail is not installed")
+	}
+	start := func(name, arg string) *exec.Cmd {
+		cmd := &exec.Cmd{Path: tail, Args: []string{name, "-f", arg}}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	file := filepath.Join(dir, "f")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ours := start("qemu-system-test", file)
+	foreign := start("other", file)
+	defer foreign.Process.Kill()
+	if err := CleanStale(ctx, dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Error("the directory is still there")
+	}
+	if st, err := ours.Process.Wait(); err != nil || st.Success() {
+		t.Errorf("left-over process: %v, %v", st, err)
+	}
+	if err := foreign.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("a foreign process was hit: %v", err)
+	}
+	if err := CleanStale(ctx, dir); err != nil {
+		t.Errorf("second run: %v", err)
+	}
+	for _, bad := range []string{"", "/", "rel"} {
+		if CleanStale(context.Background(), bad) == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func FuzzParseQMP(f *testing.F) {
+	for _, s := range []string{`{"QMP":{}}`, `{"return":{},"id":1}`, `{"error":{"class":"a","desc":"b"}}`, `{"event":"X","data":null}`, `[]`, `{"id":-1}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseQMP(b)
+		if err == nil && m.QMP == nil && m.Return == nil && m.Error == nil && m.Event == "" {
+			t.Error("an empty message was accepted")
+		}
+	})
+}
+
+func FuzzConsole(f *testing.F) {
+	f.Add([]byte("\x1b[1;2Hcloister-guest: fatal: x\n"), 3)
+	f.Fuzz(func(t *testing.T, b []byte, cut int) {
+		c := newConsole(nil)
+		if cut < 0 || cut > len(b) {
+			cut = 0
+		}
+		c.add(b[:cut])
+		c.add(b[cut:])
+		for _, l := range append(c.tail.lines(50), c.fatal()) {
+			if strings.ContainsAny(l, "\x1b\r\n\x00\x07") {
+				t.Errorf("control characters in %q", l)
+			}
+		}
+	})
+}

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building and testing need; does nothing when all are there.
+set -euo pipefail
+
+declare -A need=( # package -> a file that proves it is installed
+  [qemu-system-x86]=/usr/bin/qemu-system-x86_64
+  [ovmf]=/usr/share/OVMF/OVMF_CODE_4M.fd
+  [swtpm]=/usr/bin/swtpm
+  [swtpm-tools]=/usr/bin/swtpm_setup
+  [gcc]=/usr/bin/gcc
+  [libc6-dev]=/usr/include/stdlib.h
+  [libseccomp-dev]=/usr/include/seccomp.h
+  [pkg-config]=/usr/bin/pkg-config
+  [protobuf-compiler]=/usr/bin/protoc
+  [xz-utils]=/usr/bin/xz
+  [debian-archive-keyring]=/usr/share/keyrings/debian-archive-keyring.gpg
+)
+missing=()
+for package in "${!need[@]}"; do
+  [ -e "${need[$package]}" ] || missing+=("$package")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+  echo "deps: all packages are installed"
+  exit 0
+fi
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort)
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    as_root=(sudo -n)
+  else
+    echo "deps: missing packages: ${missing[*]}" >&2
+    echo "hint: as root, run: apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+fi
+echo "deps: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+"${as_root[@]}" apt-get update -q
+"${as_root[@]}" apt-get install -qy --no-install-recommends "${missing[@]}"

@@ -1,0 +1,183 @@
+// Package fakeguest is a guest without a machine: it serves the agent's protocol on one end of a connection, in the same multiplexed
+// streams as the real guest, and runs Go functions where the real one runs containers. With it the host is tested in milliseconds.
+package fakeguest
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+
+	"github.com/containerd/ttrpc"
+	"github.com/hashicorp/yamux"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cloister/cloister/wire/agent"
+)
+
+// Program is what a container or an exec runs. It returns the exit code. ctx ends with SIGKILL.
+type Program func(ctx context.Context, p *Process) int
+
+// Guest is a fake guest. Its fields are set before Serve.
+type Guest struct {
+	// Programs are the containers' programs by container id; one that is missing exits with 0 at once.
+	Programs map[string]Program
+	// Exec is run by ExecProcess.
+	Exec Program
+	// Denied maps a request's name, for example "CreateContainerRequest", to the text of the denial.
+	Denied map[string]string
+	// Log is sent on the log port.
+	Log string
+	// Block, when not nil for a request's name, holds the request until the channel is closed.
+	Block map[string]chan struct{}
+
+	mu        sync.Mutex
+	calls     []string
+	files     map[string][]byte
+	processes map[string]*Process
+	session   *yamux.Session
+	destroyed bool
+}
+
+// Serve serves the guest until the connection ends or the sandbox is destroyed.
+func (g *Guest) Serve(conn net.Conn) error {
+	c := yamux.DefaultConfig()
+	c.EnableKeepAlive = false
+	c.LogOutput = io.Discard
+	session, err := yamux.Server(conn, c)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.session = session
+	g.mu.Unlock()
+	defer session.Close()
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		return err
+	}
+	defer srv.Close()
+	agent.RegisterAgentServiceService(srv, service{guest: g})
+	agent.RegisterHealthService(srv, health{g})
+	streams := &listener{conns: make(chan net.Conn), done: make(chan struct{}), addr: conn.LocalAddr()}
+	defer streams.Close()
+	go func() { _ = srv.Serve(context.Background(), streams) }()
+	for {
+		stream, err := session.Accept()
+		if err != nil {
+			g.killAll()
+			return nil
+		}
+		go g.route(stream, streams)
+	}
+}
+
+// route reads the port a stream is for.
+func (g *Guest) route(stream net.Conn, agentStreams *listener) {
+	var prefix [4]byte
+	if _, err := io.ReadFull(stream, prefix[:]); err != nil {
+		stream.Close()
+		return
+	}
+	switch binary.BigEndian.Uint32(prefix[:]) {
+	case 1024:
+		select {
+		case agentStreams.conns <- stream:
+		case <-agentStreams.done:
+			stream.Close()
+		}
+	case 1025:
+		_, _ = io.WriteString(stream, g.Log)
+		stream.Close()
+	default:
+		stream.Close()
+	}
+}
+
+// Calls returns the names of the requests so far, without reads and waits.
+func (g *Guest) Calls() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return append([]string(nil), g.calls...)
+}
+
+// File returns a file that was copied into the guest.
+func (g *Guest) File(path string) []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.files[path]
+}
+
+// Crash ends the connection without a word.
+func (g *Guest) Crash() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.session != nil {
+		g.session.Close()
+	}
+}
+
+func (g *Guest) killAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range g.processes {
+		p.cancel()
+	}
+}
+
+// enter records a request, holds it if told so, and says whether it is denied.
+func (g *Guest) enter(ctx context.Context, name string) error {
+	g.mu.Lock()
+	g.calls = append(g.calls, name)
+	text, denied := g.Denied[name]
+	block := g.Block[name]
+	g.mu.Unlock()
+	if block != nil {
+		select {
+		case <-block:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if denied {
+		return status.Error(codes.PermissionDenied, text)
+	}
+	return nil
+}
+
+type health struct{ g *Guest }
+
+func (h health) Check(ctx context.Context, _ *agent.CheckRequest) (*agent.HealthCheckResponse, error) {
+	return &agent.HealthCheckResponse{Status: agent.HealthCheckResponse_SERVING}, h.g.enter(ctx, "Check")
+}
+
+func (h health) Version(context.Context, *agent.CheckRequest) (*agent.VersionCheckResponse, error) {
+	return &agent.VersionCheckResponse{GrpcVersion: "0.0.1", AgentVersion: "fake"}, nil
+}
+
+// listener hands streams to the ttrpc server.
+type listener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+	addr  net.Addr
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, errors.New("closed")
+	}
+}
+
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return l.addr }
