@@ -9,6 +9,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	wire "github.com/cloister/cloister/wire/guestimage"
 )
 
 // Budgets of the image. In an initrd every byte is guest memory.
@@ -96,7 +98,7 @@ func (o Options) withDefaults() (Options, error) {
 type Result struct {
 	// Dir holds vmlinuz, initrd.img, manifest.json and sbom.spdx.json.
 	Dir      string
-	Manifest *Manifest
+	Manifest *wire.Manifest
 	// Cached says that nothing had to be built.
 	Cached bool
 	// Notice is set when the image is not made of what the lock says.
@@ -195,7 +197,10 @@ func (b *builder) build(ctx context.Context, lock Lock) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := loadManifest(dir)
+	m, err := wire.Load(dir)
+	if err == nil {
+		err = m.Verify(dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w (hint: remove %s)", err, dir)
 	}
@@ -318,12 +323,12 @@ func (b *builder) fill(ctx context.Context, dir, deb string, in inputs) error {
 	if err != nil {
 		return err
 	}
-	m, err := newManifest(in, tree, mods, guestData, runcData, initrd).encode()
+	m, err := newManifest(in, tree, mods, guestData, runcData, initrd).Marshal()
 	if err != nil {
 		return err
 	}
 	for name, data := range map[string][]byte{
-		"vmlinuz": tree.Kernel, "initrd.img": initrd, "sbom.spdx.json": sbom, "manifest.json": m,
+		"vmlinuz": tree.Kernel, "initrd.img": initrd, "sbom.spdx.json": sbom, wire.ManifestName: m,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return fmt.Errorf("writing the guest image: %w", err)

@@ -70,17 +70,17 @@ func Build(spec Spec) (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("building image: %w", err)
 	}
-	return assemble(config, types.OCIConfigJSON, []v1.Descriptor{l.descriptor()}, []partial.CompressedLayer{l})
+	return assemble(config, types.OCIConfigJSON, []v1.Descriptor{l.descriptor()}, []partial.CompressedLayer{l}, nil)
 }
 
 // assemble makes an OCI image from a configuration and layers.
-func assemble(config []byte, configType types.MediaType, descs []v1.Descriptor, layers []partial.CompressedLayer) (v1.Image, error) {
+func assemble(config []byte, configType types.MediaType, descs []v1.Descriptor, layers []partial.CompressedLayer, annotations map[string]string) (v1.Image, error) {
 	hash, size, err := v1.SHA256(bytes.NewReader(config))
 	if err != nil {
 		return nil, err
 	}
 	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
-		Config: v1.Descriptor{MediaType: configType, Size: size, Digest: hash}, Layers: descs}
+		Config: v1.Descriptor{MediaType: configType, Size: size, Digest: hash}, Layers: descs, Annotations: annotations}
 	raw := &rawImage{config: config, mediaType: types.OCIManifestSchema1, layers: map[v1.Hash]partial.CompressedLayer{}}
 	if raw.manifest, err = json.Marshal(m); err != nil {
 		return nil, err

@@ -192,7 +192,7 @@ func appendSignature(ctx context.Context, tag name.Tag, payload, signature []byt
 	if err != nil {
 		return nil, err
 	}
-	return assemble(config, types.OCIConfigJSON, descs, layers)
+	return assemble(config, types.OCIConfigJSON, descs, layers, nil)
 }
 
 func notFound(err error) bool {

@@ -12,9 +12,6 @@ import (
 	"github.com/cloister/cloister/wire/launch"
 )
 
-// PlanAPIVersion is the version of the plans that Plan writes.
-const PlanAPIVersion = "cloister/v1"
-
 // Sizes of the guest: what the pod asks for plus room for the guest itself and
 // for the images, which are unpacked into memory.
 const (
@@ -39,7 +36,7 @@ const (
 func Plan(ctx context.Context, m *Manifest, r ImageResolver) (*launch.Plan, error) {
 	pod := m.Pod
 	plan := &launch.Plan{
-		APIVersion: PlanAPIVersion,
+		APIVersion: launch.APIVersion,
 		Name:       pod.Metadata.Name,
 		Namespace:  pod.namespace(),
 		Hostname:   pod.hostname(),
@@ -73,6 +70,9 @@ func Plan(ctx context.Context, m *Manifest, r ImageResolver) (*launch.Plan, erro
 	plan.Sandbox = b.sandbox()
 	var err error
 	if plan.Resources, err = guestSize(pod); err != nil {
+		return nil, fmt.Errorf("planning pod %s: %w", pod.Metadata.Name, err)
+	}
+	if err := plan.Validate(); err != nil {
 		return nil, fmt.Errorf("planning pod %s: %w", pod.Metadata.Name, err)
 	}
 	return plan, nil
@@ -197,11 +197,11 @@ func shortName(s string) string {
 func (p *Pod) restartPolicy(init bool) string {
 	switch {
 	case p.Spec.RestartPolicy == "Never":
-		return "Never"
+		return launch.RestartNever
 	case init || p.Spec.RestartPolicy == "OnFailure":
-		return "OnFailure"
+		return launch.RestartOnFailure
 	}
-	return "Always"
+	return launch.RestartAlways
 }
 
 // guestSize is the size of the virtual machine.

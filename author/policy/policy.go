@@ -190,7 +190,7 @@ func containerEntry(c launch.Container, opts Options) (container, error) {
 		Name:         c.Name,
 		ContainerID:  id,
 		Init:         c.Init,
-		Restarts:     c.RestartPolicy != "Never",
+		Restarts:     c.RestartPolicy == launch.RestartAlways || c.RestartPolicy == launch.RestartOnFailure,
 		Stdin:        c.Stdin,
 		Signals:      signals(opts.Signals[c.Name]),
 		ExecCommands: append([][]string{}, opts.ExecCommands[c.Name]...),

@@ -10,14 +10,14 @@ type Event struct {
 	PCR    int    `json:"pcr"`
 	Type   string `json:"type"`
 	Digest string `json:"digest"` // hex SHA-256
-	// About says in words what is measured and where it comes from.
-	About string `json:"about"`
+	// What says in words what is measured and where it comes from.
+	What string `json:"what"`
 
 	sum [sha256.Size]byte
 }
 
-func newEvent(pcr int, kind string, sum [sha256.Size]byte, about string) Event {
-	return Event{PCR: pcr, Type: kind, Digest: hex.EncodeToString(sum[:]), About: about, sum: sum}
+func newEvent(pcr int, kind string, sum [sha256.Size]byte, what string) Event {
+	return Event{PCR: pcr, Type: kind, Digest: hex.EncodeToString(sum[:]), What: what, sum: sum}
 }
 
 // separator is measured into each register when the firmware hands over.

@@ -124,9 +124,8 @@ func (c *Client) call(ctx context.Context, method, path, query string, body []by
 		return answer, nil
 	}
 	failed := &StatusError{Status: res.StatusCode, Detail: strings.TrimSpace(string(answer[:min(len(answer), 2048)]))}
-	var info kbs.ErrorInformation
-	if json.Unmarshal(answer, &info) == nil && info.Detail != "" {
-		failed.Type, failed.Detail = info.Type[strings.LastIndexByte(info.Type, '/')+1:], info.Detail
+	if info, err := kbs.ParseError(answer); err == nil {
+		failed.Type, failed.Detail = info.Name(), info.Error()
 	}
 	return nil, failed
 }

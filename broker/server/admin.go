@@ -11,12 +11,13 @@ import (
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/store"
+	"github.com/cloister/cloister/wire/kbs"
 )
 
 // The protocol gives a refused admin another error name on plugin paths than on its own.
 const (
-	kindAdmin  = errAdmin
-	kindPlugin = errAdminPlugin
+	kindAdmin  = kbs.ErrorAdminAuthAccess
+	kindPlugin = kbs.ErrorAdminAuthPlugin
 )
 
 // adminHandler does one admin request. It fills in the event and subject of the audit entry, and either has answered, or
@@ -63,7 +64,7 @@ func (s *Server) admin(kind string, h adminHandler) http.HandlerFunc {
 			s.fail(w, r, f)
 			return
 		}
-		s.failBody(w, r, errPlugin, err)
+		s.failBody(w, r, kbs.ErrorPluginInternal, err)
 	}
 }
 
@@ -72,7 +73,7 @@ func policyRefusal(err error) error {
 	if errors.As(err, &tooLarge) {
 		return err
 	}
-	return refusal{http.StatusUnauthorized, errParsePolicy, err.Error()}
+	return refusal{http.StatusUnauthorized, kbs.ErrorParsePolicy, err.Error()}
 }
 
 // policyText reads the body of a set-policy request.
@@ -103,7 +104,7 @@ func (s *Server) setAttestationPolicy(w http.ResponseWriter, r *http.Request, en
 	}
 	entry.Subject, entry.Policy = id, id
 	if err := s.AttestationPolicies.Put(r.Context(), id, text); err != nil {
-		return refusal{http.StatusUnauthorized, errAttestation, "Attestation error: Set Attestation Policy failed: " + err.Error()}
+		return refusal{http.StatusUnauthorized, kbs.ErrorAttestation, "Attestation error: Set Attestation Policy failed: " + err.Error()}
 	}
 	return nil
 }
@@ -116,9 +117,9 @@ func (s *Server) setResourcePolicy(w http.ResponseWriter, r *http.Request, entry
 	}
 	if err := s.ResourcePolicies.Put(r.Context(), resource.PolicyID, text); err != nil {
 		if unusable(err) {
-			return refusal{http.StatusUnauthorized, errPolicy, err.Error()}
+			return refusal{http.StatusUnauthorized, kbs.ErrorPolicyEngine, err.Error()}
 		}
-		return refusal{http.StatusUnauthorized, errPolicy, "storing the resource policy failed"}
+		return refusal{http.StatusUnauthorized, kbs.ErrorPolicyEngine, "storing the resource policy failed"}
 	}
 	return nil
 }
@@ -126,7 +127,7 @@ func (s *Server) setResourcePolicy(w http.ResponseWriter, r *http.Request, entry
 func (s *Server) listResourcePolicies(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
 	ids, err := s.ResourcePolicies.IDs(r.Context())
 	if err != nil {
-		return refusal{http.StatusUnauthorized, errPolicy, err.Error()}
+		return refusal{http.StatusUnauthorized, kbs.ErrorPolicyEngine, err.Error()}
 	}
 	s.reply(w, r, ids)
 	return nil
@@ -140,7 +141,7 @@ func (s *Server) registerReferenceValues(w http.ResponseWriter, r *http.Request,
 	}
 	names, err := s.References.Register(r.Context(), body, "admin")
 	if err != nil {
-		return refusal{http.StatusUnauthorized, errReference, err.Error()}
+		return refusal{http.StatusUnauthorized, kbs.ErrorRVPS, err.Error()}
 	}
 	entry.Subject = strings.Join(names, " ")
 	w.Header().Set("Content-Type", "application/json")
@@ -150,7 +151,7 @@ func (s *Server) registerReferenceValues(w http.ResponseWriter, r *http.Request,
 func (s *Server) listReferenceValues(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
 	records, err := s.References.List(r.Context())
 	if err != nil {
-		return refusal{http.StatusUnauthorized, errReference, err.Error()}
+		return refusal{http.StatusUnauthorized, kbs.ErrorRVPS, err.Error()}
 	}
 	s.reply(w, r, records)
 	return nil
@@ -160,10 +161,10 @@ func (s *Server) getReferenceValue(w http.ResponseWriter, r *http.Request, _ *au
 	id := r.PathValue("id")
 	record, err := s.References.Get(r.Context(), id)
 	if errors.Is(err, store.ErrNotFound) {
-		return refusal{http.StatusUnauthorized, errReference, fmt.Sprintf("there is no reference value %.128q", id)}
+		return refusal{http.StatusUnauthorized, kbs.ErrorRVPS, fmt.Sprintf("there is no reference value %.128q", id)}
 	}
 	if err != nil {
-		return refusal{http.StatusUnauthorized, errReference, err.Error()}
+		return refusal{http.StatusUnauthorized, kbs.ErrorRVPS, err.Error()}
 	}
 	s.reply(w, r, record.Value)
 	return nil
@@ -174,10 +175,10 @@ func (s *Server) deleteReferenceValue(w http.ResponseWriter, r *http.Request, en
 	entry.Event, entry.Subject = "reference-value-delete", id
 	err := s.References.Delete(r.Context(), id)
 	if errors.Is(err, store.ErrNotFound) {
-		return refusal{http.StatusNotFound, errReference, fmt.Sprintf("there is no reference value %.128q", id)}
+		return refusal{http.StatusNotFound, kbs.ErrorRVPS, fmt.Sprintf("there is no reference value %.128q", id)}
 	}
 	if err != nil {
-		return refusal{http.StatusUnauthorized, errReference, err.Error()}
+		return refusal{http.StatusUnauthorized, kbs.ErrorRVPS, err.Error()}
 	}
 	return nil
 }

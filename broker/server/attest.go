@@ -28,7 +28,7 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 	body, err := readAll(r)
 	if err != nil {
 		s.metrics.attestationErrors.Inc()
-		s.failBody(w, r, errAttestation, err)
+		s.failBody(w, r, kbs.ErrorAttestation, err)
 		return
 	}
 	entry := audit.Entry{Event: "attest"}
@@ -36,7 +36,7 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 		s.metrics.attestationErrors.Inc()
 		entry.Decision, entry.Reason = audit.Deny, err.Error()
 		s.noteRefusal(r, entry)
-		s.fail(w, r, refusal{http.StatusUnauthorized, errAttestation, "Attestation error: RCAR handshake Attest failed: " + err.Error()})
+		s.fail(w, r, refusal{http.StatusUnauthorized, kbs.ErrorAttestation, "Attestation error: RCAR handshake Attest failed: " + err.Error()})
 	}
 	sess, err := s.session(r)
 	if err != nil {
@@ -53,7 +53,7 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 	if again {
 		entry.Decision, entry.Attestation, entry.Reason = audit.Allow, id, "the session is attested already: its token was given again"
 		if err := s.note(r, entry); err != nil {
-			s.fail(w, r, refusal{http.StatusUnauthorized, errAttestation, "the audit log cannot be written"})
+			s.fail(w, r, refusal{http.StatusUnauthorized, kbs.ErrorAttestation, "the audit log cannot be written"})
 			return
 		}
 	}

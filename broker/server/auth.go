@@ -12,15 +12,13 @@ import (
 	"github.com/cloister/cloister/wire/kbs"
 )
 
-const cookieName = "kbs-session-id"
-
 // auth gives a challenge (kbs-protocol.md section 2.1).
 func (s *Server) auth(w http.ResponseWriter, r *http.Request) {
 	s.metrics.authRequests.Inc()
 	body, err := readAll(r)
 	if err != nil {
 		s.metrics.authErrors.Inc()
-		s.failBody(w, r, errAttestation, err)
+		s.failBody(w, r, kbs.ErrorAttestation, err)
 		return
 	}
 	entry := audit.Entry{Event: "auth"}
@@ -34,13 +32,13 @@ func (s *Server) auth(w http.ResponseWriter, r *http.Request) {
 			status = http.StatusServiceUnavailable
 			w.Header().Set("Retry-After", "5")
 		}
-		s.fail(w, r, refusal{status, errAttestation, "Attestation error: RCAR handshake Auth failed: " + err.Error()})
+		s.fail(w, r, refusal{status, kbs.ErrorAttestation, "Attestation error: RCAR handshake Auth failed: " + err.Error()})
 		return
 	}
 	entry.Decision, entry.Session = audit.Allow, sessionTag(sess.ID)
 	if err := s.note(r, entry); err != nil {
 		s.metrics.authErrors.Inc()
-		s.fail(w, r, refusal{http.StatusUnauthorized, errAttestation, "Attestation error: RCAR handshake Auth failed: the audit log cannot be written"})
+		s.fail(w, r, refusal{http.StatusUnauthorized, kbs.ErrorAttestation, "Attestation error: RCAR handshake Auth failed: the audit log cannot be written"})
 		return
 	}
 	s.metrics.authSuccesses.Inc()
@@ -84,13 +82,13 @@ func (s *Server) challenge(r *http.Request, body []byte, entry *audit.Entry) (*s
 
 func (s *Server) setCookie(w http.ResponseWriter, sess *session.Session) {
 	http.SetCookie(w, &http.Cookie{
-		Name: cookieName, Value: sess.ID, Path: "/kbs/v0", Expires: sess.Expires.UTC(), HttpOnly: true, Secure: s.Secure,
+		Name: kbs.SessionCookie, Value: sess.ID, Path: kbs.PathPrefix, Expires: sess.Expires.UTC(), HttpOnly: true, Secure: s.Secure,
 	})
 }
 
 // session returns the live session of a request's cookie.
 func (s *Server) session(r *http.Request) (*session.Session, error) {
-	cookie, err := r.Cookie(cookieName)
+	cookie, err := r.Cookie(kbs.SessionCookie)
 	if err != nil {
 		return nil, errors.New("the request has no session cookie")
 	}

@@ -9,25 +9,8 @@ import (
 	"github.com/cloister/cloister/wire/kbs"
 )
 
-// The error names of the protocol (kbs-protocol.md section 10).
-const (
-	errPath        = "InvalidRequestPath"
-	errNoPlugin    = "PluginNotFound"
-	errAttestation = "AttestationError"
-	errAdmin       = "AdminAuthAccess"
-	errAdminPlugin = "AdminAuthInitialization"
-	errNoToken     = "TokenNotFound"
-	errToken       = "TokenVerifierError"
-	errDenied      = "PolicyDeny"
-	errParsePolicy = "ParsePolicyError"
-	errPolicy      = "PolicyEngineError"
-	errPlugin      = "PluginInternalError"
-	errJWE         = "JweError"
-	errReference   = "RvpsError"
-	errSerde       = "SerdeError"
-)
-
-const errorPrefix = "https://github.com/confidential-containers/kbs/errors/"
+// errSerde is the one error name that no client reads.
+const errSerde = "SerdeError"
 
 // refusal is an answer that is not what the client asked for.
 type refusal struct {
@@ -41,10 +24,10 @@ func (f refusal) Error() string { return f.detail }
 
 // fail sends a refusal. The request id ends the text when the text does not name it already.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, f refusal) {
-	if f.name != errDenied {
+	if f.name != kbs.ErrorPolicyDeny {
 		f.detail = fmt.Sprintf("%s (request %s)", f.detail, requestID(r))
 	}
-	body, err := json.Marshal(kbs.ErrorInformation{Type: errorPrefix + f.name, Detail: f.detail})
+	body, err := json.Marshal(kbs.NewError(f.name, f.detail))
 	if err != nil {
 		http.Error(w, "encoding the error", http.StatusInternalServerError)
 		return

@@ -10,6 +10,7 @@ import (
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/broker/verifier"
+	"github.com/cloister/cloister/wire/kbs"
 )
 
 // Status is the answer of GET /cloister/v1/status.
@@ -58,7 +59,7 @@ func (s *Server) auditSince(w http.ResponseWriter, r *http.Request, _ *audit.Ent
 	if text := r.URL.Query().Get("since"); text != "" {
 		var err error
 		if since, err = strconv.ParseUint(text, 10, 64); err != nil {
-			return refusal{http.StatusBadRequest, errPath, fmt.Sprintf("since is %.32q, want the number of an audit entry", text)}
+			return refusal{http.StatusBadRequest, kbs.ErrorInvalidRequestPath, fmt.Sprintf("since is %.32q, want the number of an audit entry", text)}
 		}
 	}
 	entries, err := s.Audit.Since(r.Context(), since, auditPage)
@@ -72,7 +73,7 @@ func (s *Server) auditSince(w http.ResponseWriter, r *http.Request, _ *audit.Ent
 func (s *Server) explain(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
 	rec, err := s.Decisions.Get(r.Context(), r.PathValue("id"))
 	if errors.Is(err, store.ErrNotFound) {
-		return refusal{http.StatusNotFound, errPath, fmt.Sprintf("there is no record of request %.64q; records are a bounded history", r.PathValue("id"))}
+		return refusal{http.StatusNotFound, kbs.ErrorInvalidRequestPath, fmt.Sprintf("there is no record of request %.64q; records are a bounded history", r.PathValue("id"))}
 	}
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/wire/kbs"
 )
 
 type contextKey int
@@ -80,7 +81,7 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 			s.Log.DebugContext(ctx, "request", "id", id, "method", r.Method, "status", a.status, "remote", remote(r))
 		}()
 		if !plainPath(r.URL) {
-			s.fail(a, r, refusal{http.StatusNotFound, errPath, "the path is not in plain form: no escapes, no empty, \".\" or \"..\" parts"})
+			s.fail(a, r, refusal{http.StatusNotFound, kbs.ErrorInvalidRequestPath, "the path is not in plain form: no escapes, no empty, \".\" or \"..\" parts"})
 			return
 		}
 		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {

@@ -38,7 +38,7 @@ func (s *Server) getResource(w http.ResponseWriter, r *http.Request) {
 	entry.Decision = audit.Allow
 	if err := s.note(r, entry); err != nil {
 		s.metrics.auditErrors.Inc()
-		s.fail(w, r, refusal{http.StatusUnauthorized, errPlugin, "the audit log cannot be written, so nothing is released"})
+		s.fail(w, r, refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, "the audit log cannot be written, so nothing is released"})
 		return
 	}
 	s.metrics.reads.Inc()
@@ -53,7 +53,7 @@ func (s *Server) release(r *http.Request, entry *audit.Entry, rec *decision.Reco
 	segments := resource.SplitPath(r.PathValue("path"))
 	path, err := resource.ParsePath(segments)
 	if err != nil {
-		return nil, &refusal{http.StatusNotFound, errPath, err.Error()}
+		return nil, &refusal{http.StatusNotFound, kbs.ErrorInvalidRequestPath, err.Error()}
 	}
 	entry.Subject, rec.Subject = path.String(), path.String()
 	claims, refused := s.claims(r, entry)
@@ -72,7 +72,7 @@ func (s *Server) release(r *http.Request, entry *audit.Entry, rec *decision.Reco
 	if err != nil {
 		s.metrics.policyErrors.Inc()
 		s.Log.ErrorContext(ctx, "evaluating the resource policy", "request", rec.ID, "error", err)
-		return nil, &refusal{http.StatusUnauthorized, errPolicy, fmt.Sprintf("resource %s refused: evaluating the resource policy: %v", path, err)}
+		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorPolicyEngine, fmt.Sprintf("resource %s refused: evaluating the resource policy: %v", path, err)}
 	}
 	if !d.Allow {
 		s.metrics.violations.Inc()
@@ -81,19 +81,19 @@ func (s *Server) release(r *http.Request, entry *audit.Entry, rec *decision.Reco
 	s.metrics.approvals.Inc()
 	secret, err := s.Resources.Get(ctx, path)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, &refusal{http.StatusNotFound, errPlugin, fmt.Sprintf("resource %s does not exist", path)}
+		return nil, &refusal{http.StatusNotFound, kbs.ErrorPluginInternal, fmt.Sprintf("resource %s does not exist", path)}
 	}
 	if err != nil {
 		s.Log.ErrorContext(ctx, "reading a resource", "request", rec.ID, "error", err)
-		return nil, &refusal{http.StatusUnauthorized, errPlugin, fmt.Sprintf("resource %s cannot be read from the store", path)}
+		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, fmt.Sprintf("resource %s cannot be read from the store", path)}
 	}
 	key, err := teeKey(claims)
 	if err != nil {
-		return nil, &refusal{http.StatusUnauthorized, errToken, err.Error()}
+		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorTokenVerifier, err.Error()}
 	}
 	jwe, err := kbs.Encrypt(secret, key, false)
 	if err != nil {
-		return nil, &refusal{http.StatusUnauthorized, errJWE, fmt.Sprintf("encrypting resource %s for the guest: %v", path, err)}
+		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorJWE, fmt.Sprintf("encrypting resource %s for the guest: %v", path, err)}
 	}
 	return jwe, nil
 }
@@ -114,7 +114,7 @@ func (s *Server) denial(r *http.Request, path resource.Path, d *resource.Decisio
 		why = "the policy does not allow it"
 	}
 	rec.Policy, rec.Findings, entry.Policy = from, d.Findings, from
-	return &refusal{http.StatusUnauthorized, errDenied,
+	return &refusal{http.StatusUnauthorized, kbs.ErrorPolicyDeny,
 		fmt.Sprintf("resource %s refused: %s (policy %s, request %s)", path, why, from, requestID(r))}
 }
 
@@ -135,11 +135,11 @@ func (s *Server) claims(r *http.Request, entry *audit.Entry) (map[string]any, *r
 	}
 	tok := bearer(r)
 	if tok == "" {
-		return nil, &refusal{http.StatusUnauthorized, errNoToken, fmt.Sprintf("no attestation: %v, and there is no bearer token", missing)}
+		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorTokenNotFound, fmt.Sprintf("no attestation: %v, and there is no bearer token", missing)}
 	}
 	claims, err := s.Tokens.Verify(tok)
 	if err != nil {
-		return nil, &refusal{http.StatusUnauthorized, errToken, err.Error()}
+		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorTokenVerifier, err.Error()}
 	}
 	return claims, nil
 }
@@ -169,7 +169,7 @@ func (s *Server) putResource(w http.ResponseWriter, r *http.Request, entry *audi
 	entry.Event = "resource-write"
 	path, err := resource.ParsePath(resource.SplitPath(r.PathValue("path")))
 	if err != nil {
-		return refusal{http.StatusNotFound, errPath, err.Error()}
+		return refusal{http.StatusNotFound, kbs.ErrorInvalidRequestPath, err.Error()}
 	}
 	entry.Subject = path.String()
 	body, err := readAll(r)
@@ -178,7 +178,7 @@ func (s *Server) putResource(w http.ResponseWriter, r *http.Request, entry *audi
 	}
 	if err := s.Resources.Put(r.Context(), path, body); err != nil {
 		s.Log.ErrorContext(r.Context(), "storing a resource", "request", requestID(r), "error", err)
-		return refusal{http.StatusUnauthorized, errPlugin, fmt.Sprintf("resource %s cannot be stored", path)}
+		return refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, fmt.Sprintf("resource %s cannot be stored", path)}
 	}
 	s.metrics.writes.Inc()
 	return nil
@@ -189,16 +189,16 @@ func (s *Server) deleteResource(w http.ResponseWriter, r *http.Request, entry *a
 	entry.Event = "resource-delete"
 	path, err := resource.ParsePath(resource.SplitPath(r.PathValue("path")))
 	if err != nil {
-		return refusal{http.StatusNotFound, errPath, err.Error()}
+		return refusal{http.StatusNotFound, kbs.ErrorInvalidRequestPath, err.Error()}
 	}
 	entry.Subject = path.String()
 	err = s.Resources.Delete(r.Context(), path)
 	if errors.Is(err, store.ErrNotFound) {
-		return refusal{http.StatusNotFound, errPlugin, fmt.Sprintf("resource %s does not exist", path)}
+		return refusal{http.StatusNotFound, kbs.ErrorPluginInternal, fmt.Sprintf("resource %s does not exist", path)}
 	}
 	if err != nil {
 		s.Log.ErrorContext(r.Context(), "deleting a resource", "request", requestID(r), "error", err)
-		return refusal{http.StatusUnauthorized, errPlugin, fmt.Sprintf("resource %s cannot be deleted", path)}
+		return refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, fmt.Sprintf("resource %s cannot be deleted", path)}
 	}
 	s.metrics.deletes.Inc()
 	return nil
@@ -210,10 +210,10 @@ func (s *Server) unknownPlugin(w http.ResponseWriter, r *http.Request) {
 	switch r.Method {
 	case http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete:
 		if first == pluginResource {
-			s.fail(w, r, refusal{http.StatusUnauthorized, errPlugin, r.Method + " is not a thing to do with a resource: GET, POST and DELETE are"})
+			s.fail(w, r, refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, r.Method + " is not a thing to do with a resource: GET, POST and DELETE are"})
 			return
 		}
-		s.fail(w, r, refusal{http.StatusNotFound, errNoPlugin, fmt.Sprintf("there is no plugin %.64q for %s", first, r.Method)})
+		s.fail(w, r, refusal{http.StatusNotFound, kbs.ErrorPluginNotFound, fmt.Sprintf("there is no plugin %.64q for %s", first, r.Method)})
 	default:
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 	}

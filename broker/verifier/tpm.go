@@ -32,12 +32,9 @@ func newTPM(c tpm.Config) (Verifier, error) {
 
 // Challenge makes a credential that only the TPM of the announced keys can open. Clients that announce none get none.
 func (v *tpmVerifier) Challenge(_ context.Context, params json.RawMessage) (*kbs.ChallengeParams, any, error) {
-	var p kbs.RequestParams
-	if len(params) == 0 || params[0] != '{' {
-		return nil, nil, nil
-	}
-	if err := json.Unmarshal(params, &p); err != nil {
-		return nil, nil, fmt.Errorf("reading extra-params: %w", err)
+	p, err := kbs.Request{ExtraParams: params}.Params()
+	if err != nil {
+		return nil, nil, err
 	}
 	if p.TPM == nil {
 		return nil, nil, nil

@@ -120,11 +120,7 @@ func initdataNewCmd(a *app) *cobra.Command {
 				return err
 			}
 			if annotation {
-				encoded, err := initdata.EncodeAnnotation(text)
-				if err != nil {
-					return err
-				}
-				return a.write(out, []byte(encoded+"\n"))
+				return a.write(out, []byte(initdata.EncodeAnnotation(text)+"\n"))
 			}
 			if err := a.write(out, text); err != nil || out == "" {
 				return err

@@ -19,6 +19,8 @@ import (
 // ImagePuller puts an image's root file system at bundle/rootfs.
 type ImagePuller interface {
 	PullImage(ctx context.Context, ref, bundle string) (digest string, err error)
+	// Release undoes PullImage.
+	Release(bundle string) error
 }
 
 // Secrets opens sealed secrets.
@@ -53,8 +55,8 @@ type Config struct {
 	HubTimeout  time.Duration
 	// HotplugTimeout bounds the wait for a network interface.
 	HotplugTimeout time.Duration
-	// IsTPM tells which character devices are TPMs.
-	IsTPM func(major, minor int64) bool
+	// Reserved tells which character devices belong to the guest alone.
+	Reserved func(major, minor int64) bool
 }
 
 // oomBacklog bounds reports nobody has fetched; older ones are the useful ones.

@@ -128,7 +128,7 @@ func (a *Agent) placement(id string, req *agent.CreateContainerRequest) (contain
 		Join:   map[string]string{},
 		// Neither images nor other containers are in the list: a mount of those would let one container change another.
 		BindRoots: []string{filepath.Join(root, "shared/containers"), filepath.Join(root, "sandbox")},
-		IsTPM:     a.cfg.IsTPM,
+		Reserved:  a.cfg.Reserved,
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

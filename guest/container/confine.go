@@ -93,7 +93,7 @@ func checkSysctl(key string) error {
 
 // forbiddenChar reports character devices that would open the guest itself: its memory, its I/O ports and its TPM,
 // with which a container could speak in the guest's name.
-func forbiddenChar(major, minor int64, tpm func(major, minor int64) bool) bool {
+func forbiddenChar(major, minor int64, reserved func(major, minor int64) bool) bool {
 	const memMajor, miscMajor, tpmMinor = 1, 10, 224
 	switch {
 	case major == memMajor && (minor == 1 || minor == 2 || minor == 4 || minor == 11):
@@ -101,5 +101,5 @@ func forbiddenChar(major, minor int64, tpm func(major, minor int64) bool) bool {
 	case major == miscMajor && minor == tpmMinor:
 		return true
 	}
-	return tpm != nil && tpm(major, minor)
+	return reserved != nil && reserved(major, minor)
 }

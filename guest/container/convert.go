@@ -21,8 +21,8 @@ type Placement struct {
 	BindRoots []string
 	// Devices that the guest has resolved, by path in the container; only these block devices are let in.
 	Devices map[string]DeviceSpec
-	// IsTPM tells which character devices are TPMs; nil when there are none.
-	IsTPM func(major, minor int64) bool
+	// Reserved tells which character devices belong to the guest alone, such as its TPM; nil means none.
+	Reserved func(major, minor int64) bool
 }
 
 // bounds on what a request may list; the runtime's own work grows with them.
@@ -345,7 +345,7 @@ func (c *converter) devices(in []*agent.LinuxDevice) []DeviceSpec {
 func (c *converter) checkDevice(d DeviceSpec) error {
 	switch d.Type {
 	case "c", "u":
-		if forbiddenChar(d.Major, d.Minor, c.at.IsTPM) {
+		if forbiddenChar(d.Major, d.Minor, c.at.Reserved) {
 			return refuse("device %s (%d:%d) would open the guest itself", clip(d.Path), d.Major, d.Minor)
 		}
 	case "b":

@@ -26,12 +26,17 @@ const (
 type policy struct {
 	compiler   *ast.Compiler
 	store      storage.Store
-	queries    map[string]ast.Body // compiled query per rule
+	queries    map[string]*query // per rule
 	constants  map[string]ast.Value
 	secrets    *secrets // values of env and args in the policy, filled on the first denial
-	readsBytes bool
 
 	insecureAllowFailing bool
+}
+
+// query is the question for one rule.
+type query struct {
+	body       ast.Body
+	readsBytes bool // the rule may look at byte fields of the request
 }
 
 // compile parses and compiles text: first as Rego v0 (which upstream policies
@@ -95,9 +100,8 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 	}
 	p := &policy{
 		compiler:   c,
-		queries:    map[string]ast.Body{},
+		queries:    map[string]*query{},
 		constants:  map[string]ast.Value{},
-		readsBytes: readsBytes(c.Modules["policy"]),
 		store: inmem.NewFromObjectWithOpts(map[string]any{"pstate": map[string]any{}},
 			inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true)),
 	}
@@ -111,7 +115,7 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 
 // query returns the compiled query of a rule. Rule names come from message
 // descriptors, so there are few; the pattern is checked all the same.
-func (p *policy) query(rule string) (ast.Body, error) {
+func (p *policy) query(rule string) (*query, error) {
 	if q, ok := p.queries[rule]; ok {
 		return q, nil
 	}
@@ -120,10 +124,11 @@ func (p *policy) query(rule string) (ast.Body, error) {
 	}
 	ref := append(ast.MustParseRef(packagePath), ast.StringTerm(rule))
 	body := ast.NewBody(ast.Equality.Expr(ast.VarTerm(resultVar), ast.NewTerm(ref)))
-	q, err := p.compiler.QueryCompiler().Compile(body)
+	compiled, err := p.compiler.QueryCompiler().Compile(body)
 	if err != nil {
 		return nil, fmt.Errorf("compiling query for %s: %w", rule, err)
 	}
+	q := &query{body: compiled, readsBytes: p.readsBytes(ref)}
 	p.queries[rule] = q
 	return q, nil
 }
@@ -150,35 +155,56 @@ func constantRule(r *ast.Rule) (string, bool) {
 // byteFields are the request members that carry bytes.
 var byteFields = []string{"data"}
 
-// readsBytes reports whether the policy may look at a byte field of its input:
-// it names one, or uses input as a whole or with a computed key.
-func readsBytes(m *ast.Module) bool {
-	found := false
-	ast.WalkTerms(m, func(t *ast.Term) bool {
-		switch v := t.Value.(type) {
-		case ast.Ref:
-			if !v[0].Equal(ast.InputRootDocument) {
-				for _, x := range v[1:] {
-					if s, ok := x.Value.(ast.String); ok && slices.Contains(byteFields, string(s)) && !v[0].Equal(ast.DefaultRootDocument) {
-						found = true
-					}
-				}
-				return found
-			}
-			if len(v) == 1 {
-				found = true
+// readsBytes reports whether a rule, or a rule that it depends on, may look at a
+// byte field of the request: it names one, or uses input as a whole or with a
+// computed key.
+func (p *policy) readsBytes(ref ast.Ref) bool {
+	seen := map[*ast.Rule]bool{}
+	var visit func(r *ast.Rule) bool
+	visit = func(r *ast.Rule) bool {
+		if seen[r] {
+			return false
+		}
+		seen[r] = true
+		if namesBytes(r) {
+			return true
+		}
+		for dep := range p.compiler.Graph.Dependencies(r) {
+			if d, ok := dep.(*ast.Rule); ok && visit(d) {
 				return true
 			}
-			s, ok := v[1].Value.(ast.String)
-			if !ok || slices.Contains(byteFields, string(s)) {
-				found = true
-			}
+		}
+		return false
+	}
+	return slices.ContainsFunc(p.compiler.GetRules(ref), visit)
+}
+
+func namesBytes(node any) bool {
+	found := false
+	ast.WalkTerms(node, func(t *ast.Term) bool {
+		switch v := t.Value.(type) {
+		case ast.Ref:
+			found = found || refNamesBytes(v)
+			return true
 		case ast.Var:
-			if v.Equal(ast.InputRootDocument.Value) {
-				found = true
-			}
+			found = found || v.Equal(ast.InputRootDocument.Value)
 		}
 		return found
 	})
 	return found
+}
+
+func refNamesBytes(ref ast.Ref) bool {
+	input := ref[0].Equal(ast.InputRootDocument)
+	if input && len(ref) == 1 {
+		return true
+	}
+	for i, x := range ref[1:] {
+		s, text := x.Value.(ast.String)
+		switch {
+		case text && slices.Contains(byteFields, string(s)), input && i == 0 && !text, !text && namesBytes(x):
+			return true
+		}
+	}
+	return false
 }

@@ -36,7 +36,7 @@ func (p *policy) decide(ctx context.Context, rule string, in *input, prints prin
 
 // evaluate runs the query of a rule, cancelled with ctx.
 func (p *policy) evaluate(ctx context.Context, rule string, in *input, tune func(*topdown.Query) *topdown.Query) (ast.Value, error) {
-	body, err := p.query(rule)
+	question, err := p.query(rule)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func (p *policy) evaluate(ctx context.Context, rule string, in *input, tune func
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("evaluating policy: %w", ctx.Err())
 	}
-	q := topdown.NewQuery(body).
+	q := topdown.NewQuery(question.body).
 		WithCompiler(p.compiler).
 		WithStore(p.store).
 		WithTransaction(txn).

@@ -235,23 +235,34 @@ type report struct {
 }
 
 func (r *report) reasons(entries []*queryNode) []string {
-	var out []string
+	var found []reason
 	for _, n := range entries {
-		for _, reason := range r.descend(n, "") {
-			if !slices.Contains(out, reason) {
-				out = append(out, reason)
-			}
-		}
-		if len(out) >= maxReasons {
+		found = append(found, r.descend(n, "")...)
+		if len(found) >= maxReasons {
 			break
 		}
 	}
-	return out[:min(len(out), maxReasons)]
+	var out []string
+	subject := ""
+	for _, x := range found[:min(len(found), maxReasons)] {
+		text := x.text
+		if x.subject != "" && x.subject != subject {
+			text = x.subject + ": " + text
+		}
+		subject = x.subject
+		if !slices.Contains(out, text) {
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
+// reason is one failed check and the container of the policy it is about.
+type reason struct{ subject, text string }
+
 // descend follows the failure of n into the rule or function that caused it.
-// At the last step every alternative of a rule that failed is reported.
-func (r *report) descend(n *queryNode, subject string) []string {
+// The alternative that came furthest comes first, the others follow.
+func (r *report) descend(n *queryNode, subject string) []reason {
 	f := n.best
 	if s := r.subjectOf(f.vars); s != "" {
 		subject = s
@@ -265,11 +276,7 @@ func (r *report) descend(n *queryNode, subject string) []string {
 		}
 		return out[:min(len(out), maxReasons)]
 	}
-	text := r.leaf(n, f)
-	if subject != "" {
-		text = subject + ": " + text
-	}
-	return []string{text}
+	return []reason{{subject, r.leaf(n, f)}}
 }
 
 // subjectOf names the container of the policy that a rule was looking at.

@@ -145,7 +145,11 @@ func (e *Engine) acquire(ctx context.Context) error {
 }
 
 func (e *Engine) allowLocked(ctx context.Context, rule string, req proto.Message) error {
-	in, err := encodeInput(req, e.policy.readsBytes)
+	q, err := e.policy.query(rule)
+	if err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	in, err := encodeInput(req, q.readsBytes)
 	if err != nil {
 		return &InternalError{Rule: rule, Err: err}
 	}

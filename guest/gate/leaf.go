@@ -227,7 +227,7 @@ func (r *report) resolveRef(ref ast.Ref, n *queryNode, f *failure, depth int) op
 	for _, t := range rest {
 		key := r.resolve(t, n, f, depth+1).value
 		if key == nil {
-			return operand{path: joinPath(o.path, t.Value), input: o.input}
+			return operand{path: o.path + "[_]", input: o.input}
 		}
 		o.path = joinPath(o.path, key)
 		if o.value != nil {

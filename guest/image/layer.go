@@ -32,7 +32,7 @@ func (l layer) String() string {
 
 // fetch downloads, verifies, decrypts, decompresses and unpacks the layer into dir in one pass. If it returns an
 // error, dir holds nothing that may be used.
-func (l layer) fetch(ctx context.Context, reg *registry, unwrap unwrapFunc, use *usage, dir string) (err error) {
+func (l layer) fetch(ctx context.Context, reg *registry, keys *keyring, use *usage, dir string) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var stages []io.Closer
 	defer func() {
@@ -42,9 +42,9 @@ func (l layer) fetch(ctx context.Context, reg *registry, unwrap unwrapFunc, use 
 		}
 	}()
 
-	var decrypt func(io.Reader) (io.Reader, error)
+	var decrypt decryptFunc
 	if l.typ.encrypted { // the key first: without it nothing needs to be downloaded
-		if decrypt, err = unwrap(ctx, l.desc.Annotations); err != nil {
+		if decrypt, err = keys.unwrap(ctx, l.desc.Annotations); err != nil {
 			return err
 		}
 	}

@@ -184,7 +184,8 @@ func (c *Client) limits(compressed int64) (*usage, error) {
 func (c *Client) fetchAll(ctx context.Context, reg *registry, layers []layer, use *usage) (map[string]string, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	unwrap := newUnwrapper(c.resources.keys)
+	keys := newKeyring(c.resources.keys)
+	defer keys.close()
 	slots := make(chan struct{}, c.cfg.MaxConcurrentLayers)
 	made := map[string]string{}
 	var mu sync.Mutex
@@ -201,7 +202,7 @@ func (c *Client) fetchAll(ctx context.Context, reg *registry, layers []layer, us
 		wg.Go(func() {
 			defer func() { <-slots }()
 			dir, err := c.store.add(ctx, l.id(), func(ctx context.Context, dir string) error {
-				return l.fetch(ctx, reg, unwrap, use, dir)
+				return l.fetch(ctx, reg, keys, use, dir)
 			})
 			mu.Lock()
 			defer mu.Unlock()

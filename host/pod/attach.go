@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -112,8 +111,8 @@ func execProcess(dir, container string, o *ExecOptions) (*agent.Process, error) 
 	if err != nil {
 		return nil, fmt.Errorf("reading the plan of the pod: %w", err)
 	}
-	var plan launch.Plan
-	if err := json.Unmarshal(b, &plan); err != nil {
+	plan, err := launch.Parse(b)
+	if err != nil {
 		return nil, fmt.Errorf("reading the plan of the pod: %w", err)
 	}
 	for i := range plan.Containers {

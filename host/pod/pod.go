@@ -31,6 +31,8 @@ import (
 
 // Defaults of Options.
 const (
+	DefaultVCPUs         = 1
+	DefaultMemoryMiB     = 512
 	DefaultGrace         = 10 * time.Second
 	DefaultReadyTimeout  = 5 * time.Minute
 	DefaultCreateTimeout = 20 * time.Minute
@@ -119,23 +121,12 @@ func (o *Options) complete() error {
 	if err := checkName(o.Plan.Name); err != nil {
 		return err
 	}
-	if len(o.Plan.Containers) == 0 {
-		return fmt.Errorf("running pod %s: the plan has no containers", o.Plan.Name)
+	if err := o.Plan.Validate(); err != nil {
+		return fmt.Errorf("running pod %s: %w", o.Plan.Name, err)
 	}
-	seen := map[string]bool{}
 	for i := range o.Plan.Containers {
-		c := &o.Plan.Containers[i]
-		switch {
-		case c.Create == nil || c.Create.GetContainerId() == "":
-			return fmt.Errorf("running pod %s: container %q has no create request with a container id", o.Plan.Name, c.Name)
-		case checkName(c.Name) != nil || seen[c.Name] || seen["\x00"+c.Create.GetContainerId()]:
-			return fmt.Errorf("running pod %s: container name %q or its id is not valid or not unique", o.Plan.Name, c.Name)
-		}
-		seen[c.Name], seen["\x00"+c.Create.GetContainerId()] = true, true
-		switch c.RestartPolicy {
-		case "", "Never", "OnFailure", "Always":
-		default:
-			return fmt.Errorf("running pod %s: container %s has restart policy %q, expected Never, OnFailure or Always", o.Plan.Name, c.Name, c.RestartPolicy)
+		if err := checkName(o.Plan.Containers[i].Name); err != nil {
+			return fmt.Errorf("running pod %s: %w", o.Plan.Name, err)
 		}
 	}
 	if o.LogDir == "" {

@@ -119,7 +119,7 @@ func newEnv(t *testing.T, containers ...launch.Container) *env {
 	e.opts = Options{
 		Dirs: e.dirs, Stdout: &e.out, Stderr: &e.out,
 		Spec: Spec{Grace: time.Minute, Plan: &launch.Plan{
-			Name: "web", Sandbox: &agent.CreateSandboxRequest{Hostname: "web", SandboxId: "sandbox"}, Containers: containers,
+			APIVersion: launch.APIVersion, Name: "web", Sandbox: &agent.CreateSandboxRequest{Hostname: "web", SandboxId: "sandbox"}, Containers: containers,
 			Resources: launch.Resources{VCPUs: 1, MemoryMiB: 256},
 		}},
 		StartVM: func(context.Context, vmm.Config) (Machine, error) { return startFake(e.guest, "") },
@@ -490,12 +490,12 @@ func TestFollowLogs(t *testing.T) {
 
 func TestInvalidPlans(t *testing.T) {
 	tests := map[string]func(*Options){
-		"no plan":        func(o *Options) { o.Plan = nil },
-		"name":           func(o *Options) { o.Plan.Name = "../x" },
-		"no containers":  func(o *Options) { o.Plan.Containers = nil },
-		"not unique":     func(o *Options) { o.Plan.Containers = append(o.Plan.Containers, o.Plan.Containers[0]) },
-		"restart policy": func(o *Options) { o.Plan.Containers[0].RestartPolicy = "Sometimes" },
-		"container id":   func(o *Options) { o.Plan.Containers[0].Create.ContainerId = "" },
+		"no plan":           func(o *Options) { o.Plan = nil },
+		"name":              func(o *Options) { o.Plan.Name = "../x" },
+		"0 containers":      func(o *Options) { o.Plan.Containers = nil },
+		"used twice":        func(o *Options) { o.Plan.Containers = append(o.Plan.Containers, o.Plan.Containers[0]) },
+		"restart policy is": func(o *Options) { o.Plan.Containers[0].RestartPolicy = "Sometimes" },
+		"container_id":      func(o *Options) { o.Plan.Containers[0].Create.ContainerId = "" },
 	}
 	for want, edit := range tests {
 		e := newEnv(t, container("app", false, ""))

@@ -1,8 +1,8 @@
 package pod
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -95,7 +95,7 @@ func (s *supervisor) prepare() error {
 			return fmt.Errorf("removing the logs of an earlier pod: %w", err)
 		}
 	}
-	plan, err := json.Marshal(o.Plan)
+	plan, err := o.Plan.Marshal()
 	if err != nil {
 		return fmt.Errorf("writing the plan: %w", err)
 	}
@@ -126,16 +126,14 @@ func (s *supervisor) run(ctx, base context.Context) (int, error) {
 	if err := s.step(StepNetwork, "", func() error { return s.network(ctx) }); err != nil {
 		return 0, err
 	}
-	if plan.Sandbox != nil {
-		err := s.step(StepSandbox, "", func() error {
-			return a.call(ctx, callTimeout, "creating the sandbox", func(c context.Context) error {
-				_, err := a.CreateSandbox(c, plan.Sandbox)
-				return err
-			})
+	err := s.step(StepSandbox, "", func() error {
+		return a.call(ctx, callTimeout, "creating the sandbox", func(c context.Context) error {
+			_, err := a.CreateSandbox(c, plan.Sandbox)
+			return err
 		})
-		if err != nil {
-			return 0, err
-		}
+	})
+	if err != nil {
+		return 0, err
 	}
 	if len(plan.Files) > 0 {
 		if err := s.step(StepFiles, "", func() error { return s.copyFiles(ctx) }); err != nil {
@@ -151,7 +149,8 @@ func (s *supervisor) boot(ctx context.Context) error {
 	cfg.Name = s.opts.Plan.Name
 	cfg.Dir = filepath.Join(s.place.dir, vmDir)
 	cfg.ConsoleLog = filepath.Join(s.opts.LogDir, "console.log")
-	cfg.VCPUs, cfg.MemoryMiB = max(cfg.VCPUs, s.opts.Plan.Resources.VCPUs), max(cfg.MemoryMiB, s.opts.Plan.Resources.MemoryMiB)
+	cfg.VCPUs = cmp.Or(max(cfg.VCPUs, s.opts.Plan.Resources.VCPUs), DefaultVCPUs)
+	cfg.MemoryMiB = cmp.Or(max(cfg.MemoryMiB, s.opts.Plan.Resources.MemoryMiB), DefaultMemoryMiB)
 	err := s.step(StepVMStart, "", func() (err error) {
 		s.vm, err = s.opts.StartVM(ctx, cfg)
 		return err
@@ -220,9 +219,6 @@ func (s *supervisor) network(ctx context.Context) error {
 
 func (s *supervisor) copyFiles(ctx context.Context) error {
 	for _, f := range s.opts.Plan.Files {
-		if f.Request == nil {
-			return errors.New("copying files: the plan has an entry without a request")
-		}
 		for _, part := range splitFile(f.Request) {
 			err := s.agent.call(ctx, callTimeout, "copying "+part.GetPath(), func(c context.Context) error {
 				_, err := s.agent.CopyFile(c, part)
@@ -317,7 +313,7 @@ func (s *supervisor) teardown(ctx context.Context) error {
 
 // destroySandbox asks the guest to power off. The guest may end before it answers, so that only a refusal is worth a line in the log.
 func (s *supervisor) destroySandbox(ctx context.Context) {
-	if s.agent == nil || s.opts.Plan.Sandbox == nil || !s.reached(StepSandbox) {
+	if s.agent == nil || !s.reached(StepSandbox) {
 		return
 	}
 	dctx, cancel := context.WithTimeout(ctx, goneTimeout)

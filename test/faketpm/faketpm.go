@@ -7,7 +7,6 @@ package faketpm
 import (
 	"crypto"
 	"crypto/aes"
-	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hmac"
@@ -260,7 +259,13 @@ func (t *TPM) Activate(c kbs.TPMCredential) ([]byte, error) {
 		return nil, err
 	}
 	plain := make([]byte, len(sealed))
-	cipher.NewCFBDecrypter(block, make([]byte, aes.BlockSize)).XORKeyStream(plain, sealed) //nolint:staticcheck // the TPM's mode
+	for stream, i := make([]byte, aes.BlockSize), 0; i < len(sealed); i++ { // AES-CFB, zero IV
+		if i%aes.BlockSize == 0 {
+			block.Encrypt(stream, stream)
+		}
+		plain[i] = sealed[i] ^ stream[i%aes.BlockSize]
+		stream[i%aes.BlockSize] = sealed[i]
+	}
 	if len(plain) < 2 || int(binary.BigEndian.Uint16(plain)) != len(plain)-2 {
 		return nil, errors.New("credential has a wrong inner length")
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/cloister/cloister/author/manifest"
 	"github.com/cloister/cloister/author/policy"
@@ -91,4 +93,13 @@ func mustDeny(t testing.TB, e *gate.Engine, req proto.Message) error {
 		t.Fatalf("%s should be denied", policyinput.RuleName(req))
 	}
 	return err
+}
+
+// protoregistryType makes an empty message of a linked-in type.
+func protoregistryType(d protoreflect.MessageDescriptor) (proto.Message, error) {
+	mt, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
+	if err != nil {
+		return nil, err
+	}
+	return mt.New().Interface(), nil
 }

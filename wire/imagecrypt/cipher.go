@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"log/slog"
 )
 
 // Cipher is the only layer cipher: AES-256 in counter mode, then HMAC-SHA256 over
@@ -48,6 +49,9 @@ func (PrivateOptions) String() string { return "PrivateOptions(secret)" }
 
 // GoString keeps the key out of logs.
 func (o PrivateOptions) GoString() string { return o.String() }
+
+// LogValue keeps the key out of logs.
+func (o PrivateOptions) LogValue() slog.Value { return slog.StringValue(o.String()) }
 
 // ParsePublicOptions reads the JSON text of public options.
 func ParsePublicOptions(text []byte) (PublicOptions, error) {
@@ -92,6 +96,12 @@ type LayerKey struct {
 	key   [keySize]byte
 	nonce [nonceSize]byte
 }
+
+// String keeps the key out of logs.
+func (LayerKey) String() string { return "LayerKey(secret)" }
+
+// GoString keeps the key out of logs.
+func (k LayerKey) GoString() string { return k.String() }
 
 // NewLayerKey makes a random key.
 func NewLayerKey() LayerKey {

@@ -1,0 +1,65 @@
+// Command bench measures Cloister beside what a user would pick instead, in one run on one machine, and prints ratios.
+// Absolute times mean nothing here: they are another machine's.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	bin := flag.String("bin", "bin", "folder of the built binaries")
+	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
+	flag.Parse()
+	if err := run(ctx, *bin, *runs); err != nil {
+		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, bin string, runs int) error {
+	b, err := newBoots(ctx, bin)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	var shell, guest []time.Duration
+	for i := range runs { // alternating, so that both see the same machine
+		s, err := b.shell(ctx)
+		if err != nil {
+			return fmt.Errorf("shell init, run %d: %w", i+1, err)
+		}
+		g, err := b.guest(ctx)
+		if err != nil {
+			return fmt.Errorf("guest, run %d: %w", i+1, err)
+		}
+		fmt.Printf("run %d: shell init %.1fs, sandbox ready %.1fs\n", i+1, s.Seconds(), g.total.Seconds())
+		shell, guest = append(shell, s), append(guest, g.total)
+		b.last = g
+	}
+	base, ready := median(shell), median(guest)
+	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "\nwhat\ttime\tratio\tbudget")
+	fmt.Fprintf(w, "same QEMU, firmware, TPM and kernel, a shell as init\t%.2fs\t1.00\t\n", base.Seconds())
+	fmt.Fprintf(w, "Cloister sandbox ready\t%.2fs\t%.2f\t1.15\n", ready.Seconds(), ready.Seconds()/base.Seconds())
+	fmt.Fprintln(w, "\nstep of the last boot\ttime\tshare\t")
+	for _, s := range b.last.steps {
+		fmt.Fprintf(w, "%s\t%.2fs\t%.2f\t\n", s.name, s.took.Seconds(), s.took.Seconds()/b.last.total.Seconds())
+	}
+	return w.Flush()
+}
+
+func median(d []time.Duration) time.Duration {
+	s := slices.Sorted(slices.Values(d))
+	return s[len(s)/2]
+}

@@ -1,0 +1,412 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/client"
+	"github.com/cloister/cloister/broker/config"
+	"github.com/cloister/cloister/broker/token"
+	"github.com/cloister/cloister/wire/kbs"
+)
+
+func TestForeignTokens(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.guest().ready()
+	g.cookie = nil
+	parts := strings.Split(g.token, ".")
+	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT"}`))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	w.must(err)
+	other, err := token.NewSigner(key, w.clock.now, 0)
+	w.must(err)
+	foreign, err := other.Issue("x", map[string]any{"cpu0": map[string]any{"ear.status": "affirming"}})
+	w.must(err)
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	w.must(err)
+	better := base64.RawURLEncoding.EncodeToString(bytes.Replace(payload, []byte(`"exp":1`), []byte(`"exp":2`), 1))
+	for name, tok := range map[string]string{
+		"alg none": none + "." + parts[1] + ".", "alg none with signature": none + "." + parts[1] + "." + parts[2],
+		"other signer with its key in the header": foreign, "changed claims": parts[0] + "." + better + "." + parts[2],
+		"no signature": parts[0] + "." + parts[1] + ".", "noise": "noise",
+	} {
+		status, answer := g.do("GET", "/kbs/v0/resource/default/key/1", nil, http.Header{"Authorization": {"Bearer " + tok}})
+		if n, text := w.detail(answer); status != http.StatusUnauthorized || n != "TokenVerifierError" {
+			t.Errorf("%s: %d %s %s, want 401 TokenVerifierError", name, status, n, text)
+		}
+	}
+	status, answer := g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil)
+	if n, _ := w.detail(answer); status != http.StatusUnauthorized || n != "TokenNotFound" {
+		t.Errorf("no token: %d %s", status, n)
+	}
+}
+
+func TestPathsAndLimits(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.guest().ready()
+	for _, tc := range []struct {
+		method, path string
+		status       int
+		name         string
+	}{
+		{"GET", "/kbs/v0/resource/default/key/../key/1", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/resource/default//1", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/resource/default%2fkey/1", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/resource/default/key/%2e%2e", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/resource/default/key/1/", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/resource/default/key", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/resource/default/key/.1", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/resource/default/key/1%00", 404, "InvalidRequestPath"},
+		{"GET", "/kbs/v0/auth", 404, "PluginNotFound"},
+		{"GET", "/kbs/v0/nebula-ca/credential", 404, "PluginNotFound"},
+		{"PUT", "/kbs/v0/resource/default/key/1", 401, "PluginInternalError"},
+		{"PATCH", "/kbs/v0/resource/default/key/1", 405, ""},
+		{"POST", "/metrics", 405, ""},
+		{"GET", "/kbs/v0/resource/default/key/1?a=%zz", 400, ""},
+		{"GET", "/healthz", 200, ""},
+		{"GET", "/kbs/v0/resource/default/key/missing", 404, "PluginInternalError"},
+	} {
+		status, answer := g.do(tc.method, tc.path, nil, nil)
+		if status != tc.status {
+			t.Errorf("%s %s: %d %s, want %d", tc.method, tc.path, status, answer, tc.status)
+		} else if tc.name != "" {
+			if name, _ := w.detail(answer); name != tc.name {
+				t.Errorf("%s %s: %s, want %s", tc.method, tc.path, name, tc.name)
+			}
+		}
+	}
+	big := bytes.Repeat([]byte("x"), 2<<20+1)
+	for _, path := range []string{"/kbs/v0/auth", "/kbs/v0/attest"} {
+		if status, answer := g.do("POST", path, big, nil); status != http.StatusRequestEntityTooLarge || !strings.Contains(string(answer), "payload reached size limit") {
+			t.Errorf("POST %s of 2 MiB and a byte: %d %.80s, want 413", path, status, answer)
+		}
+	}
+	var failed *client.StatusError
+	if err := w.admin.PutResource(t.Context(), "default/key/big", big); !errors.As(err, &failed) || failed.Status != http.StatusRequestEntityTooLarge {
+		t.Errorf("putting too large a resource: %v, want 413", err)
+	}
+}
+
+func TestAdminNeedsToken(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.guest().ready()
+	for _, tc := range []struct{ method, path, name string }{
+		{"POST", "/kbs/v0/attestation-policy", "AdminAuthAccess"},
+		{"POST", "/kbs/v0/resource-policy", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/resource-policy", "AdminAuthAccess"},
+		{"POST", "/kbs/v0/reference-value", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/reference-value", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/reference-value/tpm_pcr04", "AdminAuthAccess"},
+		{"DELETE", "/kbs/v0/reference-value/tpm_pcr04", "AdminAuthAccess"},
+		{"POST", "/kbs/v0/resource/default/key/1", "AdminAuthInitialization"},
+		{"DELETE", "/kbs/v0/resource/default/key/1", "AdminAuthInitialization"},
+		{"GET", "/cloister/v1/status", "AdminAuthAccess"},
+		{"GET", "/cloister/v1/audit", "AdminAuthAccess"},
+		{"GET", "/cloister/v1/attestations/00", "AdminAuthAccess"},
+	} {
+		for _, h := range []http.Header{nil, {"Authorization": {"Bearer wrong"}}, {"Authorization": {"Bearer " + g.token}}} {
+			status, answer := g.do(tc.method, tc.path, []byte("{}"), h)
+			if status != http.StatusUnauthorized {
+				t.Fatalf("%s %s: %d %s, want 401", tc.method, tc.path, status, answer)
+			}
+			if name, _ := w.detail(answer); name != tc.name {
+				t.Errorf("%s %s: %s, want %s", tc.method, tc.path, name, tc.name)
+			}
+		}
+	}
+}
+
+func TestAdminJourney(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx := t.Context()
+	g := w.guest().ready()
+	refused := func(err error, status int, says string) {
+		t.Helper()
+		var failed *client.StatusError
+		if !errors.As(err, &failed) || failed.Status != status || !strings.Contains(failed.Detail, says) {
+			t.Errorf("error %v, want %d with %q", err, status, says)
+		}
+	}
+	// Policies.
+	refused(w.admin.SetResourcePolicy(ctx, "package policy\nallow {"), 401, "parsing policy")
+	refused(w.admin.SetResourcePolicy(ctx, "package other\nallow := true"), 401, `want "package policy"`)
+	refused(w.admin.SetResourcePolicy(ctx, "package policy\nallow if http.send({})"), 401, "http.send")
+	w.must(w.admin.SetResourcePolicy(ctx, "package policy\nimport rego.v1\ndefault allow := false\nallow if data.query.door == \"open\"\n"))
+	if status, answer := g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil); status != 401 || !strings.Contains(string(answer), "policy resource-policy") {
+		t.Errorf("resource without the word: %d %s", status, answer)
+	}
+	if status, answer := g.do("GET", "/kbs/v0/resource/default/key/1?door=shut&door=open", nil, nil); status != 200 {
+		t.Errorf("resource with the word: %d %s", status, answer)
+	}
+	w.must(w.admin.SetResourcePolicy(ctx, "package policy\nallow := \"yes\"\n"))
+	if status, _ := g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil); status != 401 {
+		t.Errorf("a policy that says \"yes\" instead of true allows: %d", status)
+	}
+	refused(w.admin.SetAttestationPolicy(ctx, "../x", "package policy"), 401, "policy id")
+	w.must(w.admin.SetAttestationPolicy(ctx, "default_cpu", "package policy\ntrust_claims := {\"hardware\": 97}\n"))
+	// Reference values.
+	refused(w.admin.RegisterReferenceValues(ctx, map[string]any{}), 401, "names no value")
+	refused(w.admin.DeleteReferenceValue(ctx, "nothing"), 404, "no reference value")
+	records, err := w.admin.ListReferenceValues(ctx)
+	w.must(err)
+	if len(records) != 3 || records[0].By != "admin" || records[0].Source != "sample" {
+		t.Errorf("reference values are %+v", records)
+	}
+	w.must(w.admin.DeleteReferenceValue(ctx, "tpm_pcr04"))
+	// Resources.
+	w.must(w.admin.DeleteResource(ctx, "default/key/1"))
+	refused(w.admin.DeleteResource(ctx, "default/key/1"), 404, "does not exist")
+	refused(w.admin.PutResource(ctx, "default/key", nil), 404, "path has 2 parts")
+	// Status, audit, health.
+	st, err := w.admin.Status(ctx)
+	w.must(err)
+	if st.Resources != 0 || st.ReferenceValues != 2 || st.Sessions != 1 || len(st.Verifiers) != 1 || !st.Verifiers[0].Ready {
+		t.Errorf("status is %+v", st)
+	}
+	w.must(w.admin.Healthy(ctx))
+	entries, err := w.admin.Audit(ctx, 0)
+	w.must(err)
+	if uint64(len(entries)) != st.AuditEntries || entries[len(entries)-1].Hash != st.AuditHead {
+		t.Errorf("audit has %d entries to %s, status says %d to %s", len(entries), entries[len(entries)-1].Hash, st.AuditEntries, st.AuditHead)
+	}
+	rest, err := w.admin.Audit(ctx, entries[1].Seq)
+	w.must(err)
+	if len(rest) != len(entries)-2 {
+		t.Errorf("audit since 2 has %d entries, want %d", len(rest), len(entries)-2)
+	}
+	for _, event := range []string{"auth", "attest", "resource-read", "resource-write", "resource-delete", "resource-policy", "attestation-policy", "reference-value", "reference-value-delete"} {
+		if !has(entries, event) {
+			t.Errorf("the audit log has no %q", event)
+		}
+	}
+	refused2 := func() error { _, err := w.admin.Explain(ctx, strings.Repeat("0", 32)); return err }
+	refused(refused2(), 404, "no record of request")
+	w.must(w.b.Server().Audit.Append(ctx, audit.Entry{Event: "test", Decision: audit.Allow}))
+}
+
+func has(entries []audit.Entry, event string) bool {
+	for _, e := range entries {
+		if e.Event == event {
+			return true
+		}
+	}
+	return false
+}
+
+// TestNothingIsReleasedWithoutAudit closes the audit log under a running broker.
+func TestNothingIsReleasedWithoutAudit(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.guest().ready()
+	w.b.server.Audit = brokenAudit{w.b.audit}
+	if status, answer := g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil); status != 401 || !strings.Contains(string(answer), "nothing is released") {
+		t.Errorf("resource: %d %s", status, answer)
+	}
+	if status, _ := w.guest().auth(); status != 401 {
+		t.Errorf("auth: %d, want 401", status)
+	}
+	if err := w.admin.PutResource(t.Context(), "default/key/2", []byte("x")); err == nil {
+		t.Error("a resource was stored without a record")
+	}
+	n, err := w.b.server.Resources.Count(t.Context())
+	w.must(err)
+	if n != 1 {
+		t.Errorf("there are %d resources, want 1", n)
+	}
+}
+
+type brokenAudit struct{ *audit.Log }
+
+func (brokenAudit) Append(context.Context, audit.Entry) error { return errors.New("disk full") }
+
+// TestSecretsStayInside looks for the secret, the admin token and session ids everywhere a broker writes.
+func TestSecretsStayInside(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.guest().ready()
+	g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil)
+	g.do("GET", "/kbs/v0/resource/default/key/other", nil, nil)
+	_, metrics := g.do("GET", "/metrics", nil, nil)
+	if !strings.Contains(string(metrics), "kbs_resource_reads_total 1") || strings.Contains(string(metrics), "default/key") {
+		t.Errorf("metrics lack the read, or name the resource:\n%s", metrics)
+	}
+	adminToken, err := os.ReadFile(filepath.Join(w.dir, "data", AdminTokenFile))
+	w.must(err)
+	secrets := map[string]string{
+		"secret": secretText, "admin token": strings.TrimSpace(string(adminToken)), "session": g.cookie.Value,
+		"attestation token": g.token, "credential": g.answer,
+	}
+	places := map[string][]byte{"metrics": metrics, "log": w.log.Bytes()}
+	for _, f := range []string{StoreFile, AuditFile} {
+		places[f], err = os.ReadFile(filepath.Join(w.dir, "data", f))
+		w.must(err)
+	}
+	for place, text := range places {
+		for what, s := range secrets {
+			if bytes.Contains(text, []byte(s)) {
+				t.Errorf("%s holds the %s", place, what)
+			}
+		}
+	}
+	for _, f := range []string{StoreFile, StoreKeyFile, AuditFile, AdminTokenFile} {
+		info, err := os.Stat(filepath.Join(w.dir, "data", f))
+		w.must(err)
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %o, want 600", f, info.Mode().Perm())
+		}
+	}
+}
+
+// TestRestart: secrets, policies, the signing key and the admin token survive; sessions do not.
+func TestRestart(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.guest().ready()
+	cfg := w.b.cfg
+	w.must(w.b.Close())
+	w.start(cfg)
+	status, answer := g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil)
+	if name, _ := w.detail(answer); status != 401 || name != "TokenNotFound" {
+		t.Errorf("old session: %d %s", status, answer)
+	}
+	status, jwe := g.do("GET", "/kbs/v0/resource/default/key/1", nil, http.Header{"Authorization": {"Bearer " + g.token}})
+	if status != 200 {
+		t.Fatalf("old token: %d %s", status, jwe)
+	}
+	plain, err := kbs.Decrypt(jwe, g.key)
+	w.must(err)
+	if string(plain) != secretText {
+		t.Errorf("got %q", plain)
+	}
+	if _, err := w.admin.Status(t.Context()); err != nil {
+		t.Errorf("the admin token was lost: %v", err)
+	}
+}
+
+// TestServeTLS starts the program on a free port, with the certificate made at the first start.
+func TestServeTLS(t *testing.T) {
+	dir := t.TempDir()
+	ctx, stop := context.WithCancel(t.Context())
+	out, in := io.Pipe()
+	done := make(chan int, 1)
+	var stderr bytes.Buffer
+	go func() {
+		done <- Main(ctx, []string{"serve", "--data", dir, "--listen", "127.0.0.1:0"}, "test", in, &stderr)
+	}()
+	var ready Ready
+	if err := json.NewDecoder(out).Decode(&ready); err != nil {
+		t.Fatalf("ready line: %v", err)
+	}
+	c, err := client.New(client.Config{URL: ready.URL, CertificateFile: ready.TLSCertificate, AdminTokenFile: ready.AdminTokenFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stranger, err := client.New(client.Config{URL: ready.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stranger.Healthy(t.Context()); err == nil {
+		t.Error("a client that knows no certificate connects")
+	}
+	if _, err := Open(t.Context(), b1(dir), Options{Log: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "another broker process") {
+		t.Errorf("second broker on the same data: %v", err)
+	}
+	stop()
+	select {
+	case code := <-done:
+		if code != 0 {
+			t.Errorf("exit code %d: %s", code, stderr.String())
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the broker does not stop")
+	}
+}
+
+func b1(dir string) config.Config {
+	c := config.Default()
+	c.DataDir = dir
+	return c
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{nil, 2, "no command"},
+		{[]string{"dance"}, 2, `unknown command "dance"`},
+		{[]string{"serve", "extra"}, 2, `unexpected argument "extra"`},
+		{[]string{"serve", "--nope"}, 2, "nope"},
+		{[]string{"serve", "--config", "/nonexistent.toml"}, 1, "/nonexistent.toml"},
+		{[]string{"validate"}, 2, "--config is missing"},
+		{[]string{"example-config"}, 0, "insecure_unknown_tpm = false"},
+		{[]string{"version"}, 0, "cloister-broker test"},
+		{[]string{"help"}, 0, "Usage"},
+	} {
+		var out bytes.Buffer
+		if code := Main(t.Context(), tc.args, "test", &out, &out); code != tc.code || !strings.Contains(out.String(), tc.says) {
+			t.Errorf("%v: exit %d, %q, want %d with %q", tc.args, code, out.String(), tc.code, tc.says)
+		}
+	}
+}
+
+// FuzzAttest hands bodies to the verification of a live session. What is not evidence is refused, and nothing panics.
+func FuzzAttest(f *testing.F) {
+	f.Add([]byte(`{}`))
+	f.Add([]byte(`{"init-data":{"format":"toml","body":"x"},"runtime-data":{"nonce":"","tee-pubkey":{"kty":"EC"}},"tee-evidence":{"primary_evidence":{},"additional_evidence":"{}"}}`))
+	cfg := config.Default()
+	cfg.DataDir, cfg.Server.InsecureHTTP, cfg.Attestation.MaxSessions = f.TempDir(), true, 1_000_000
+	b, err := Open(f.Context(), cfg, Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			f.Error(err)
+		}
+	})
+	b.server.Audit = silentAudit{b.audit}
+	send := func(path string, body []byte, cookies []*http.Cookie) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(http.MethodPost, path, bytes.NewReader(body))
+		for _, c := range cookies {
+			r.AddCookie(c)
+		}
+		rec := httptest.NewRecorder()
+		b.server.ServeHTTP(rec, r)
+		return rec
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		res := send("/kbs/v0/auth", []byte(`{"version":"0.4.0","tee":"tpm","extra-params":""}`), nil)
+		var c kbs.Challenge
+		if err := json.Unmarshal(res.Body.Bytes(), &c); err != nil {
+			t.Fatal(err)
+		}
+		// The nonce is put in, so that bodies get past the first check.
+		body = bytes.ReplaceAll(body, []byte(`"nonce":""`), []byte(`"nonce":"`+c.Nonce+`"`))
+		res = send("/kbs/v0/attest", body, res.Result().Cookies())
+		if res.Code != http.StatusUnauthorized && res.Code != http.StatusRequestEntityTooLarge {
+			t.Fatalf("body %q: %d %s, want a refusal", body, res.Code, res.Body)
+		}
+	})
+}
+
+type silentAudit struct{ *audit.Log }
+
+func (silentAudit) Append(context.Context, audit.Entry) error { return nil }

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/client"
+)
+
+// brokerFlags say which broker to talk to; they are the same for every command that does.
+type brokerFlags struct {
+	url, cert, token string
+	dir              string
+}
+
+// Environment variables that stand in for the flags.
+const (
+	envKBS   = "CLOISTER_KBS"
+	envCert  = "CLOISTER_KBS_CERT"
+	envToken = "CLOISTER_ADMIN_TOKEN_FILE"
+	envDir   = "CLOISTER_BROKER_DIR"
+)
+
+func (f *brokerFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.url, "kbs", os.Getenv(envKBS), "URL of the broker (env "+envKBS+")")
+	c.Flags().StringVar(&f.cert, "kbs-cert", os.Getenv(envCert), "PEM file with the broker's certificate (env "+envCert+")")
+	c.Flags().StringVar(&f.token, "admin-token", os.Getenv(envToken), "file with the broker's admin token (env "+envToken+")")
+	c.Flags().StringVar(&f.dir, "broker-dir", os.Getenv(envDir), "data folder of a broker on this machine, instead of the three above (env "+envDir+")")
+}
+
+// resolve fills in what a local broker's data folder says.
+func (f *brokerFlags) resolve() (client.Config, error) {
+	c := client.Config{URL: f.url, CertificateFile: f.cert, AdminTokenFile: f.token}
+	if f.dir != "" {
+		if c.URL == "" {
+			text, err := os.ReadFile(filepath.Join(f.dir, "url"))
+			if err != nil {
+				return c, hint(fmt.Errorf("finding the broker of %s: %w", f.dir, err), "start it with `cloister-broker serve --data %s`", f.dir)
+			}
+			c.URL = strings.TrimSpace(string(text))
+		}
+		setIfEmpty(&c.CertificateFile, filepath.Join(f.dir, "tls.crt"))
+		setIfEmpty(&c.AdminTokenFile, filepath.Join(f.dir, "admin-token"))
+		if strings.HasPrefix(c.URL, "http://") {
+			c.CertificateFile = ""
+		}
+	}
+	if c.URL == "" {
+		return c, hintError{usageError{errors.New("no broker was named")}, "give --kbs URL, or --broker-dir DIR for a broker on this machine"}
+	}
+	return c, nil
+}
+
+func setIfEmpty(s *string, value string) {
+	if *s == "" {
+		*s = value
+	}
+}
+
+func (f *brokerFlags) client() (*client.Client, error) {
+	c, err := f.resolve()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(c)
+}
+
+// guestView is what a guest is told of the broker: the URL it reaches it by, and the certificate to insist on. No
+// broker at all is possible: then the pod has no secrets.
+func (f *brokerFlags) guestView(guestURL string) (url, certPEM string, err error) {
+	if guestURL == "" && f.url == "" && f.dir == "" {
+		return "", "", nil
+	}
+	c, err := f.resolve()
+	if err != nil && guestURL == "" {
+		return "", "", err
+	}
+	if guestURL == "" {
+		guestURL = c.URL
+	}
+	if c.CertificateFile == "" || strings.HasPrefix(guestURL, "http://") {
+		return guestURL, "", nil
+	}
+	text, err := os.ReadFile(c.CertificateFile)
+	if err != nil {
+		return "", "", fmt.Errorf("reading the broker's certificate: %w", err)
+	}
+	return guestURL, string(text), nil
+}
+
+func secretCmd(a *app) *cobra.Command {
+	put := &cobra.Command{
+		Use: "put URI FILE", Short: "Put the bytes of FILE into the broker as kbs:///repository/type/tag", Args: exactly(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			path, err := resourcePath(args[0])
+			if err != nil {
+				return err
+			}
+			secret, err := os.ReadFile(args[1])
+			if err != nil {
+				return fmt.Errorf("reading the secret: %w", err)
+			}
+			client, err := a.broker.client()
+			if err != nil {
+				return err
+			}
+			if err := client.PutResource(c.Context(), path, secret); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "kbs:///%s: %d bytes\n", path, len(secret))
+			return nil
+		},
+	}
+	rm := &cobra.Command{
+		Use: "rm URI", Short: "Remove a secret from the broker", Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			path, err := resourcePath(args[0])
+			if err != nil {
+				return err
+			}
+			client, err := a.broker.client()
+			if err != nil {
+				return err
+			}
+			return client.DeleteResource(c.Context(), path)
+		},
+	}
+	a.broker.add(put)
+	a.broker.add(rm)
+	return group("secret", "Put secrets into the broker, for attested guests", put, rm)
+}
+
+func resourcePath(uri string) (string, error) {
+	path, ok := strings.CutPrefix(uri, "kbs:///")
+	if !ok || strings.Count(path, "/") != 2 {
+		return "", usageError{fmt.Errorf("%q: want kbs:///repository/type/tag", uri)}
+	}
+	return path, nil
+}
+
+func brokerCmd(a *app) *cobra.Command {
+	return group("broker", "Look at a key broker", brokerStatusCmd(a), brokerAuditCmd(a))
+}
+
+func brokerStatusCmd(a *app) *cobra.Command {
+	c := &cobra.Command{
+		Use: "status", Short: "What the broker knows, and which insecure switches are on", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := a.broker.client()
+			if err != nil {
+				return err
+			}
+			s, err := client.Status(c.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(s)
+			}
+			insecure := "none"
+			if len(s.Insecure) > 0 {
+				insecure = strings.Join(s.Insecure, ", ")
+			}
+			rows := [][]string{
+				{"version", s.Version}, {"started", s.Started.Local().Format("2006-01-02 15:04:05")},
+				{"sessions", fmt.Sprint(s.Sessions)}, {"resources", fmt.Sprint(s.Resources)}, {"reference values", fmt.Sprint(s.ReferenceValues)},
+				{"attestation policies", strings.Join(s.AttestationPolicies, ", ")}, {"audit entries", fmt.Sprint(s.AuditEntries)},
+				{"insecure switches", insecure},
+			}
+			for _, v := range s.Verifiers {
+				state := "ready"
+				if !v.Ready {
+					state = "off: " + v.Disabled
+				}
+				rows = append(rows, []string{"verifier " + v.TEE, state})
+			}
+			a.table("", rows)
+			return nil
+		},
+	}
+	a.broker.add(c)
+	return c
+}
+
+func brokerAuditCmd(a *app) *cobra.Command {
+	var since uint64
+	var tail int
+	var verify string
+	c := &cobra.Command{
+		Use: "audit", Short: "Print the decisions of the broker, or verify an audit file", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if verify != "" {
+				return a.verifyAudit(verify)
+			}
+			entries, err := a.auditSince(c.Context(), since)
+			if err != nil {
+				return err
+			}
+			if tail > 0 && len(entries) > tail {
+				entries = entries[len(entries)-tail:]
+			}
+			if a.json {
+				return a.printJSON(entries)
+			}
+			var rows [][]string
+			for _, e := range entries {
+				rows = append(rows, []string{fmt.Sprint(e.Seq), e.Time.Local().Format("15:04:05"), e.Event, e.Decision, e.Subject, e.RequestID})
+			}
+			a.table("SEQ|TIME|EVENT|DECISION|SUBJECT|REQUEST", rows)
+			for _, e := range entries {
+				if e.Reason != "" {
+					fmt.Fprintf(a.stdout, "%s: %s\n", e.RequestID, e.Reason)
+				}
+			}
+			return nil
+		},
+	}
+	a.broker.add(c)
+	c.Flags().Uint64Var(&since, "since", 0, "start after this entry")
+	c.Flags().IntVar(&tail, "tail", 0, "only the last entries")
+	c.Flags().StringVar(&verify, "verify", "", "check the hash chain of an audit file instead")
+	return c
+}
+
+// auditSince reads all pages of the audit log after an entry.
+func (a *app) auditSince(ctx context.Context, since uint64) ([]audit.Entry, error) {
+	client, err := a.broker.client()
+	if err != nil {
+		return nil, err
+	}
+	var all []audit.Entry
+	for {
+		page, err := client.Audit(ctx, since)
+		if err != nil {
+			return nil, err
+		}
+		if len(page) == 0 {
+			return all, nil
+		}
+		all = append(all, page...)
+		since = page[len(page)-1].Seq
+	}
+}
+
+func (a *app) verifyAudit(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("opening the audit file: %w", err)
+	}
+	defer f.Close()
+	n, head, err := audit.Verify(f)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stdout, "%s: %d entries, unbroken, head %s\n", file, n, head)
+	return nil
+}
+
+// mergeValues adds values to what the broker has, so that several pods and kernels can be expected side by side.
+func mergeValues(ctx context.Context, c *client.Client, values map[string][]string) (map[string]any, error) {
+	records, err := c.ListReferenceValues(ctx)
+	if err != nil {
+		return nil, err
+	}
+	merged := map[string]any{}
+	for name, list := range values {
+		all := slices.Clone(list)
+		for _, r := range records {
+			var have []string
+			if r.Name != name {
+				continue
+			}
+			if err := json.Unmarshal(r.Value, &have); err != nil {
+				return nil, fmt.Errorf("reference value %s is not a list of strings: %w", name, err)
+			}
+			for _, v := range have {
+				if !slices.Contains(all, v) {
+					all = append(all, v)
+				}
+			}
+		}
+		slices.Sort(all)
+		merged[name] = slices.Compact(all)
+	}
+	return merged, nil
+}

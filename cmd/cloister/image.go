@@ -1,0 +1,179 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloister/cloister/author/image"
+	"github.com/cloister/cloister/internal/testregistry"
+)
+
+func imageCmd(a *app) *cobra.Command {
+	return group("image", "Build, encrypt, sign and inspect images", imageBuildCmd(a), imageEncryptCmd(a), imageSignCmd(a), imageInspectCmd(a), imageRegistryCmd(a))
+}
+
+// registryOptions allow plain HTTP to a registry only if it was named.
+func registryOptions(ref string, insecure []string) image.Options {
+	var o image.Options
+	for _, host := range insecure {
+		if strings.HasPrefix(ref, host+"/") {
+			o.PlainHTTP = true
+		}
+	}
+	return o
+}
+
+func imageBuildCmd(a *app) *cobra.Command {
+	var (
+		files, insecure, env []string
+		dir, compression     string
+		entrypoint           []string
+	)
+	c := &cobra.Command{
+		Use:   "build REFERENCE",
+		Short: "Make an image from files on this machine, with the shared libraries they need, and push it",
+		Args:  exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			spec := image.Spec{Dir: dir, Files: map[string]string{}, Libraries: true, Compression: compression, Entrypoint: entrypoint, Env: env}
+			for _, f := range files {
+				from, to, ok := strings.Cut(f, ":")
+				if !ok {
+					to = from
+				}
+				spec.Files[to] = from
+			}
+			img, err := image.Build(spec)
+			if err != nil {
+				return err
+			}
+			digest, err := image.Push(c.Context(), img, args[0], registryOptions(args[0], insecure))
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "%s@%s\n", args[0], digest)
+			return nil
+		},
+	}
+	c.Flags().StringArrayVar(&files, "file", nil, "FILE or FILE:PATH-IN-IMAGE (repeatable)")
+	c.Flags().StringVar(&dir, "dir", "", "folder that becomes the root of the image")
+	c.Flags().StringVar(&compression, "compression", "gzip", "gzip, zstd or none")
+	c.Flags().StringArrayVar(&entrypoint, "entrypoint", nil, "word of the entry point (repeatable)")
+	c.Flags().StringArrayVar(&env, "env", nil, "NAME=VALUE of the image (repeatable)")
+	addInsecureRegistry(c, &insecure)
+	return c
+}
+
+func imageEncryptCmd(a *app) *cobra.Command {
+	var keyFile, keyID string
+	var insecure []string
+	c := &cobra.Command{
+		Use:   "encrypt SOURCE DESTINATION",
+		Short: "Encrypt every layer of an image, so that only an attested guest can read it",
+		Args:  exactly(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			key, err := os.ReadFile(keyFile)
+			if err != nil {
+				return hint(fmt.Errorf("reading the image key: %w", err), "make one with `cloister key new %s`", keyFile)
+			}
+			if len(key) != 32 {
+				return hint(fmt.Errorf("the image key in %s has %d bytes, want 32", keyFile, len(key)), "make one with `cloister key new FILE`")
+			}
+			done, err := image.Encrypt(c.Context(), args[0], args[1], []image.Key{{KID: keyID, KEK: key}},
+				image.EncryptOptions{Options: registryOptions(args[1], insecure)})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "%s@%s, %d layer(s) encrypted for %s\n", args[1], done.Digest, done.Layers, keyID)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&keyFile, "key", "", "file with the 32-byte image key")
+	c.Flags().StringVar(&keyID, "key-id", "", "kbs:/// resource the guest will get the key from")
+	addInsecureRegistry(c, &insecure)
+	_ = c.MarkFlagRequired("key")
+	_ = c.MarkFlagRequired("key-id")
+	return c
+}
+
+func imageSignCmd(a *app) *cobra.Command {
+	var keyFile, identity string
+	var insecure []string
+	c := &cobra.Command{
+		Use:   "sign REFERENCE",
+		Short: "Sign an image with a key, in cosign's format",
+		Args:  exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			key, err := os.ReadFile(keyFile)
+			if err != nil {
+				return hint(fmt.Errorf("reading the signing key: %w", err), "make one with `cloister key new --type signing %s`", keyFile)
+			}
+			signed, err := image.Sign(c.Context(), args[0], key, image.SignOptions{Options: registryOptions(args[0], insecure), Identity: identity})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "%s signed: %s\n", signed.Reference, signed.Signature)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&keyFile, "key", "", "PEM file with the private key")
+	c.Flags().StringVar(&identity, "identity", "", "repository the signature is for (default: the image's)")
+	addInsecureRegistry(c, &insecure)
+	_ = c.MarkFlagRequired("key")
+	return c
+}
+
+func imageInspectCmd(a *app) *cobra.Command {
+	var insecure []string
+	c := &cobra.Command{
+		Use: "inspect REFERENCE", Short: "Print layers, keys and signatures of an image", Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			info, err := image.Inspect(c.Context(), args[0], registryOptions(args[0], insecure))
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(info)
+			}
+			fmt.Fprintf(a.stdout, "%s@%s\n", info.Reference, info.Digest)
+			var rows [][]string
+			for _, p := range info.Platforms {
+				for _, l := range p.Layers {
+					key := "not encrypted"
+					if l.Encrypted {
+						key = strings.Join(l.KeyIDs, " ")
+					}
+					rows = append(rows, []string{p.OS + "/" + p.Architecture, l.Digest, mega(l.Size), key})
+				}
+			}
+			a.table("PLATFORM|LAYER|SIZE|KEY", rows)
+			for _, s := range info.Signatures {
+				fmt.Fprintf(a.stdout, "signature %s for %s (not verified here)\n", s.Tag, s.Identity)
+			}
+			return nil
+		},
+	}
+	addInsecureRegistry(c, &insecure)
+	return c
+}
+
+func imageRegistryCmd(a *app) *cobra.Command {
+	var listen, dir string
+	c := &cobra.Command{
+		Use: "registry", Short: "Serve a small OCI registry for tests and demos, plain HTTP, until stopped", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			r, err := testregistry.Start(testregistry.Options{Addr: listen, Dir: dir})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "registry: listening on %s (plain HTTP, no authentication)\n", r.Addr())
+			<-c.Context().Done()
+			return r.Close()
+		},
+	}
+	c.Flags().StringVar(&listen, "listen", "127.0.0.1:5000", "address to listen on")
+	c.Flags().StringVar(&dir, "dir", "", "keep blobs in this folder instead of in memory")
+	return c
+}

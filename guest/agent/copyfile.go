@@ -1,0 +1,174 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/cloister/cloister/wire/agent"
+)
+
+// maxFile bounds one copied file; the directory is in memory.
+const maxFile = 1 << 30
+
+// CopyFile puts a file, directory or symlink of the pod below its shared directory. Files arrive in pieces and appear
+// under their name when complete. However paths and symlinks look, nothing outside the directory is touched.
+func (a *Agent) CopyFile(_ context.Context, req *agent.CopyFileRequest) (*emptypb.Empty, error) {
+	base := filepath.Join(a.cfg.Layout.Root, "shared/containers")
+	rel, ok := strings.CutPrefix(req.GetPath(), base+"/")
+	if !ok || !filepath.IsLocal(rel) || path.Clean(rel) != strings.TrimSuffix(rel, "/") || rel == "." {
+		return nil, invalid("path %.120q is not below %s", req.GetPath(), base)
+	}
+	if err := os.MkdirAll(base, 0o755); err != nil {
+		return nil, fmt.Errorf("making %s: %w", base, err)
+	}
+	root, err := os.OpenRoot(base)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", base, err)
+	}
+	defer root.Close()
+	if err := copyFile(root, path.Clean(rel), req); err != nil {
+		return nil, fmt.Errorf("copying to %s: %w", req.GetPath(), err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func copyFile(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	size, off, n := req.GetFileSize(), req.GetOffset(), int64(len(req.GetData()))
+	if size < 0 || size > maxFile || off < 0 || off > size || n > size-off {
+		return invalid("%d bytes at offset %d do not fit into a file of %d (limit %d)", n, off, size, int64(maxFile))
+	}
+	if req.GetUid() < 0 || req.GetGid() < 0 {
+		return invalid("owner %d:%d", req.GetUid(), req.GetGid())
+	}
+	if err := makeParents(root, rel, req); err != nil {
+		return err
+	}
+	switch req.GetFileMode() & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return copyDir(root, rel, req)
+	case unix.S_IFLNK:
+		return copySymlink(root, rel, req)
+	case unix.S_IFREG, 0:
+		return copyRegular(root, rel, req)
+	}
+	return invalid("file type %#o", req.GetFileMode()&unix.S_IFMT)
+}
+
+// makeParents makes the directories above rel. The mode of the request may lack the bits that make a directory usable,
+// which would only hurt the pod's own users.
+func makeParents(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	parent := path.Dir(rel)
+	if parent == "." {
+		return nil
+	}
+	if _, err := root.Stat(parent); err == nil {
+		return nil
+	}
+	mode := fs.FileMode(req.GetDirMode() & 0o777)
+	if mode == 0 {
+		mode = 0o750
+	}
+	if err := root.MkdirAll(parent, mode); err != nil {
+		return err
+	}
+	return root.Lchown(parent, int(req.GetUid()), int(req.GetGid()))
+}
+
+func copyDir(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	info, err := root.Lstat(rel)
+	switch {
+	case err == nil && !info.IsDir():
+		if err := root.Remove(rel); err != nil {
+			return err
+		}
+		fallthrough
+	case errors.Is(err, fs.ErrNotExist):
+		if err := root.Mkdir(rel, 0o700); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	}
+	return setOwner(root, rel, req)
+}
+
+// copySymlink makes a link; where it leads is decided by those who follow it, and they are confined.
+func copySymlink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	target := string(req.GetData())
+	if target == "" || len(target) >= unix.PathMax || strings.ContainsRune(target, 0) {
+		return invalid("symlink target %.120q", target)
+	}
+	if err := root.RemoveAll(rel); err != nil {
+		return err
+	}
+	if err := root.Symlink(target, rel); err != nil {
+		return err
+	}
+	return root.Lchown(rel, int(req.GetUid()), int(req.GetGid()))
+}
+
+func copyRegular(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	tmp := strings.TrimSuffix(rel, path.Ext(rel)) + ".tmp"
+	if path.Ext(rel) == path.Base(rel) { // a name that is all extension, such as .profile
+		tmp = rel + ".tmp"
+	}
+	if req.GetOffset() == 0 {
+		for _, old := range []string{tmp, rel} {
+			if err := root.RemoveAll(old); err != nil {
+				return err
+			}
+		}
+	}
+	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = invalid("%s is not a regular file", tmp)
+	}
+	if err == nil {
+		_, err = f.WriteAt(req.GetData(), req.GetOffset())
+	}
+	var now fs.FileInfo
+	if err == nil {
+		now, err = f.Stat()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	switch got := now.Size(); {
+	case got < req.GetFileSize():
+		return nil
+	case got > req.GetFileSize():
+		return invalid("the file has %d bytes, %d were announced", got, req.GetFileSize())
+	}
+	if err := setOwner(root, tmp, req); err != nil {
+		return err
+	}
+	return root.Rename(tmp, rel)
+}
+
+// setOwner sets owner and then mode, because a change of owner clears mode bits.
+func setOwner(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	if err := root.Lchown(rel, int(req.GetUid()), int(req.GetGid())); err != nil {
+		return err
+	}
+	m := req.GetFileMode()
+	mode := fs.FileMode(m & 0o777)
+	for bit, flag := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
+		if m&bit != 0 {
+			mode |= flag
+		}
+	}
+	return root.Chmod(rel, mode)
+}

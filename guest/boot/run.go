@@ -1,0 +1,318 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/guest/agent"
+	"github.com/cloister/cloister/guest/attest"
+	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/guest/mux"
+	"github.com/cloister/cloister/guest/network"
+	"github.com/cloister/cloister/guest/reap"
+	"github.com/cloister/cloister/wire/initdata"
+)
+
+// machine is the guest while it comes up.
+type machine struct {
+	version string
+	began   time.Time
+	console io.Writer
+	logs    *LogHub
+	log     *slog.Logger
+	cfg     Config
+	events  *Uevents
+	reaper  *reap.Reaper
+	net     *network.Stack
+	tpm     *attest.TPM
+	data    *Initdata // nil when none was announced
+	gate    *gate.Engine
+	hub     *services
+}
+
+// Run is the life of PID 1: it brings the guest up, serves until the sandbox is destroyed, the host has gone or ctx
+// ends, and switches the machine off. It never returns.
+func Run(ctx context.Context, version string) {
+	m := &machine{version: version, began: time.Now(), console: os.Stderr}
+	if err := m.run(ctx); err != nil {
+		fatal(m.console, err)
+	}
+	powerOff()
+}
+
+func (m *machine) run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := m.prepare(); err != nil {
+		return err
+	}
+	m.reaper = reap.New(m.log)
+	reaping := make(chan error, 1)
+	// Statuses are collected to the very end, also while containers are stopped.
+	go func() { reaping <- m.reaper.Serve(context.WithoutCancel(ctx)) }()
+
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"modules", m.loadModules},
+		{"network", m.openNetwork},
+		{"tpm", m.openTPM},
+		{"initdata", m.measure},
+		{"policy", m.loadPolicy},
+		{"services", m.startServices},
+	} {
+		start := time.Now()
+		if err := step.do(ctx); err != nil {
+			return err
+		}
+		m.log.Info("boot step done", "step", step.name, "took", time.Since(start).Round(time.Millisecond))
+	}
+	return m.serve(ctx)
+}
+
+// prepare makes the file systems and the log.
+func (m *machine) prepare() error {
+	unix.Umask(0o022)
+	if err := reroot(); err != nil {
+		return err
+	}
+	if err := mountAll(earlyMounts()); err != nil {
+		return err
+	}
+	if err := deviceLinks(); err != nil {
+		return err
+	}
+	console, err := openConsole()
+	if err != nil {
+		return err
+	}
+	m.console = console
+	if err := os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"); err != nil {
+		return fmt.Errorf("setting PATH: %w", err)
+	}
+	text, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return fmt.Errorf("reading the kernel command line: %w", err)
+	}
+	if m.cfg, err = ParseCmdline(string(text)); err != nil {
+		return err
+	}
+	m.logs = NewLogHub()
+	m.log = slog.New(fanout{consoleHandler(m.console, m.cfg.LogLevel), m.logs.Handler(m.cfg.LogLevel)})
+	if len(m.cfg.Ignored) > 0 {
+		m.log.Warn("kernel command line keys without effect", "keys", m.cfg.Ignored)
+	}
+	// Files and sockets of many containers; the default is for one program.
+	const files = 1 << 20
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: files}); err != nil {
+		return fmt.Errorf("raising the limit of open files: %w", err)
+	}
+	m.events, err = OpenUevents()
+	return err
+}
+
+func (m *machine) loadModules(context.Context) error {
+	if err := loadModules(m.log, modulesList); err != nil {
+		return err
+	}
+	return mountAll(lateMounts())
+}
+
+func (m *machine) openNetwork(context.Context) error {
+	var err error
+	if m.net, err = network.Open(); err != nil {
+		return err
+	}
+	if err := unix.Sethostname([]byte("localhost")); err != nil {
+		return fmt.Errorf("setting the hostname: %w", err)
+	}
+	return m.net.UpLoopback()
+}
+
+// openTPM opens the TPM. Without initdata the guest has no secrets and may do without.
+func (m *machine) openTPM(ctx context.Context) error {
+	if m.cfg.Initdata == InitdataRequired {
+		wait, cancel := context.WithTimeout(ctx, m.cfg.HotplugTimeout)
+		defer cancel()
+		if err := m.events.WaitFor(wait, "the TPM that initdata is measured into", func() (bool, error) {
+			return exists("/dev/tpmrm0") || exists("/dev/tpm0"), nil
+		}); err != nil {
+			return err
+		}
+	}
+	tpm, err := attest.NewTPM(ctx, "")
+	if err != nil && m.cfg.Initdata == InitdataNone {
+		m.log.Info("no TPM", "reason", err)
+		return nil
+	}
+	m.tpm = tpm
+	return err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// measure reads the initdata, measures it and only then interprets it.
+func (m *machine) measure(ctx context.Context) error {
+	if m.cfg.Initdata == InitdataNone {
+		m.log.Warn("the command line announces no initdata: the guest will refuse to run containers")
+		return nil
+	}
+	var text []byte
+	wait, cancel := context.WithTimeout(ctx, m.cfg.HotplugTimeout)
+	defer cancel()
+	err := m.events.WaitFor(wait, "a block device with initdata", func() (bool, error) {
+		var err error
+		text, err = readInitdata("/sys", "/dev")
+		if errors.Is(err, initdata.ErrNoInitdata) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
+	if m.data, err = measureInitdata(ctx, m.tpm, text); err != nil {
+		return err
+	}
+	return m.data.store(InitdataDir)
+}
+
+func (m *machine) loadPolicy(context.Context) error {
+	text, source := defaultPolicy, "built-in"
+	if m.data != nil {
+		if p, ok := m.data.Data[partPolicy]; ok {
+			text, source = p, "initdata"
+		}
+	}
+	var err error
+	if m.gate, err = gate.New(text, gate.Options{Logger: m.log}); err != nil {
+		return err
+	}
+	m.log.Info("policy loaded", "source", source)
+	return nil
+}
+
+// errHostGone ends the guest when its channel does.
+var errHostGone = errors.New("the host has closed the channel")
+
+// serve answers the host until the end.
+func (m *machine) serve(ctx context.Context) error {
+	a := agent.New(m.agentConfig())
+	agents, logs, wait, err := m.openChannels(ctx)
+	if err != nil {
+		return err
+	}
+	// Start-up garbage, mostly of the policy compiler, is given back once instead of kept for good.
+	debug.FreeOSMemory()
+	m.log.Info("guest ready", "version", m.version, "took", time.Since(m.began).Round(time.Millisecond))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := a.Serve(ctx, agents); err != nil {
+			return err
+		}
+		return errServed
+	})
+	g.Go(func() error { return m.logs.Serve(ctx, logs) })
+	g.Go(func() error { return wait(ctx) })
+	g.Go(func() error { return m.hub.wait(ctx) })
+	switch err := g.Wait(); {
+	case errors.Is(err, errServed), errors.Is(err, errHostGone), errors.Is(err, context.Canceled):
+		m.log.Info("guest ends", "reason", err)
+		return nil
+	default:
+		return err
+	}
+}
+
+// errServed ends the group when the agent has nothing more to do.
+var errServed = errors.New("the sandbox has been destroyed")
+
+func (m *machine) agentConfig() agent.Config {
+	rc := container.DefaultConfig()
+	rc.PipeSize = m.cfg.PipeSize
+	cfg := agent.Config{
+		Version: m.version, Gate: m.gate, Network: m.net, Log: m.log, Layout: agent.DefaultLayout(),
+		Runtime:     container.NewRuntime(rc, m.reaper, m.log),
+		PullTimeout: m.cfg.ImagePullTimeout, HubTimeout: m.cfg.HubTimeout, HotplugTimeout: m.cfg.HotplugTimeout,
+		Reserved: reservedDevices("/sys"),
+	}
+	m.hub.configure(&cfg)
+	return cfg
+}
+
+// openChannels opens what there is: the virtio-serial port with the multiplexer, vsock, or both. wait blocks while the
+// channel is up.
+func (m *machine) openChannels(ctx context.Context) (agents, logs net.Listener, wait func(context.Context) error, err error) {
+	vAgents, vErr := mux.ListenVsock(mux.PortAgent)
+	if vErr != nil && !errors.Is(vErr, mux.ErrNoVsock) {
+		return nil, nil, nil, vErr
+	}
+	var vLogs net.Listener
+	if vErr == nil {
+		if vLogs, err = mux.ListenVsock(mux.PortLogs); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	port, err := m.findPort(ctx, vErr == nil)
+	if errors.Is(err, mux.ErrNoPort) {
+		m.log.Info("serving on vsock")
+		return vAgents, vLogs, func(ctx context.Context) error { <-ctx.Done(); return nil }, nil
+	}
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("no channel to the host: %w", errors.Join(err, vErr))
+	}
+	f, err := mux.OpenVirtioPort(ctx, port)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	x, err := mux.New(f, m.log, mux.PortAgent, mux.PortLogs)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	m.log.Info("serving on virtio-serial", "port", filepath.Base(port), "vsock", vErr == nil)
+	wait = func(ctx context.Context) error {
+		if err := x.Serve(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("%w: %w", errHostGone, err)
+		}
+		return errHostGone
+	}
+	if vErr != nil {
+		return x.Listener(mux.PortAgent), x.Listener(mux.PortLogs), wait, nil
+	}
+	return mux.Join(x.Listener(mux.PortAgent), vAgents), mux.Join(x.Listener(mux.PortLogs), vLogs), wait, nil
+}
+
+// findPort looks for the virtio-serial port; where vsock works the port need not come.
+func (m *machine) findPort(ctx context.Context, optional bool) (string, error) {
+	port, err := mux.FindVirtioPort("/sys", "/dev", mux.PortName)
+	if err == nil || optional || !errors.Is(err, mux.ErrNoPort) {
+		return port, err
+	}
+	wait, cancel := context.WithTimeout(ctx, m.cfg.HotplugTimeout)
+	defer cancel()
+	err = m.events.WaitFor(wait, "the virtio-serial port "+mux.PortName, func() (bool, error) {
+		var err error
+		port, err = mux.FindVirtioPort("/sys", "/dev", mux.PortName)
+		if errors.Is(err, mux.ErrNoPort) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	return port, err
+}

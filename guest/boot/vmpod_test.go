@@ -1,0 +1,238 @@
+package boot
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cloister/cloister/wire/agent"
+)
+
+const shared = "/run/kata-containers/shared/containers/"
+
+// send copies a file of this machine into the guest in pieces.
+func (v *vm) send(ctx context.Context, file, to string) {
+	v.t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	const piece = 1 << 20
+	for off := 0; off < len(data); off += piece {
+		part := data[off:min(off+piece, len(data))]
+		_, err := v.agent.CopyFile(ctx, &agent.CopyFileRequest{Path: to, FileSize: int64(len(data)), FileMode: 0o100755, DirMode: 0o40755, Offset: int64(off), Data: part})
+		if err != nil {
+			v.t.Fatal(err)
+		}
+	}
+}
+
+// container makes a specification that runs the probe.
+func probeContainer(id string, tty bool, args ...string) *agent.CreateContainerRequest {
+	return &agent.CreateContainerRequest{
+		ContainerId: id, ExecId: id,
+		OCI: &agent.Spec{
+			Version: "1.1.0",
+			Process: probeProcess(tty, args...),
+			Root:    &agent.Root{Path: shared + "root"},
+			Mounts: []*agent.Mount{
+				{Destination: "/proc", Source: "proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+				{Destination: "/dev", Source: "tmpfs", Type: "tmpfs", Options: []string{"nosuid", "mode=755"}},
+				{Destination: "/dev/pts", Source: "devpts", Type: "devpts", Options: []string{"newinstance", "ptmxmode=0666"}},
+				{Destination: "/sys", Source: "sysfs", Type: "sysfs", Options: []string{"ro", "nosuid"}},
+				{Destination: "/sys/fs/cgroup", Source: "cgroup", Type: "cgroup", Options: []string{"ro"}},
+				{Destination: "/dev/shm", Source: "/run/kata-containers/sandbox/shm", Type: "bind", Options: []string{"rbind"}},
+			},
+			Linux: &agent.Linux{
+				Resources:  &agent.LinuxResources{Memory: &agent.LinuxMemory{Limit: 64 << 20}, CPU: &agent.LinuxCPU{Shares: 512}},
+				Namespaces: []*agent.LinuxNamespace{{Type: "ipc"}, {Type: "uts"}, {Type: "mount"}},
+			},
+		},
+	}
+}
+
+func probeProcess(tty bool, args ...string) *agent.Process {
+	caps := []string{"CAP_CHOWN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_MKNOD"}
+	return &agent.Process{
+		Terminal: tty, Args: append([]string{"/probe"}, args...), Cwd: "/", Env: []string{"PATH=/", "COLOUR=green"}, User: &agent.User{},
+		Capabilities: &agent.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+	}
+}
+
+func (v *vm) output(ctx context.Context, container, exec string, read func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)) string {
+	v.t.Helper()
+	var out strings.Builder
+	for {
+		r, err := read(ctx, &agent.ReadStreamRequest{ContainerId: container, ExecId: exec, Len: 4096})
+		if err != nil {
+			v.t.Fatalf("reading output of %s/%s: %v", container, exec, err)
+		}
+		if len(r.GetData()) == 0 {
+			return out.String()
+		}
+		out.Write(r.GetData())
+	}
+}
+
+func (v *vm) wait(ctx context.Context, container, exec string) int32 {
+	v.t.Helper()
+	r, err := v.agent.WaitProcess(ctx, &agent.WaitProcessRequest{ContainerId: container, ExecId: exec})
+	if err != nil {
+		v.t.Fatalf("waiting for %s/%s: %v", container, exec, err)
+	}
+	return r.GetStatus()
+}
+
+func (v *vm) must(_ any, err error) {
+	v.t.Helper()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+func (v *vm) run(ctx context.Context, req *agent.CreateContainerRequest) {
+	v.t.Helper()
+	v.must(v.agent.CreateContainer(ctx, req))
+	v.must(v.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: req.GetContainerId()}))
+}
+
+func TestPodInVM(t *testing.T) {
+	parts := vmParts(t)
+	v := startVM(t, parts, allowAll(t, "SetPolicyRequest", "PauseContainerRequest"), "cloister.initdata=required")
+	ctx := vmContext(t)
+	v.connect()
+	h, err := v.health.Check(ctx, &agent.CheckRequest{})
+	if err != nil || h.GetStatus() != agent.HealthCheckResponse_SERVING {
+		t.Fatalf("health: %v, %v", h, err)
+	}
+	v.must(v.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: &agent.Interface{
+		Device: "eth0", Name: "eth0", HwAddr: "52:54:00:12:34:56", Mtu: 1500,
+		IPAddresses: []*agent.IPAddress{{Address: "10.0.2.15", Mask: "24"}},
+	}}))
+	routes, err := v.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: []*agent.Route{{Gateway: "10.0.2.2", Device: "eth0"}}}})
+	if err != nil || len(routes.GetRoutes()) < 2 {
+		t.Fatalf("routes: %v, %v", routes, err)
+	}
+	v.must(v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{
+		Hostname: "podname", SandboxId: "sandbox1", Dns: []string{"nameserver 10.0.2.3"},
+		Storages: []*agent.Storage{{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=16777216"}, MountPoint: "/run/kata-containers/sandbox/shm"}},
+	}))
+	probe := filepath.Join(t.TempDir(), "probe")
+	goBuild(t, "./testdata/probe", probe)
+	v.send(ctx, probe, shared+"root/probe")
+	for _, dir := range []string{"proc", "dev", "sys", "tmp"} {
+		v.must(v.agent.CopyFile(ctx, &agent.CopyFileRequest{Path: shared + "root/" + dir, FileMode: 0o40755, DirMode: 0o40755}))
+	}
+	t.Run("output, environment and exit code", func(t *testing.T) {
+		v.run(ctx, probeContainer("c1", false, "who", "env=COLOUR", "complain=bad", "ls=/dev", "open=/dev/null", "cat=/proc/self/cgroup", "write=/dev/shm/x", "exit=7"))
+		out := v.output(ctx, "c1", "", v.agent.ReadStdout)
+		errOut := v.output(ctx, "c1", "c1", v.agent.ReadStderr)
+		if code := v.wait(ctx, "c1", ""); code != 7 {
+			t.Errorf("exit code %d", code)
+		}
+		if !strings.HasPrefix(out, "1 0 podname\ngreen\n") || errOut != "bad\n" || strings.Contains(out, "tpm") || !strings.HasSuffix(out, "<nil>\n") {
+			t.Errorf("output %q, %q", out, errOut)
+		}
+		v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "c1"}))
+		if _, err := v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "c1"}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("removing twice: %v", err)
+		}
+	})
+	t.Run("exec, stdin, signals, stats", func(t *testing.T) { v.testLong(ctx, t) })
+	t.Run("terminal", func(t *testing.T) {
+		v.run(ctx, probeContainer("tty", true, "line", "exit=0"))
+		v.must(v.agent.TtyWinResize(ctx, &agent.TtyWinResizeRequest{ContainerId: "tty", Row: 20, Column: 70}))
+		v.must(v.agent.WriteStdin(ctx, &agent.WriteStreamRequest{ContainerId: "tty", Data: []byte("hello\n")}))
+		if out := v.output(ctx, "tty", "", v.agent.ReadStdout); !strings.Contains(out, "got hello\r\n") {
+			t.Errorf("output %q", out)
+		}
+		v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "tty"}))
+	})
+	t.Run("out of memory", func(t *testing.T) {
+		v.run(ctx, probeContainer("oom", false, "eat"))
+		if code := v.wait(ctx, "oom", ""); code != 137 {
+			t.Errorf("exit code %d", code)
+		}
+		ev, err := v.agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
+		if err != nil || ev.GetContainerId() != "oom" {
+			t.Errorf("event %v, %v", ev, err)
+		}
+	})
+	t.Run("refusals", func(t *testing.T) {
+		if _, err := v.agent.SetPolicy(ctx, &agent.SetPolicyRequest{Policy: "package agent_policy"}); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("policy replaced: %v", err)
+		}
+		if _, err := v.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: "oom"}); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "is blocked by policy") {
+			t.Errorf("pause: %v", err)
+		}
+		bad := probeContainer("bad", false, "who")
+		bad.OCI.Mounts = append(bad.OCI.Mounts, &agent.Mount{Destination: "/x", Source: "/run/cloister", Type: "bind"})
+		if _, err := v.agent.CreateContainer(ctx, bad); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("foreign mount: %v", err)
+		}
+	})
+	v.must(v.agent.DestroySandbox(ctx, &agent.DestroySandboxRequest{}))
+	v.waitExit()
+	if strings.Contains(v.console.String(), "fatal") {
+		t.Error("the guest did not end cleanly")
+	}
+}
+
+func (v *vm) testLong(ctx context.Context, t *testing.T) {
+	v.run(ctx, probeContainer("long", false, "term"))
+	if _, err := v.agent.ReadStdout(ctx, &agent.ReadStreamRequest{ContainerId: "long", Len: 100}); err != nil {
+		t.Fatal(err)
+	}
+	v.must(v.agent.ExecProcess(ctx, &agent.ExecProcessRequest{ContainerId: "long", ExecId: "e1", Process: probeProcess(false, "echo", "exit=3")}))
+	v.must(v.agent.WriteStdin(ctx, &agent.WriteStreamRequest{ContainerId: "long", ExecId: "e1", Data: []byte("through")}))
+	v.must(v.agent.CloseStdin(ctx, &agent.CloseStdinRequest{ContainerId: "long", ExecId: "e1"}))
+	if code := v.wait(ctx, "long", "e1"); code != 3 {
+		t.Errorf("exit code %d", code)
+	}
+	// What was written before the end is still there after it.
+	if out := v.output(ctx, "long", "e1", v.agent.ReadStdout); out != "through" {
+		t.Errorf("output %q", out)
+	}
+	st, err := v.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: "long"})
+	if err != nil || st.GetCgroupStats().GetMemoryStats().GetUsage().GetUsage() == 0 || st.GetCgroupStats().GetPidsStats().GetCurrent() == 0 {
+		t.Errorf("stats %v, %v", st, err)
+	}
+	v.must(v.agent.UpdateContainer(ctx, &agent.UpdateContainerRequest{ContainerId: "long", Resources: &agent.LinuxResources{Memory: &agent.LinuxMemory{Limit: 96 << 20}}}))
+	v.must(v.agent.SignalProcess(ctx, &agent.SignalProcessRequest{ContainerId: "long", Signal: 15}))
+	if code := v.wait(ctx, "long", ""); code != 9 {
+		t.Errorf("exit code %d after a handled SIGTERM", code)
+	}
+	v.run(ctx, probeContainer("deaf", false, "sleep"))
+	v.must(v.agent.SignalProcess(ctx, &agent.SignalProcessRequest{ContainerId: "deaf", ExecId: "deaf", Signal: 9}))
+	if code := v.wait(ctx, "deaf", ""); code != 137 {
+		t.Errorf("exit code %d after SIGKILL", code)
+	}
+}
+
+func TestVMWithoutInitdataStops(t *testing.T) {
+	parts := vmParts(t)
+	v := startVM(t, parts, nil, "cloister.initdata=required agent.hotplug_timeout=2")
+	v.waitExit()
+	if out := v.console.String(); !strings.Contains(out, "cloister-guest: fatal: waiting for a block device with initdata") {
+		t.Errorf("console does not say why")
+	}
+}
+
+func TestVMWithoutAnnouncedInitdata(t *testing.T) {
+	parts := vmParts(t)
+	v := startVM(t, parts, nil, "cloister.initdata=none")
+	ctx := vmContext(t)
+	v.connect()
+	v.must(v.agent.GetGuestDetails(ctx, &agent.GuestDetailsRequest{}))
+	if _, err := v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("sandbox: %v", err)
+	}
+	// The end of the channel is the end of the guest.
+	v.session.Close()
+	v.waitExit()
+}
