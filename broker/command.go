@@ -9,7 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 
+	"github.com/cloister/cloister/broker/atomicfile"
 	"github.com/cloister/cloister/broker/config"
 )
 
@@ -120,6 +122,7 @@ func serve(ctx context.Context, args []string, version string, stdout, stderr io
 	file := flags.String("config", "", "configuration `file`; without it everything is at its default")
 	data := flags.String("data", "", "data `directory`, overrides data_dir")
 	listen := flags.String("listen", "", "`address` and port, overrides server.listen; port 0 takes a free one")
+	ekRoots := flags.String("tpm-ek-roots", "", "PEM `file` with the root of the TPMs to trust, added to tpm.ek_roots")
 	readyFD := flags.Int("ready-fd", -1, "write the ready line to this file `descriptor` instead of standard output, then close it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	if err := parse(flags, args); err != nil {
@@ -137,6 +140,9 @@ func serve(ctx context.Context, args []string, version string, stdout, stderr io
 	if *listen != "" {
 		cfg.Server.Listen = *listen
 	}
+	if *ekRoots != "" {
+		cfg.TPM.EKRoots = append(cfg.TPM.EKRoots, *ekRoots)
+	}
 	var min slog.Level
 	if err := min.UnmarshalText([]byte(*level)); err != nil {
 		return usageError{fmt.Sprintf("--log-level is %q, want debug, info, warn or error", *level)}
@@ -152,9 +158,16 @@ func serve(ctx context.Context, args []string, version string, stdout, stderr io
 	defer func() { err = errors.Join(err, b.Close()) }()
 	return b.Serve(ctx, func(r Ready) error {
 		log.Info("listening", "url", r.URL, "data", r.DataDir)
+		// The URL lies beside the token and the certificate, so that a tool on this machine needs only the directory.
+		if err := atomicfile.Write(filepath.Join(cfg.DataDir, urlFile), []byte(r.URL+"\n"), 0o644); err != nil {
+			return err
+		}
 		return announce(r, *readyFD, stdout)
 	})
 }
+
+// urlFile holds the URL of the last start.
+const urlFile = "url"
 
 // announce writes the ready line, one JSON object.
 func announce(r Ready, fd int, stdout io.Writer) error {

@@ -54,6 +54,7 @@ type world struct {
 	admin *client.Client
 	tpm   *faketpm.TPM
 	b     *Broker
+	stop  func()
 }
 
 const secretText = "the secret of the test, 0123456789"
@@ -93,12 +94,14 @@ func (w *world) start(cfg config.Config) {
 	})
 	w.must(err)
 	srv := httptest.NewServer(w.b.Server())
-	w.t.Cleanup(func() {
+	b := w.b
+	w.stop = sync.OnceFunc(func() {
 		srv.Close()
-		if err := w.b.Close(); err != nil {
+		if err := b.Close(); err != nil {
 			w.t.Error(err)
 		}
 	})
+	w.t.Cleanup(w.stop)
 	w.url = srv.URL
 	w.admin, err = client.New(client.Config{URL: srv.URL, AdminTokenFile: filepath.Join(cfg.DataDir, AdminTokenFile)})
 	w.must(err)

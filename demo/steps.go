@@ -72,7 +72,7 @@ var steps = []step{
 		if _, err := s.sh("cloister", "doctor", "--tpm-ca", s.path("tpm-ca.pem")); err != nil {
 			return err
 		}
-		_, err := s.daemon("listening", "cloister-broker", "serve", "--data", "broker", "--listen", brokerListen, "--tpm-ek-roots", "tpm-ca.pem")
+		_, err := s.daemon("url", "cloister-broker", "serve", "--data", "broker", "--listen", brokerListen, "--tpm-ek-roots", "tpm-ca.pem")
 		return err
 	}},
 	{"a registry, and an image made from files on this machine", func(s *session) error {
@@ -92,7 +92,7 @@ var steps = []step{
 			{"key", "new", "--type", "signing", "signing.key"},
 			{"image", "encrypt", "--key", "image.key", "--key-id", "kbs:///default/image-kek/demo", "--insecure-registry", registryHost,
 				registryHost + "/" + image + ":plain", registryHost + "/" + image + ":encrypted"},
-			{"image", "sign", "--key", "signing.key", "--insecure-registry", registryHost, registryHost + "/" + image + ":encrypted"},
+			{"image", "sign", "--key", "signing.key", "--identity", registryVM + "/" + image, "--insecure-registry", registryHost, registryHost + "/" + image + ":encrypted"},
 			{"image", "inspect", "--insecure-registry", registryHost, registryHost + "/" + image + ":encrypted"},
 		} {
 			if _, err := s.sh("cloister", args...); err != nil {
@@ -137,7 +137,7 @@ var steps = []step{
 	}},
 	{"expected measurements, computed from the artefacts", func(s *session) error {
 		for _, pod := range []string{"pod", "sleeper"} {
-			if _, err := s.sh("cloister", "refvalue", "compute", "--initdata", pod+".toml", "-o", pod+".refvalues.json"); err != nil {
+			if _, err := s.sh("cloister", append([]string{"refvalue", "compute", "--initdata", pod + ".toml", "-o", pod + ".refvalues.json"}, append(registryFlags(), pod+".yaml")...)...); err != nil {
 				return err
 			}
 			if _, err := s.sh("cloister", "refvalue", "add", "--broker-dir", "broker", pod+".refvalues.json"); err != nil {

@@ -118,9 +118,5 @@ func buildInitrd(in initrdInput) ([]byte, error) {
 	if err := zw.Close(); err != nil {
 		return nil, fmt.Errorf("compressing the initrd: %w", err)
 	}
-	// The kernel wants the archive padded to four bytes.
-	for out.Len()%4 != 0 {
-		out.WriteByte(0)
-	}
 	return out.Bytes(), nil
 }

@@ -2,7 +2,6 @@ package manifest
 
 import (
 	"fmt"
-	"math"
 	"reflect"
 	"strconv"
 	"strings"
@@ -36,6 +35,7 @@ type decoder struct {
 	warn     func(string)
 	lines    positions
 	nodes    int
+	stopped  bool // a limit was reached
 }
 
 func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
@@ -46,10 +46,12 @@ func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
 func (d *decoder) decode(n *yaml.Node, path string, v reflect.Value, depth int) {
 	d.nodes++
 	if d.nodes > maxNodes || depth > maxDepth {
-		if d.nodes != math.MaxInt {
+		if !d.stopped {
 			d.fail(n, path, "the document is too large or too deeply nested")
-			d.nodes = math.MaxInt - 1<<20
 		}
+		d.stopped = true
+	}
+	if d.stopped {
 		return
 	}
 	if n.Kind == yaml.AliasNode {

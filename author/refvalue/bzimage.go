@@ -68,12 +68,15 @@ func Authenticode(img []byte) ([sha256.Size]byte, error) {
 		if sp.at+sp.size > size {
 			return zero, fmt.Errorf("PE section %d ends at %d, the image at %d", i, sp.at+sp.size, size)
 		}
+		// Sections that overlap could make a small image cost a lot.
+		if hashed += sp.size; hashed > size {
+			return zero, fmt.Errorf("PE sections have more than the %d bytes of the image", size)
+		}
 		spans = append(spans, sp)
 	}
 	sort.SliceStable(spans, func(i, j int) bool { return spans[i].at < spans[j].at })
 	for _, sp := range spans {
 		h.Write(img[sp.at : sp.at+sp.size])
-		hashed += sp.size
 	}
 	if certSize > size || hashed > size-certSize {
 		return zero, fmt.Errorf("PE image of %d bytes has %d bytes of sections and %d of certificates", size, hashed, certSize)

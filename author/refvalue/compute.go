@@ -49,6 +49,11 @@ func Compute(in Input) (*Result, error) {
 	if len(in.Machines) == 0 {
 		return nil, errors.New("computing reference values: no machine given")
 	}
+	for _, m := range in.Machines {
+		if err := m.validate(); err != nil {
+			return nil, fmt.Errorf("machine %s: %w", m, err)
+		}
+	}
 	if err := checkCmdline(in.Cmdline); err != nil {
 		return nil, err
 	}
@@ -78,9 +83,6 @@ func Compute(in Input) (*Result, error) {
 
 	res := &Result{Values: map[string][]string{}}
 	for _, m := range in.Machines {
-		if err := m.validate(); err != nil {
-			return nil, fmt.Errorf("machine %s: %w", m, err)
-		}
 		for _, patched := range []bool{true, false} {
 			b := Boot{Machine: m.String(), Loader: loaderName(patched), PCRs: map[int]string{}}
 			fw, err := firmwareEvents(in.FirmwareCode, fvs, m)

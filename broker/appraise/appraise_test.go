@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/store"
+	"github.com/cloister/cloister/wire/measured"
 )
 
 type refs map[string]string
@@ -218,5 +219,16 @@ func TestIdentifiers(t *testing.T) {
 	}
 	if want := `{"validated":{"container_images":["r/x:1"],"container_uids":[7]}}`; string(raw) != want {
 		t.Errorf("identifiers are %s, want %s", raw, want)
+	}
+}
+
+// TestDefaultPolicySpeaksOfMeasuredNames: author and policy use the same names of reference values.
+func TestDefaultPolicySpeaksOfMeasuredNames(t *testing.T) {
+	for _, name := range []string{
+		measured.TPMPCR00, measured.TPMPCR04, measured.TPMPCR07, measured.TPMPCR09, measured.TPMInitData, measured.TrustedAKs,
+	} {
+		if !strings.Contains(DefaultCPU(), `query_reference_value("`+name+`")`) {
+			t.Errorf("the default policy does not ask for %q", name)
+		}
 	}
 }

@@ -66,8 +66,19 @@ type Log struct {
 	size   int64
 	seq    uint64
 	last   string
+	marks  []mark
 	broken error
 }
+
+// mark is a place in the file where reading can begin: what was verified up to there.
+type mark struct {
+	offset int64
+	seq    uint64
+	prev   string
+}
+
+// markEvery is how many entries apart marks are.
+const markEvery = 1024
 
 // Open opens the file, making it if needed, and checks the whole chain. A half-written last line, which a crash can
 // leave, is cut off: its decision was never acted on. Any other damage is an error.
@@ -76,8 +87,8 @@ func Open(path string, now func() time.Time) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening audit log: %w", err)
 	}
-	l := &Log{path: path, now: now, file: f, last: genesis}
-	good, err := verify(f, func(e Entry) error { l.seq, l.last = e.Seq, e.Hash; return nil })
+	l := &Log{path: path, now: now, file: f, last: genesis, marks: []mark{{prev: genesis}}}
+	good, err := verify(f, mark{prev: genesis}, func(e Entry, end int64) error { l.passed(e, end); return nil })
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, errors.Join(fmt.Errorf("checking audit log %s: %w", path, err), f.Close())
 	}
@@ -91,6 +102,14 @@ func Open(path string, now func() time.Time) (*Log, error) {
 	}
 	l.size = good
 	return l, nil
+}
+
+// passed notes an entry that ends at an offset.
+func (l *Log) passed(e Entry, end int64) {
+	l.seq, l.last, l.size = e.Seq, e.Hash, end
+	if e.Seq%markEvery == 0 {
+		l.marks = append(l.marks, mark{offset: end, seq: e.Seq, prev: e.Hash})
+	}
 }
 
 // Close closes the file.
@@ -122,7 +141,8 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 	if err := l.write(line); err != nil {
 		return fmt.Errorf("writing audit log: %w", err)
 	}
-	l.seq, l.last, l.size = e.Seq, hash, l.size+int64(len(line))
+	e.Hash = hash
+	l.passed(e, l.size+int64(len(line)))
 	return nil
 }
 
@@ -163,7 +183,12 @@ func (l *Log) Head() (uint64, string) {
 // Since returns up to max entries whose number is greater than seq, oldest first.
 func (l *Log) Since(ctx context.Context, seq uint64, max int) ([]Entry, error) {
 	l.mu.Lock()
-	size := l.size
+	size, from := l.size, l.marks[0]
+	for _, m := range l.marks {
+		if m.seq <= seq {
+			from = m
+		}
+	}
 	l.mu.Unlock()
 	f, err := os.Open(l.path)
 	if err != nil {
@@ -172,7 +197,7 @@ func (l *Log) Since(ctx context.Context, seq uint64, max int) ([]Entry, error) {
 	defer f.Close()
 	entries := []Entry{}
 	errFull := errors.New("full")
-	_, err = verify(io.LimitReader(f, size), func(e Entry) error {
+	_, err = verify(io.NewSectionReader(f, from.offset, size-from.offset), from, func(e Entry, _ int64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -193,16 +218,15 @@ func (l *Log) Since(ctx context.Context, seq uint64, max int) ([]Entry, error) {
 // Verify checks the chain of an audit log and returns how many entries it has and the last hash.
 func Verify(r io.Reader) (uint64, string, error) {
 	n, last := uint64(0), genesis
-	_, err := verify(r, func(e Entry) error { n, last = e.Seq, e.Hash; return nil })
+	_, err := verify(r, mark{prev: genesis}, func(e Entry, _ int64) error { n, last = e.Seq, e.Hash; return nil })
 	return n, last, err
 }
 
-// verify reads lines, checks the chain, and returns how many bytes are good. A last line without its line feed gives
-// io.ErrUnexpectedEOF.
-func verify(r io.Reader, fn func(Entry) error) (int64, error) {
+// verify reads lines from a mark on, checks the chain, and returns the offset up to which it is good. A last line without
+// its line feed gives io.ErrUnexpectedEOF.
+func verify(r io.Reader, from mark, fn func(e Entry, end int64) error) (int64, error) {
 	in := bufio.NewReaderSize(r, maxLine+1)
-	var good int64
-	seq, prev := uint64(0), genesis
+	good, seq, prev := from.offset, from.seq, from.prev
 	for {
 		line, err := in.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
@@ -231,10 +255,10 @@ func verify(r io.Reader, fn func(Entry) error) (int64, error) {
 		if e.Hash != hash || !bytes.Equal(line, want) {
 			return good, fmt.Errorf("line %d was changed: its hash is %.16s, its content gives %.16s", e.Seq, e.Hash, hash)
 		}
-		if err := fn(e); err != nil {
+		good += int64(len(line))
+		if err := fn(e, good); err != nil {
 			return good, err
 		}
-		good += int64(len(line))
 		seq, prev = e.Seq, e.Hash
 	}
 }

@@ -79,9 +79,9 @@ func (s *Server) firstAttest(r *http.Request, sess *session.Session, body []byte
 	for i, a := range appraisals {
 		submods[a.Name] = a.Submod()
 		statuses = append(statuses, a.Name+"="+a.Status)
-		raw, err := json.Marshal(a.Annotated)
+		raw, err := keptEvidence(a.Annotated)
 		if err != nil {
-			return "", "", fmt.Errorf("encoding claims: %w", err)
+			return "", "", err
 		}
 		rec.Parts = append(rec.Parts, decision.Part{
 			Name: a.Name, TEE: evidence[i].TEE, Status: a.Status, Policy: a.PolicyID, Vector: a.Vector,
@@ -108,6 +108,37 @@ func (s *Server) firstAttest(r *http.Request, sess *session.Session, body []byte
 		s.Log.InfoContext(ctx, "attested", "request", id, "tee", sess.TEE, "status", entry.Status)
 	}
 	return tok, id, nil
+}
+
+// keptEvidence is the claims as records keep them. What a guest can make as long as it likes is left out when it is long:
+// records must not fill the disk.
+func keptEvidence(annotated map[string]any) (json.RawMessage, error) {
+	const most = 64 << 10
+	kept := map[string]any{}
+	for name, v := range annotated {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			return nil, fmt.Errorf("encoding claims: %w", err)
+		}
+		if part, ok := v.(map[string]any); ok && len(raw) > most {
+			short := map[string]any{}
+			for k, inner := range part {
+				if text, ok := inner.(string); ok && len(text) <= 1024 {
+					short[k] = inner
+				}
+			}
+			short["cloister.shortened"] = true
+			v = short
+			if raw, err = json.Marshal(v); err != nil {
+				return nil, fmt.Errorf("encoding claims: %w", err)
+			}
+		}
+		if len(raw) > most {
+			v = "left out: it is long"
+		}
+		kept[name] = v
+	}
+	return json.Marshal(kept)
 }
 
 // item is one piece of evidence with what it is bound to.

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,9 @@ const (
 	DefaultLifetime = 5 * time.Minute
 	DefaultMax      = 10_000
 )
+
+// maxTokens bounds the memory of all tokens together: they hold what guests said, and that can be long.
+const maxTokens = 256 << 20
 
 // Sentinels a caller answers differently.
 var (
@@ -41,6 +45,9 @@ type Session struct {
 	// Challenge is what the verifier of the TEE wants back at the attestation; nil for most.
 	Challenge any
 
+	manager *Manager
+	size    atomic.Int64 // of the token
+
 	mu    sync.Mutex
 	token string
 	id    string
@@ -58,7 +65,11 @@ func (s *Session) Attest(fn func() (token, attestation string, err error)) (toke
 	if err != nil {
 		return "", "", false, err
 	}
+	if err := s.manager.room(int64(len(t))); err != nil {
+		return "", "", false, err
+	}
 	s.token, s.id = t, id
+	s.size.Store(int64(len(t)))
 	return t, id, false, nil
 }
 
@@ -101,7 +112,7 @@ func (m *Manager) New(tee, hash string, challenge any) (*Session, error) {
 		return nil, fmt.Errorf("making nonce: %w", err)
 	}
 	s := &Session{
-		ID: id, TEE: tee, Hash: hash, Challenge: challenge,
+		manager: m, ID: id, TEE: tee, Hash: hash, Challenge: challenge,
 		Nonce: base64.StdEncoding.EncodeToString(nonce), Expires: m.now().Add(m.lifetime),
 	}
 	m.mu.Lock()
@@ -129,6 +140,20 @@ func (m *Manager) Get(id string) (*Session, error) {
 		return nil, fmt.Errorf("%w since %s", ErrExpired, s.Expires.UTC().Format(time.RFC3339))
 	}
 	return s, nil
+}
+
+// room refuses a token that would make the tokens of all sessions too large.
+func (m *Manager) room(more int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	total := more
+	for _, s := range m.byID {
+		total += s.size.Load()
+	}
+	if total > maxTokens {
+		return fmt.Errorf("%w: their tokens take %d bytes, at most %d", ErrFull, total, maxTokens)
+	}
+	return nil
 }
 
 // Len is the number of sessions kept.

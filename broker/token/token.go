@@ -32,7 +32,7 @@ const (
 )
 
 // MaxSize bounds a token, so that a hostile header costs little.
-const MaxSize = 1 << 20
+const MaxSize = 8 << 20
 
 // ErrInvalid is wrapped by every refusal of a token.
 var ErrInvalid = errors.New("attestation token is not valid")

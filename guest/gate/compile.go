@@ -24,11 +24,11 @@ const (
 
 // policy is one compiled text with its state.
 type policy struct {
-	compiler   *ast.Compiler
-	store      storage.Store
-	queries    map[string]*query // per rule
-	constants  map[string]ast.Value
-	secrets    *secrets // values of env and args in the policy, filled on the first denial
+	compiler  *ast.Compiler
+	store     storage.Store
+	queries   map[string]*query // per rule
+	constants map[string]ast.Value
+	secrets   *secrets // values of env and args in the policy, filled on the first denial
 
 	insecureAllowFailing bool
 }
@@ -99,9 +99,9 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 		return nil, fmt.Errorf("compiling policy: %w", c.Errors)
 	}
 	p := &policy{
-		compiler:   c,
-		queries:    map[string]*query{},
-		constants:  map[string]ast.Value{},
+		compiler:  c,
+		queries:   map[string]*query{},
+		constants: map[string]ast.Value{},
 		store: inmem.NewFromObjectWithOpts(map[string]any{"pstate": map[string]any{}},
 			inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true)),
 	}

@@ -106,7 +106,7 @@ StartContainerRequest := {"allowed": true, "ops": [
 	for _, tc := range []struct{ op, state, err string }{
 		{`{"op": "replace", "path": "/pstate/first/n", "value": 2}`, `{"first": {"n": 2}}`, ""},
 		{`{"op": "add", "path": "/pstate/a~1b~0c", "value": true}`, `{"a/b~c": true, "first": {"n": 1}}`, ""},
-		{`{"op": "remove", "path": "/pstate/first"}`, `{}`, ""},
+		{`{"op": "add", "path": "/pstate/list", "value": [1]}, {"op": "add", "path": "/pstate/list/-", "value": 2}`, `{"first": {"n": 1}, "list": [1, 2]}`, ""},
 		{`{"op": "remove", "path": "/pstate/none"}`, `{}`, "state change 1"},
 		{`{"op": "add", "path": "/agent_policy/x", "value": 1}`, `{}`, "not below /pstate/"},
 		{`{"op": "replace", "path": "/pstate", "value": {}}`, `{}`, "not below /pstate/"},
@@ -230,9 +230,11 @@ func TestAllowFailingIsLoud(t *testing.T) {
 			t.Errorf("nothing was logged: %q", log.String())
 		}
 	}
-	if engine(t, head+"AllowRequestsFailingPolicy := false").Insecure() || engine(t, head+`AllowRequestsFailingPolicy := "true"
-AllowRequestsFailingPolicy := false if false`).Insecure() {
+	if engine(t, head+"AllowRequestsFailingPolicy := false").Insecure() || engine(t, head+"x := 1").Insecure() {
 		t.Error("insecure without being asked")
+	}
+	if _, err := New(head+`AllowRequestsFailingPolicy := "true"`, opts); err == nil {
+		t.Error("an answer that is no boolean is accepted")
 	}
 }
 

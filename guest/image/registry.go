@@ -204,8 +204,7 @@ func (r *registry) get(ctx context.Context, path string, header http.Header, sta
 			retry = resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500
 			err = &statusError{status: resp.StatusCode, text: drain(resp)}
 		} else {
-			var netErr net.Error
-			retry = ctx.Err() == nil && (errors.As(err, &netErr) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
+			retry = ctx.Err() == nil && temporary(err)
 		}
 		if !retry || attempt >= registryAttempts {
 			return nil, err
@@ -215,6 +214,17 @@ func (r *registry) get(ctx context.Context, path string, header http.Header, sta
 		}
 		attempt++
 	}
+}
+
+// temporary says whether a connection that failed like this may succeed a moment later.
+func temporary(err error) bool {
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return !dns.IsNotFound
+	}
+	var op *net.OpError
+	var netErr net.Error
+	return errors.As(err, &op) || errors.As(err, &netErr) && netErr.Timeout() || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (r *registry) once(ctx context.Context, target string, header http.Header, authorization string) (*http.Response, error) {

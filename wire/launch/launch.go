@@ -180,7 +180,7 @@ func (p Plan) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(planJSON{p.APIVersion, p.Name, p.Namespace, p.Hostname, sandbox, p.Files, p.Containers, p.Resources})
+	return marshal(planJSON{p.APIVersion, p.Name, p.Namespace, p.Hostname, sandbox, p.Files, p.Containers, p.Resources})
 }
 
 // UnmarshalJSON implements json.Unmarshaler. Unknown members are errors.
@@ -203,7 +203,7 @@ func (f File) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(fileJSON{request})
+	return marshal(fileJSON{request})
 }
 
 // UnmarshalJSON implements json.Unmarshaler. Unknown members are errors.
@@ -226,7 +226,7 @@ func (c Container) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(containerJSON{c.Name, c.Init, c.Image, c.TTY, c.Stdin, create, c.RestartPolicy})
+	return marshal(containerJSON{c.Name, c.Init, c.Image, c.TTY, c.Stdin, create, c.RestartPolicy})
 }
 
 // UnmarshalJSON implements json.Unmarshaler. Unknown members are errors.
@@ -241,6 +241,17 @@ func (c *Container) UnmarshalJSON(text []byte) error {
 	}
 	*c = Container{j.Name, j.Init, j.Image, j.TTY, j.Stdin, create, j.RestartPolicy}
 	return nil
+}
+
+// marshal leaves "<", ">" and "&" readable.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }
 
 func strict(text []byte, into any) error {

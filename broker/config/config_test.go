@@ -1,0 +1,88 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// TestExample: the annotated example is valid, is the default, and shows every key.
+func TestExample(t *testing.T) {
+	c, err := Parse([]byte(Example()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(c, Default()) {
+		t.Errorf("the example is not the default:\n%+v\n%+v", c, Default())
+	}
+	var walk func(reflect.Type)
+	walk = func(typ reflect.Type) {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			key := f.Tag.Get("toml")
+			if f.Type.Kind() == reflect.Struct {
+				if !strings.Contains(Example(), "\n["+key+"]\n") {
+					t.Errorf("the example lacks [%s]", key)
+				}
+				walk(f.Type)
+			} else if !strings.Contains(Example(), "\n"+key+" = ") {
+				t.Errorf("the example lacks %s", key)
+			}
+		}
+	}
+	walk(reflect.TypeOf(c))
+}
+
+func TestFaultsNameTheLine(t *testing.T) {
+	for _, tc := range []struct{ text, says string }{
+		{"[server]\nlistne = \"x\"\n[tpm]\nroots = []\n", "line 2, column 1: unknown key \"server.listne\""},
+		{"[server]\nlistne = \"x\"\n[tpm]\nroots = []\n", "line 4, column 1: unknown key \"tpm.roots\""},
+		{"[tpm]\ninsecure_unknown_tpm = \"yes\"\n", "line 2"},
+		{"[attestation]\nsession_lifetime = \"soon\"\n", "want for example"},
+		{"[attestation\n", "line 1"},
+		{"[server]\nlisten = \"8080\"\n", "server.listen"},
+		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.max_sessions is 0"},
+		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.token_lifetime is 0s"},
+		{"[server]\ntls_key = \"x\"\n", "both or neither"},
+		{"[server]\ntls_hosts = []\n", "server.tls_hosts is empty"},
+	} {
+		if _, err := Parse([]byte(tc.text)); err == nil || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%q: error %v, want one with %q", tc.text, err, tc.says)
+		}
+	}
+}
+
+func TestLoadResolvesPaths(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "b.toml")
+	if err := os.WriteFile(file, []byte("data_dir = \"d\"\n[tpm]\nek_roots = [\"r.pem\", \"/abs.pem\"]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.DataDir != filepath.Join(dir, "d") || c.TPM.EKRoots[0] != filepath.Join(dir, "r.pem") || c.TPM.EKRoots[1] != "/abs.pem" {
+		t.Errorf("paths are %s and %v", c.DataDir, c.TPM.EKRoots)
+	}
+}
+
+func TestInsecureIsListed(t *testing.T) {
+	c := Default()
+	if n := len(c.Insecure()); n != 0 {
+		t.Errorf("the default has %d insecure switches on", n)
+	}
+	c.Server.InsecureHTTP, c.TPM.InsecureUnknownTPM = true, true
+	if n := len(c.Insecure()); n != 2 {
+		t.Errorf("%d insecure switches are listed, want 2", n)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(Example()))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		_, _ = Parse(raw)
+	})
+}
