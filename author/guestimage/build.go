@@ -15,7 +15,7 @@ import (
 
 // Budgets of the image. In an initrd every byte is guest memory.
 const (
-	GuestBudget  = 33_000_000
+	GuestBudget  = 23_000_000
 	InitrdBudget = 40_000_000
 )
 

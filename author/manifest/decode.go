@@ -206,7 +206,7 @@ func (d *decoder) eachPair(n *yaml.Node, path string, visit func(key string, kn,
 
 func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
 	for i := range t.NumField() {
-		if f := t.Field(i); f.Tag.Get("k") == key {
+		if f := t.Field(i); key != "" && f.Tag.Get("k") == key {
 			return f, true
 		}
 	}

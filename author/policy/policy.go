@@ -49,6 +49,9 @@ var baseSignals = []uint32{2, 9, 15}
 // bundleID is the placeholder of the rules for the id of the container being created.
 const bundleID = "$(bundle-id)"
 
+// maxLine is the longest line that policy engines accept.
+const maxLine = 64 << 10
+
 const guestPullDriver = "image_guest_pull"
 
 var (
@@ -102,6 +105,11 @@ func Generate(plan *launch.Plan, opts Options) (string, error) {
 	enc.SetIndent("", "  ")
 	if err := enc.Encode(doc); err != nil {
 		return "", fmt.Errorf("generating policy: %w", err)
+	}
+	for line := range bytes.Lines(buf.Bytes()) {
+		if len(line) > maxLine {
+			return "", fmt.Errorf("generating policy: a value of %d bytes exceeds the limit of %d; is there a long environment variable or argument?", len(line), maxLine)
+		}
 	}
 	return buf.String(), nil
 }

@@ -87,8 +87,11 @@ func TestGenerateRefuses(t *testing.T) {
 		"same container": {func(p *launch.Plan, _ *Options) { p.Containers = append(p.Containers, p.Containers[0]) }, "used twice"},
 		"chunk":          {func(p *launch.Plan, _ *Options) { p.Files[0].Request.FileSize = 9 }, "whole files only"},
 		"same file":      {func(p *launch.Plan, _ *Options) { p.Files = append(p.Files, p.Files[0]) }, "used twice"},
-		"empty exec":     {func(_ *launch.Plan, o *Options) { o.AllowExec = [][]string{{}} }, "is empty"},
-		"unknown name":   {func(_ *launch.Plan, o *Options) { o.ExecCommands = map[string][][]string{"d": nil} }, `"d"`},
+		"long value": {func(p *launch.Plan, _ *Options) {
+			p.Containers[0].Create.OCI.Process.Env[0] = "A=" + strings.Repeat("x", 70000)
+		}, "exceeds the limit"},
+		"empty exec":   {func(_ *launch.Plan, o *Options) { o.AllowExec = [][]string{{}} }, "is empty"},
+		"unknown name": {func(_ *launch.Plan, o *Options) { o.ExecCommands = map[string][][]string{"d": nil} }, `"d"`},
 	} {
 		p, o := testPlan(), Options{}
 		tc.change(p, &o)

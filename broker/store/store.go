@@ -12,6 +12,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // The namespaces in use. Their names are those of upstream's key-value layer where it has one.
@@ -40,7 +41,7 @@ type Bolt struct {
 // Open opens the store file, making it if it does not exist. It waits a short time for another process to let go.
 func Open(path string) (*Bolt, error) {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("opening store %s: another broker process holds it", path)
 	}
 	if err != nil {

@@ -103,7 +103,7 @@ const replyTimeout = 5 * time.Second
 // Serve answers requests on l until ctx ends, the sandbox is destroyed (both nil) or the listener fails. Answers that
 // are under way are sent first.
 func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
-	srv, err := newServer(a.cfg.Gate, a, health{version: a.cfg.Version})
+	srv, err := newServer(a.cfg.Gate, a.log, a, health{version: a.cfg.Version})
 	if err != nil {
 		return err
 	}
@@ -130,8 +130,8 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 }
 
 // newServer is the only place where services are put behind the gate.
-func newServer(gate Gate, svc agent.AgentServiceService, h agent.HealthService) (*ttrpc.Server, error) {
-	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(gated(gate)))
+func newServer(gate Gate, log *slog.Logger, svc agent.AgentServiceService, h agent.HealthService) (*ttrpc.Server, error) {
+	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(gated(gate, log)))
 	if err != nil {
 		return nil, fmt.Errorf("making the agent server: %w", err)
 	}

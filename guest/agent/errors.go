@@ -15,7 +15,8 @@ import (
 )
 
 var (
-	errNoContainer = errors.New("Invalid container id") //nolint:staticcheck // the text callers of this protocol know
+	//lint:ignore ST1005 callers of this protocol know the text
+	errNoContainer = errors.New("Invalid container id")
 	errInvalid     = errors.New("invalid argument")
 	errUnsupported = errors.New("not supported by this guest")
 	errEnded       = errors.New("the sandbox has been destroyed")

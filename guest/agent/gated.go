@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path"
+	"strings"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
@@ -39,11 +42,16 @@ func decidedLater(fullMethod string) bool {
 
 // gated returns the interceptor that stands in front of every method of every service. The health service alone, which
 // takes no wishes, is not asked about.
-func gated(gate Gate) ttrpc.UnaryServerInterceptor {
-	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
-		if len(info.FullMethod) > len(healthPrefix) && info.FullMethod[:len(healthPrefix)] == healthPrefix || decidedLater(info.FullMethod) {
-			resp, err := method(ctx, unmarshal)
-			return resp, wireError(err)
+func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
+	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (_ any, err error) {
+		defer func() {
+			if err != nil {
+				err = wireError(err)
+				log.Warn("request failed", "method", path.Base(info.FullMethod), "error", err)
+			}
+		}()
+		if strings.HasPrefix(info.FullMethod, healthPrefix) || decidedLater(info.FullMethod) {
+			return method(ctx, unmarshal)
 		}
 		asked := false
 		resp, err := method(ctx, func(v any) error {
@@ -59,8 +67,8 @@ func gated(gate Gate) ttrpc.UnaryServerInterceptor {
 		})
 		if err == nil && !asked {
 			// Every generated method decodes its request first; one that does not must not become a way around.
-			return nil, wireError(errors.New(info.FullMethod + " was answered without a decision"))
+			return nil, errors.New(info.FullMethod + " was answered without a decision")
 		}
-		return resp, wireError(err)
+		return resp, err
 	}
 }

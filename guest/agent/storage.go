@@ -118,7 +118,8 @@ func (a *Agent) provide(ctx context.Context, containerID string, s *agent.Storag
 	case driverLocal:
 		return a.localStorage(s)
 	}
-	return nil, fmt.Errorf("Failed to find the storage handler %.60s: %w", s.GetDriver(), errUnsupported) //nolint:staticcheck // known text
+	//lint:ignore ST1005 callers of this protocol know the text
+	return nil, fmt.Errorf("Failed to find the storage handler %.60s: %w", s.GetDriver(), errUnsupported)
 }
 
 // ephemeralStorage is a memory file system below the sandbox directory. It lives as long as the pod: a container that

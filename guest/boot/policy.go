@@ -6,7 +6,6 @@ const defaultPolicy = `package agent_policy
 
 default DestroySandboxRequest := true
 default GuestDetailsRequest := true
-default GetMetricsRequest := true
 
 default AddARPNeighborsRequest := false
 default AddSwapPathRequest := false
@@ -18,6 +17,7 @@ default CreateSandboxRequest := false
 default ExecProcessRequest := false
 default GetDiagnosticDataRequest := false
 default GetIPTablesRequest := false
+default GetMetricsRequest := false
 default GetOOMEventRequest := false
 default ListInterfacesRequest := false
 default ListRoutesRequest := false

@@ -46,7 +46,7 @@ type machine struct {
 // ends, and switches the machine off. It never returns.
 func Run(ctx context.Context, version string) {
 	m := &machine{version: version, began: time.Now(), console: os.Stderr}
-	if err := m.run(ctx); err != nil {
+	if err := m.run(ctx); err != nil && ctx.Err() == nil {
 		fatal(m.console, err)
 	}
 	powerOff()

@@ -153,7 +153,7 @@ func startVM(t *testing.T, parts string, data []byte, words ...string) *vm {
 	t.Cleanup(func() { _ = tpm.Process.Kill(); _ = tpm.Wait() })
 	waitFile(t, dir+"/tpm")
 	args := []string{
-		"-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-m", "640", "-smp", "2", "-nodefaults", "-display", "none", "-no-reboot",
+		"-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off,cx16=off", "-m", "640", "-smp", "2", "-nodefaults", "-display", "none", "-no-reboot",
 		"-serial", "stdio", "-kernel", filepath.Join(parts, "vmlinuz"), "-initrd", initrd,
 		"-append", strings.Join(append([]string{"console=ttyS0 quiet panic=-1"}, words...), " "),
 		"-chardev", "socket,id=agent,path=" + dir + "/agent,server=on,wait=off", "-device", "virtio-serial-pci",

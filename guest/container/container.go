@@ -26,7 +26,6 @@ type Container struct {
 	dir      string // state of this container
 	cgroup   string
 	unstage  func() error
-	template ProcessSpec
 	init     *Process
 
 	mu      sync.Mutex
@@ -65,9 +64,6 @@ func (c *Container) check(to State) error {
 
 // Init is the container's first process.
 func (c *Container) Init() *Process { return c.init }
-
-// Template is the process specification of the container's init, for programs started beside it.
-func (c *Container) Template() ProcessSpec { return c.template }
 
 // Process finds a process by its exec id; the empty id is the init.
 func (c *Container) Process(execID string) (*Process, error) {
@@ -233,10 +229,6 @@ func (c *Container) Update(ctx context.Context, res *ResourcesSpec) error {
 func (c *Container) Delete(ctx context.Context) error {
 	if c.State() == Deleted {
 		return nil
-	}
-	if c.State() == Paused {
-		// A frozen process dies only after it is thawed; the kernel's kill switch does both.
-		c.rt.log.Debug("deleting a paused container", "container", c.ID)
 	}
 	if err := c.KillAll(); err != nil {
 		return err

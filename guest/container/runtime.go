@@ -88,7 +88,6 @@ func (r *Runtime) Create(ctx context.Context, id, execID string, spec *Spec, bin
 		return nil, fmt.Errorf("creating container %s: %w", id, err)
 	}
 	c.init = p
-	c.template = *spec.Process
 	if err := c.setState(Created); err != nil {
 		return nil, err
 	}

@@ -1,194 +1,229 @@
 package hub
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
-	"io"
+	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 
-	"github.com/cloister/cloister/wire/aa"
+	"github.com/cloister/cloister/guest/attest"
 )
 
-// Features says which parts of the REST API containers may use; the names are those of agent.guest_components_rest_api.
-type Features string
+// Feature says what the REST API answers.
+type Feature string
 
-// The features.
+// Features of the REST API; the empty Feature turns it off.
 const (
-	FeatureResource    Features = "resource"
-	FeatureAttestation Features = "attestation"
-	FeatureAll         Features = "all"
+	FeatureNone        Feature = ""
+	FeatureResource    Feature = "resource"
+	FeatureAttestation Feature = "attestation"
+	FeatureAll         Feature = "all"
 )
 
-// Valid says whether f is one of the features.
-func (f Features) Valid() bool {
-	return f == FeatureResource || f == FeatureAttestation || f == FeatureAll
-}
-
-// rest is the API for containers (guest-api.md section 4). It is plain HTTP without authentication: the pod's loopback
-// is inside the guest.
-type rest struct {
-	hub   *Hub
-	parts Parts
-}
-
-// maxBody bounds what a container may send.
-const maxBody = 1 << 20
-
-func newREST(h *Hub, p Parts) http.Handler {
-	if p.Features == "" {
-		p.Features = FeatureResource
+// ParseFeature reads agent.guest_components_rest_api.
+func ParseFeature(s string) (Feature, error) {
+	switch f := Feature(s); f {
+	case FeatureResource, FeatureAttestation, FeatureAll:
+		return f, nil
 	}
-	r := &rest{hub: h, parts: p}
-	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		peer, err := netip.ParseAddrPort(q.RemoteAddr)
-		if err != nil || !peer.Addr().Unmap().IsLoopback() {
-			http.Error(w, "Forbidden", http.StatusForbidden)
+	return FeatureNone, fmt.Errorf("REST feature is %q, expected resource, attestation or all", s)
+}
+
+const maxEventBody = 128 << 10
+
+// Handler serves the REST API to processes of the pod. Anybody who can connect
+// from the loopback interface is answered; nobody else is.
+func (h *Hub) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isLoopback(r.RemoteAddr) {
+			text(w, http.StatusForbidden, "Forbidden")
 			return
 		}
-		q.Body = http.MaxBytesReader(w, q.Body, maxBody)
-		r.route(w, q)
+		ctx, cancel := context.WithTimeout(r.Context(), rpcTimeout)
+		defer cancel()
+		h.route(w, r.WithContext(ctx))
 	})
 }
 
-func (r *rest) route(w http.ResponseWriter, q *http.Request) {
-	switch path := q.URL.Path; {
-	case path == "/info":
-		r.info(w, q)
-	case strings.HasPrefix(path, "/aa/"):
-		if r.parts.Features == FeatureResource {
-			http.Error(w, "Attestation Feature Not Enabled", http.StatusNotFound)
-			return
-		}
-		r.attestation(w, q)
-	case strings.HasPrefix(path, "/cdh/"):
-		if r.parts.Features == FeatureAttestation {
-			http.Error(w, "Resource Feature Not Enabled", http.StatusNotFound)
-			return
-		}
-		r.resource(w, q)
-	default:
-		http.Error(w, "URL NOT FOUND", http.StatusNotFound)
-	}
-}
-
-func (r *rest) resource(w http.ResponseWriter, q *http.Request) {
-	path, ok := strings.CutPrefix(q.URL.Path, "/cdh/resource/")
-	if !ok || path == "" {
-		http.Error(w, "URL NOT FOUND", http.StatusNotFound)
-		return
-	}
-	b, err := r.hub.Resource(q.Context(), "kbs:///"+path)
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+func (h *Hub) route(w http.ResponseWriter, r *http.Request) {
+	switch p := r.URL.Path; {
+	case p == "/info":
+		h.info(w, r)
+	case p == "/aa" || strings.HasPrefix(p, "/aa/"):
+		if h.rest == FeatureResource {
+			text(w, http.StatusNotFound, "Attestation Feature Not Enabled")
+			return
+		}
+		h.attestation(w, r, r.Method+" "+p)
+	case p == "/cdh" || strings.HasPrefix(p, "/cdh/"):
+		if h.rest == FeatureAttestation {
+			text(w, http.StatusNotFound, "Resource Feature Not Enabled")
+			return
+		}
+		h.resource(w, r, p)
+	default:
+		text(w, http.StatusNotFound, "URL NOT FOUND")
+	}
+}
+
+func (h *Hub) attestation(w http.ResponseWriter, r *http.Request, request string) {
+	switch request {
+	case "GET /aa/token":
+		h.token(w, r)
+	case "GET /aa/evidence":
+		if data, ok := runtimeData(r); !ok {
+			text(w, http.StatusBadRequest, "BAD REQUEST")
+		} else if e, err := h.agent.Evidence(r.Context(), data); err != nil {
+			h.failed(w, "Get Evidence failed", err)
+		} else {
+			octets(w, e)
+		}
+	case "GET /aa/additional-evidence":
+		if _, ok := runtimeData(r); !ok {
+			text(w, http.StatusBadRequest, "BAD REQUEST")
+		} else {
+			octets(w, nil) // there are no attested devices
+		}
+	case "POST /aa/aael":
+		h.event(w, r)
+	default:
+		text(w, http.StatusNotFound, "URL NOT FOUND")
+	}
+}
+
+func (h *Hub) token(w http.ResponseWriter, r *http.Request) {
+	tokenType := r.URL.Query().Get("token_type")
+	if tokenType == "" {
+		text(w, http.StatusBadRequest, "BAD REQUEST")
 		return
 	}
-	octets(w, b)
-}
-
-func (r *rest) attestation(w http.ResponseWriter, q *http.Request) {
-	ctx := q.Context()
-	query := q.URL.Query()
-	switch {
-	case q.Method == http.MethodGet && q.URL.Path == "/aa/token":
-		kind := query.Get("token_type")
-		if kind == "" {
-			http.Error(w, "BAD REQUEST", http.StatusBadRequest)
-			return
-		}
-		out, err := r.parts.Agent.GetToken(ctx, &aa.GetTokenRequest{TokenType: kind})
-		reply(w, out.GetToken(), err)
-	case q.Method == http.MethodGet && (q.URL.Path == "/aa/evidence" || q.URL.Path == "/aa/additional-evidence"):
-		data, ok := runtimeData(query.Has("runtime_data"), query.Get("runtime_data"), query.Get("encoding"))
-		if !ok {
-			http.Error(w, "BAD REQUEST", http.StatusBadRequest)
-			return
-		}
-		if q.URL.Path == "/aa/evidence" {
-			out, err := r.parts.Agent.GetEvidence(ctx, &aa.GetEvidenceRequest{RuntimeData: data})
-			reply(w, out.GetEvidence(), err)
-			return
-		}
-		out, err := r.parts.Agent.GetAdditionalEvidence(ctx, &aa.GetAdditionalEvidenceRequest{RuntimeData: data})
-		reply(w, out.GetEvidence(), err)
-	case q.Method == http.MethodPost && q.URL.Path == "/aa/aael":
-		r.extend(w, q)
-	default:
-		http.Error(w, "URL NOT FOUND", http.StatusNotFound)
+	t, err := h.agent.Token(r.Context(), tokenType)
+	if err != nil {
+		h.failed(w, "Get Token failed", err)
+		return
 	}
+	octets(w, t)
 }
 
-func runtimeData(given bool, text, encoding string) ([]byte, bool) {
-	switch {
-	case !given:
+// runtimeData reads the data that evidence is to be bound to.
+func runtimeData(r *http.Request) ([]byte, bool) {
+	q := r.URL.Query()
+	if !q.Has("runtime_data") {
 		return nil, false
-	case encoding == "":
-		return []byte(text), true
-	case encoding == "base64":
-		b, err := base64.RawURLEncoding.DecodeString(text)
-		return b, err == nil
 	}
-	return nil, false
+	v := q.Get("runtime_data")
+	if !q.Has("encoding") {
+		return []byte(v), true
+	}
+	if q.Get("encoding") != "base64" {
+		return nil, false
+	}
+	b, err := base64.RawURLEncoding.DecodeString(v)
+	return b, err == nil
 }
 
-// extend records an event in the run-time measurement register.
-func (r *rest) extend(w http.ResponseWriter, q *http.Request) {
-	body, err := io.ReadAll(q.Body)
-	var event struct{ Domain, Operation, Content *string }
-	if err == nil {
-		err = json.Unmarshal(body, &event)
+func (h *Hub) event(w http.ResponseWriter, r *http.Request) {
+	var e struct {
+		Domain    *string `json:"domain"`
+		Operation *string `json:"operation"`
+		Content   *string `json:"content"`
 	}
-	if err != nil || event.Domain == nil || event.Operation == nil || event.Content == nil {
-		http.Error(w, "BAD REQUEST: want domain, operation and content", http.StatusBadRequest)
-		return
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxEventBody)).Decode(&e)
+	if err == nil && (e.Domain == nil || e.Operation == nil || e.Content == nil) {
+		err = errors.New("domain, operation and content are required")
 	}
-	out, err := r.parts.Agent.ExtendRuntimeMeasurement(q.Context(), &aa.ExtendRuntimeMeasurementRequest{
-		Domain: *event.Domain, Operation: *event.Operation, Content: *event.Content,
-	})
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		h.failed(w, "Malformed runtime event", err)
 		return
 	}
-	answer := map[string]string{"success": "true"}
-	switch out.GetResult() {
-	case aa.RuntimeMeasurementResult_NOT_SUPPORTED:
-		answer = map[string]string{"success": "false", "message": "The platform does not support runtime measurement"}
-	case aa.RuntimeMeasurementResult_NOT_ENABLED:
-		answer = map[string]string{"success": "false", "message": "Attestation Agent does not enable eventlog recording"}
+	type answer struct {
+		Success string `json:"success"`
+		Message string `json:"message,omitempty"`
 	}
-	jsonReply(w, answer)
+	err = h.agent.Measure(r.Context(), *e.Domain, *e.Operation, *e.Content, nil)
+	switch {
+	case err == nil:
+		writeJSON(w, answer{Success: "true"})
+	case errors.Is(err, attest.ErrNoRegisters):
+		writeJSON(w, answer{"false", "The platform does not support runtime measurement"})
+	case errors.Is(err, attest.ErrEventsOff):
+		writeJSON(w, answer{"false", "Attestation Agent does not enable eventlog recording"})
+	default:
+		h.failed(w, "Extend Runtime Measurement failed", err)
+	}
 }
 
-func (r *rest) info(w http.ResponseWriter, q *http.Request) {
-	if q.Method != http.MethodGet {
-		http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
+// resource serves the default plugin only, whatever the method, as upstream does.
+func (h *Hub) resource(w http.ResponseWriter, r *http.Request, p string) {
+	name, ok := strings.CutPrefix(p, "/cdh/resource/")
+	if !ok || name == "" {
+		text(w, http.StatusNotFound, "URL NOT FOUND")
 		return
 	}
-	out, err := r.parts.Agent.GetTeeType(q.Context(), &aa.GetTeeTypeRequest{})
+	b, err := h.Resource(r.Context(), "kbs:///"+name)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	jsonReply(w, map[string]string{
-		"version": "Guest Components Version: cloister " + r.parts.Version, "tee": out.GetTee(), "feature": string(r.parts.Features),
-	})
-}
-
-func reply(w http.ResponseWriter, b []byte, err error) {
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		h.failed(w, "Get Resource failed", err)
 		return
 	}
 	octets(w, b)
 }
 
-func octets(w http.ResponseWriter, b []byte) {
-	w.Header().Set("Content-Type", "application/octet-stream")
-	_, _ = w.Write(b)
+func (h *Hub) info(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet {
+		text(w, http.StatusMethodNotAllowed, "Method Not Allowed")
+		return
+	}
+	answer := struct {
+		Version string `json:"version"`
+		TEE     string `json:"tee,omitempty"`
+		Feature string `json:"feature"`
+	}{Version: "Guest Components Version: " + h.version, Feature: string(h.rest)}
+	if h.rest != FeatureResource {
+		if tee, err := h.agent.TEE(); err == nil {
+			answer.TEE = tee
+		}
+	}
+	writeJSON(w, answer)
 }
 
-func jsonReply(w http.ResponseWriter, v any) {
+func (h *Hub) failed(w http.ResponseWriter, what string, err error) {
+	h.log.Warn("REST API: "+what, "error", err)
+	text(w, http.StatusInternalServerError, brief(what, err))
+}
+
+func text(w http.ResponseWriter, status int, body string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(body)) // the client may be gone
+}
+
+func octets(w http.ResponseWriter, body []byte) {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = w.Write(body) // the client may be gone
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		text(w, http.StatusInternalServerError, "writing the answer failed")
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v)
+	_, _ = w.Write(body) // the client may be gone
 }

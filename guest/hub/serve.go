@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -12,144 +15,132 @@ import (
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/cloister/cloister/wire/aa"
-	"github.com/cloister/cloister/wire/cdh"
-	"github.com/cloister/cloister/wire/keyprovider"
 )
 
-// Addresses are where the services listen.
-type Addresses struct {
-	AttestationAgent string // unix socket
-	DataHub          string // unix socket
-	REST             string // host:port
+// Where the services are found when the configuration does not say otherwise.
+const (
+	DefaultAASocket  = "/run/confidential-containers/attestation-agent/attestation-agent.sock"
+	DefaultCDHSocket = "/run/confidential-containers/cdh.sock"
+	DefaultREST      = "127.0.0.1:8006"
+)
+
+const shutdownTimeout = 5 * time.Second
+
+// Listeners are the open sockets of a hub.
+type Listeners struct {
+	AA, CDH net.Listener
+	REST    net.Listener // nil when the REST API is off
 }
 
-// DefaultAddresses are the ones that others in a guest expect (guest-api.md section 1).
-func DefaultAddresses() Addresses {
-	return Addresses{
-		AttestationAgent: "/run/confidential-containers/attestation-agent/attestation-agent.sock",
-		DataHub:          "/run/confidential-containers/cdh.sock",
-		REST:             "127.0.0.1:8006",
-	}
-}
-
-// Parts are what the hub serves besides itself.
-type Parts struct {
-	Agent    aa.AttestationAgentServiceService
-	Images   puller
-	Features Features
-	Version  string
-}
-
-// Server is a hub whose sockets are open.
-type Server struct {
-	agent, hub *ttrpc.Server
-	rest       *http.Server
-	agentL     net.Listener
-	hubL       net.Listener
-	restL      net.Listener
-}
-
-// Listen opens the sockets. A client that connects before Serve waits.
-func (h *Hub) Listen(a Addresses, p Parts) (_ *Server, err error) {
-	s := &Server{}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	// An empty address is a service that is not wanted.
-	if a.AttestationAgent != "" {
-		if s.agentL, err = listenUnix(a.AttestationAgent); err != nil {
-			return nil, err
-		}
-	}
-	if a.DataHub != "" {
-		if s.hubL, err = listenUnix(a.DataHub); err != nil {
-			return nil, err
-		}
-	}
-	if a.REST != "" {
-		if s.restL, err = net.Listen("tcp", a.REST); err != nil {
-			return nil, fmt.Errorf("listening for the REST API: %w", err)
-		}
-	}
-	if s.agent, err = ttrpc.NewServer(); err != nil {
-		return nil, fmt.Errorf("making the attestation agent's server: %w", err)
-	}
-	if s.hub, err = ttrpc.NewServer(); err != nil {
-		return nil, fmt.Errorf("making the data hub's server: %w", err)
-	}
-	aa.RegisterAttestationAgentServiceService(s.agent, p.Agent)
-	svc := &service{hub: h, images: p.Images}
-	cdh.RegisterSealedSecretServiceService(s.hub, svc)
-	cdh.RegisterGetResourceServiceService(s.hub, svc)
-	cdh.RegisterSecureMountServiceService(s.hub, svc)
-	cdh.RegisterImagePullServiceService(s.hub, svc)
-	keyprovider.RegisterKeyProviderServiceService(s.hub, svc)
-	s.rest = &http.Server{
-		Handler:           newREST(h, p),
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 64 << 10,
-	}
-	return s, nil
-}
-
-func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("making the folder of %s: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing a stale socket: %w", err)
-	}
-	l, err := net.Listen("unix", path)
+// Listen opens the sockets that the configuration names. Callers that connect
+// afterwards are served when Serve runs.
+func (h *Hub) Listen() (*Listeners, error) {
+	aaPath, err := socketPath(h.cfg.CDH.AA.Socket, DefaultAASocket)
 	if err != nil {
-		return nil, fmt.Errorf("listening on %s: %w", path, err)
+		return nil, err
+	}
+	cdhPath, err := socketPath(h.cfg.CDH.Socket, DefaultCDHSocket)
+	if err != nil {
+		return nil, err
+	}
+	l := new(Listeners)
+	if l.AA, err = listenUnix(aaPath); err != nil {
+		return nil, fmt.Errorf("attestation agent: %w", err)
+	}
+	if l.CDH, err = listenUnix(cdhPath); err != nil {
+		return nil, errors.Join(fmt.Errorf("data hub: %w", err), l.Close())
+	}
+	if h.rest != FeatureNone {
+		if l.REST, err = net.Listen("tcp", DefaultREST); err != nil {
+			return nil, errors.Join(fmt.Errorf("REST API: %w", err), l.Close())
+		}
 	}
 	return l, nil
 }
 
-// Serve answers until ctx ends.
-func (s *Server) Serve(ctx context.Context) error {
+// Close closes what is open.
+func (l *Listeners) Close() error {
+	var errs []error
+	for _, x := range []net.Listener{l.AA, l.CDH, l.REST} {
+		if x != nil {
+			errs = append(errs, x.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	// A socket left by an earlier run would refuse connections and the bind.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Serve answers on the listeners until ctx ends, which is not an error, or one
+// of them fails.
+func (h *Hub) Serve(ctx context.Context, l *Listeners) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if s.agentL != nil {
-		g.Go(func() error { return unlessClosed(s.agent.Serve(ctx, s.agentL), ttrpc.ErrServerClosed) })
+	g.Go(func() error { return serveTTRPC(ctx, l.AA, "attestation agent", h.agent.Register) })
+	g.Go(func() error { return serveTTRPC(ctx, l.CDH, "data hub", h.Register) })
+	if l.REST != nil {
+		g.Go(func() error { return h.serveREST(ctx, l.REST) })
 	}
-	if s.hubL != nil {
-		g.Go(func() error { return unlessClosed(s.hub.Serve(ctx, s.hubL), ttrpc.ErrServerClosed) })
-	}
-	if s.restL != nil {
-		g.Go(func() error { return unlessClosed(s.rest.Serve(s.restL), http.ErrServerClosed) })
-	}
-	g.Go(func() error {
-		<-ctx.Done()
-		s.close()
-		return nil
-	})
 	return g.Wait()
 }
 
-func unlessClosed(err, closed error) error {
-	if errors.Is(err, closed) || errors.Is(err, net.ErrClosed) {
-		return nil
+func serveTTRPC(ctx context.Context, l net.Listener, name string, register func(*ttrpc.Server)) error {
+	s, err := ttrpc.NewServer()
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	return err
+	register(s)
+	stop := context.AfterFunc(ctx, func() {
+		_ = s.Close() // Serve reports
+		_ = l.Close() // in case Serve has not taken it yet
+	})
+	defer stop()
+	if err := s.Serve(ctx, l); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) && ctx.Err() == nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
 }
 
-func (s *Server) close() {
-	if s.agent != nil {
-		s.agent.Close()
+func (h *Hub) serveREST(ctx context.Context, l net.Listener) error {
+	s := &http.Server{
+		Handler:           h.Handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      rpcTimeout + 10*time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelDebug),
 	}
-	if s.hub != nil {
-		s.hub.Close()
-	}
-	if s.rest != nil {
-		s.rest.Close()
-	}
-	for _, l := range []net.Listener{s.agentL, s.hubL, s.restL} {
-		if l != nil {
-			l.Close()
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		if s.Shutdown(bounded) != nil {
+			_ = s.Close() // nothing left to wait for
 		}
+	})
+	err := s.Serve(l)
+	if !stop() {
+		<-done
 	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("REST API: %w", err)
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/cloister/cloister/internal/testregistry"
 )
 
-// pushAs pushes through an open registry with the same content and returns a second one that asks for a login.
-func loginRegistry(t *testing.T, opts testregistry.Options) (*testregistry.Registry, string, *testregistry.Registry) {
+// loginRegistry returns a registry that asks for a login and an image at it; its content comes from an open registry.
+func loginRegistry(t *testing.T, opts testregistry.Options) (*testregistry.Registry, string) {
 	t.Helper()
 	opts.Dir = t.TempDir()
 	locked := startRegistry(t, opts)
@@ -26,7 +26,7 @@ func loginRegistry(t *testing.T, opts testregistry.Options) (*testregistry.Regis
 	}
 	cfg := configDigest(t, open, digest)
 	locked.Handle("/blobs/"+cfg, proxyTo(t, open))
-	return locked, locked.Addr() + "/team/app@" + digest, open
+	return locked, locked.Addr() + "/team/app@" + digest
 }
 
 func configDigest(t *testing.T, reg *testregistry.Registry, digest string) string {
@@ -49,7 +49,7 @@ func authJSON(registry, user, password string) []byte {
 
 func TestLogin(t *testing.T) {
 	for _, basic := range []bool{false, true} {
-		locked, ref, _ := loginRegistry(t, testregistry.Options{User: "me", Password: "s3cret-password", Basic: basic})
+		locked, ref := loginRegistry(t, testregistry.Options{User: "me", Password: "s3cret-password", Basic: basic})
 		const uri = "kbs:///default/credential/registry"
 		for _, tc := range []struct {
 			name, auth string
@@ -115,7 +115,7 @@ func TestMirrorsAndBlocking(t *testing.T) {
 	text := `
 [[registry]]
 prefix = "upstream.invalid"
-location = "upstream.invalid"
+location = "127.0.0.1:1"
 [[registry.mirror]]
 location = "` + reg.Addr() + `/nothing-here"
 insecure = true
@@ -126,9 +126,8 @@ insecure = true
 prefix = "upstream.invalid/bad"
 blocked = true
 [[registry]]
-location = "gone.invalid"
+location = "gone.example"
 `
-	const uri = "kbs:///default/registries/conf"
 	parsed, err := parseRegistryConfig([]byte(text))
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +139,7 @@ location = "gone.invalid"
 	_, err = c.PullImage(testContext(t), "upstream.invalid/bad/app"+digest, bundleDir(t))
 	wantError(t, err, "blocked by registry rule")
 	_, err = c.PullImage(testContext(t), "upstream.invalid/other"+digest, bundleDir(t))
-	wantError(t, err, "all mirror, mapping and original locations", "nothing-here/other", "mirrored/other", "upstream.invalid/other")
+	wantError(t, err, "all mirror, mapping and original locations", "nothing-here/other", "mirrored/other", "127.0.0.1:1/other")
 	for text, want := range map[string]string{"[[registry]]\nprefix='a'\nfoo=1": "foo", "[[registry]]": "neither prefix nor location", "x": "registry configuration"} {
 		_, err := parseRegistryConfig([]byte(text))
 		wantError(t, err, want)

@@ -94,7 +94,7 @@ func TestGoJoseDecryptsOurs(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", k.name, err)
 			}
-			obj, err := jose.ParseEncrypted(string(text), []jose.KeyAlgorithm{k.alg}, []jose.ContentEncryption{jose.A256GCM})
+			obj, err := jose.ParseEncryptedJSON(string(text), []jose.KeyAlgorithm{k.alg}, []jose.ContentEncryption{jose.A256GCM})
 			if err != nil {
 				t.Fatalf("%s: %v", k.name, err)
 			}
@@ -120,7 +120,7 @@ func TestGoJoseDecryptsOurRSA15(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	obj, err := jose.ParseEncrypted(string(text), []jose.KeyAlgorithm{jose.RSA1_5}, []jose.ContentEncryption{jose.A256GCM})
+	obj, err := jose.ParseEncryptedJSON(string(text), []jose.KeyAlgorithm{jose.RSA1_5}, []jose.ContentEncryption{jose.A256GCM})
 	if err != nil {
 		t.Fatal(err)
 	}

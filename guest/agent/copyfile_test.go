@@ -1,0 +1,172 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/wire/agent"
+)
+
+// copier is an agent whose pod directory is a temporary one, and that directory.
+func copier(t *testing.T) (*Agent, string) {
+	t.Helper()
+	layout := DefaultLayout()
+	layout.Root = t.TempDir()
+	return New(Config{Gate: &recordingGate{allow: true}, Log: discard(), Layout: layout}), filepath.Join(layout.Root, "shared/containers")
+}
+
+func request(path string, mode uint32, data string) *agent.CopyFileRequest {
+	return &agent.CopyFileRequest{
+		Path: path, FileMode: mode, DirMode: unix.S_IFDIR | 0o750, Data: []byte(data), FileSize: int64(len(data)),
+		Uid: int32(os.Getuid()), Gid: int32(os.Getgid()),
+	}
+}
+
+func TestCopyFile(t *testing.T) {
+	a, base := copier(t)
+	copyOK := func(req *agent.CopyFileRequest) {
+		t.Helper()
+		if _, err := a.CopyFile(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyOK(request(base+"/vol", unix.S_IFDIR|0o755, ""))
+	copyOK(request(base+"/vol/..2026/key", unix.S_IFREG|0o640, "value"))
+	copyOK(request(base+"/vol/..data", unix.S_IFLNK|0o777, "..2026"))
+	copyOK(request(base+"/vol/key", unix.S_IFLNK|0o777, "..data/key"))
+	if got, err := os.ReadFile(base + "/vol/key"); err != nil || string(got) != "value" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	if info, err := os.Stat(base + "/vol/..2026/key"); err != nil || info.Mode().Perm() != 0o640 {
+		t.Fatalf("got %v, %v", info, err)
+	}
+	// A new value replaces the old one, and directories survive a repetition.
+	copyOK(request(base+"/vol/..2026/key", unix.S_IFREG|0o600, "new"))
+	copyOK(request(base+"/vol", unix.S_IFDIR|0o700, ""))
+	if got, _ := os.ReadFile(base + "/vol/key"); string(got) != "new" {
+		t.Fatalf("got %q", got)
+	}
+}
+
+func TestCopyFileInPieces(t *testing.T) {
+	a, base := copier(t)
+	text := strings.Repeat("0123456789", 1000)
+	for off := 0; off < len(text); off += 4096 {
+		if _, err := os.Stat(base + "/f.txt"); err == nil {
+			t.Fatal("an incomplete file is visible")
+		}
+		req := request(base+"/f.txt", unix.S_IFREG|0o644, text[off:min(off+4096, len(text))])
+		req.FileSize, req.Offset = int64(len(text)), int64(off)
+		if _, err := a.CopyFile(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(base + "/f.txt"); err != nil || string(got) != text {
+		t.Fatalf("got %d bytes, %v", len(got), err)
+	}
+	if _, err := os.Stat(base + "/f.tmp"); err == nil {
+		t.Fatal("the temporary file is left")
+	}
+}
+
+// TestCopyFileEscapes tries to write outside the directory.
+func TestCopyFileEscapes(t *testing.T) {
+	a, base := copier(t)
+	outside := t.TempDir()
+	victim := filepath.Join(outside, "victim")
+	if err := os.WriteFile(victim, []byte("safe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{"abs": outside, "up": "../../..", "file": victim, "sub.tmp": victim} {
+		if _, err := a.CopyFile(t.Context(), request(base+"/"+name, unix.S_IFLNK|0o777, target)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rel, err := filepath.Rel(base, victim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{
+		victim, base, base + "/", base + "/../x", base + "/a/../../x", base + "/" + rel, "/etc/passwd", "", "relative",
+		base + "x/f", base + "/abs/victim", base + "/abs/new", base + "/up/new", base + "//x", base + "/a\x00b",
+	} {
+		for _, mode := range []uint32{unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777} {
+			if _, err := a.CopyFile(t.Context(), request(path, mode, "evil")); err == nil {
+				t.Errorf("%q with mode %o was accepted", path, mode)
+			}
+		}
+	}
+	// A symlink in place of the file, or of its temporary name, is replaced and not followed.
+	for _, name := range []string{"file", "sub.conf"} {
+		if _, err := a.CopyFile(t.Context(), request(base+"/"+name, unix.S_IFREG|0o644, "evil")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A later piece must not go through a symlink either.
+	if _, err := a.CopyFile(t.Context(), request(base+"/late.tmp", unix.S_IFLNK|0o777, victim)); err != nil {
+		t.Fatal(err)
+	}
+	late := request(base+"/late.conf", unix.S_IFREG|0o644, "evil")
+	late.Offset, late.FileSize = 4, 8
+	if _, err := a.CopyFile(t.Context(), late); err == nil {
+		t.Error("a piece went through a symlink")
+	}
+	entries, err := os.ReadDir(outside)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("outside: %v, %v", entries, err)
+	}
+	if got, _ := os.ReadFile(victim); string(got) != "safe" {
+		t.Errorf("the victim was changed to %q", got)
+	}
+}
+
+func TestCopyFileRefusesNonsense(t *testing.T) {
+	a, base := copier(t)
+	for name, change := range map[string]func(*agent.CopyFileRequest){
+		"device":          func(r *agent.CopyFileRequest) { r.FileMode = unix.S_IFCHR | 0o600 },
+		"fifo":            func(r *agent.CopyFileRequest) { r.FileMode = unix.S_IFIFO | 0o600 },
+		"negative size":   func(r *agent.CopyFileRequest) { r.FileSize = -1 },
+		"negative offset": func(r *agent.CopyFileRequest) { r.Offset = -1 },
+		"offset overflow": func(r *agent.CopyFileRequest) { r.Offset = 1<<63 - 1 },
+		"too much data":   func(r *agent.CopyFileRequest) { r.FileSize = 1 },
+		"huge":            func(r *agent.CopyFileRequest) { r.FileSize = 1 << 40 },
+		"negative owner":  func(r *agent.CopyFileRequest) { r.Uid = -5 },
+		"empty link":      func(r *agent.CopyFileRequest) { r.FileMode, r.Data = unix.S_IFLNK, nil },
+	} {
+		req := request(base+"/f", unix.S_IFREG|0o644, "data")
+		change(req)
+		if _, err := a.CopyFile(t.Context(), req); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+}
+
+func FuzzCopyFilePath(f *testing.F) {
+	for _, s := range []string{"a", "../a", "a/../../b", "a//b", ".", "..", "a\x00", "link/x"} {
+		f.Add(s, uint32(unix.S_IFREG|0o644))
+	}
+	f.Fuzz(func(t *testing.T, rel string, mode uint32) {
+		a, base := copier(t)
+		outside := filepath.Join(a.cfg.Layout.Root, "outside")
+		if err := os.MkdirAll(outside, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.CopyFile(t.Context(), request(base+"/link", unix.S_IFLNK|0o777, outside)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = a.CopyFile(t.Context(), request(base+"/"+rel, mode, "x"))
+		entries, err := os.ReadDir(outside)
+		if err != nil || len(entries) > 0 {
+			t.Fatalf("%q wrote outside: %v, %v", rel, entries, err)
+		}
+		for _, e := range []string{"shared", "outside"} {
+			if _, err := os.Stat(filepath.Join(a.cfg.Layout.Root, e)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
