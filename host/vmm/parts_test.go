@@ -28,7 +28,7 @@ func TestArgs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`tcg,thread=multi`, `max,la57=off,cx16=off`, `console=ttyS0, quiet`, `socket,id=tpm,fd=6`, `virtio-blk-pci,drive=disk0,serial=layer-0`,
+		`tcg,thread=single`, `max,la57=off,cx16=off`, `console=ttyS0, quiet`, `socket,id=tpm,fd=6`, `virtio-blk-pci,drive=disk0,serial=layer-0`,
 		`{"driver":"raw","node-name":"fwcode","read-only":true,"file":{"driver":"file","filename":"/fw,code","read-only":true}}`,
 		`{"driver":"raw","node-name":"fwvars","read-only":false,"file":{"driver":"file","filename":"/r/vm/vars.fd","read-only":false}}`,
 	} {
