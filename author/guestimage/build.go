@@ -24,7 +24,7 @@ const BaseCmdline = "console=ttyS0 quiet panic=-1 cloister.initdata=required"
 
 // buildSchema is part of every key: raise it when the same inputs should give
 // another image.
-const buildSchema = "1"
+const buildSchema = "2"
 
 // Options say what to build from and where. Zero values take the defaults.
 type Options struct {

@@ -106,7 +106,7 @@ func buildInitrd(in initrdInput) ([]byte, error) {
 	// of cores. The window stays below what the kernel's decoder accepts.
 	zw, err := zstd.NewWriter(&out,
 		zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
+		zstd.WithEncoderLevel(zstd.SpeedBestCompression),
 		zstd.WithWindowSize(8<<20),
 		zstd.WithEncoderCRC(true))
 	if err != nil {

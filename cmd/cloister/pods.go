@@ -30,7 +30,6 @@ type runFlags struct {
 	kernelAppend string
 	detach       bool
 	times        bool
-	memory, cpus int
 	grace        time.Duration
 }
 

@@ -22,11 +22,11 @@ var (
 type Container struct {
 	ID string
 
-	rt       *Runtime
-	dir      string // state of this container
-	cgroup   string
-	unstage  func() error
-	init     *Process
+	rt      *Runtime
+	dir     string // state of this container
+	cgroup  string
+	unstage func() error
+	init    *Process
 
 	mu      sync.Mutex
 	state   State

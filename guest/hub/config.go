@@ -80,11 +80,11 @@ type Config struct {
 // errors: a misspelt key must not quietly mean its default.
 func ParseConfig(aaTOML, cdhTOML string) (*Config, error) {
 	c := new(Config)
-	return c, errors.Join(
-		decode("aa.toml", aaTOML, &c.AA),
-		decode("cdh.toml", cdhTOML, &c.CDH),
-		c.validate(),
-	)
+	err := errors.Join(decode("aa.toml", aaTOML, &c.AA), decode("cdh.toml", cdhTOML, &c.CDH))
+	if err = errors.Join(err, c.validate()); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func decode(name, text string, into any) error {
