@@ -20,11 +20,11 @@ const (
 )
 
 // BaseCmdline is the kernel command line an image is measured with.
-const BaseCmdline = "console=ttyS0 quiet panic=-1 cloister.initdata=required"
+const BaseCmdline = "console=ttyS0 quiet panic=-1 oops=panic cloister.initdata=required"
 
 // buildSchema is part of every key: raise it when the same inputs should give
 // another image.
-const buildSchema = "2"
+const buildSchema = "3"
 
 // Options say what to build from and where. Zero values take the defaults.
 type Options struct {

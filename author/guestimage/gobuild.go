@@ -45,11 +45,21 @@ func goVersion(ctx context.Context, dir string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
+// guestFlags are the compiler's. In an initrd every byte of the binary is guest memory, so that size goes before speed:
+// nothing is inlined except in the decompressors, functions are aligned to 16 bytes, and HTTP/2, which neither a
+// registry nor a broker needs, is left out.
+func guestFlags() []string {
+	return []string{
+		"-trimpath", "-buildvcs=false", "-mod=readonly", "-tags=nethttpomithttp2",
+		"-gcflags=all=-l", "-gcflags=compress/...=", "-gcflags=github.com/klauspost/...=",
+		"-ldflags=-s -w -buildid= -funcalign=16",
+	}
+}
+
 // buildGuest builds the guest binary of the module in repo.
 func buildGuest(ctx context.Context, repo, out string) error {
-	_, err := goCommand(repo, "CGO_ENABLED=0").run(ctx, "go", "build",
-		"-trimpath", "-buildvcs=false", "-mod=readonly",
-		"-ldflags", "-s -w -buildid=", "-o", out, guestPackage)
+	_, err := goCommand(repo, "CGO_ENABLED=0").run(ctx, "go",
+		append(append([]string{"build"}, guestFlags()...), "-o", out, guestPackage)...)
 	if err != nil {
 		return fmt.Errorf("building the guest binary: %w", err)
 	}

@@ -46,8 +46,8 @@ func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
 	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (_ any, err error) {
 		defer func() {
 			if err != nil {
-				err = wireError(err)
 				log.Warn("request failed", "method", path.Base(info.FullMethod), "error", err)
+				err = wireError(err)
 			}
 		}()
 		if strings.HasPrefix(info.FullMethod, healthPrefix) || decidedLater(info.FullMethod) {

@@ -1,7 +1,9 @@
 package boot
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/cloister/cloister/guest/mux"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -103,7 +106,7 @@ func (v *vm) run(ctx context.Context, req *agent.CreateContainerRequest) {
 
 func TestPodInVM(t *testing.T) {
 	parts := vmParts(t)
-	v := startVM(t, parts, allowAll(t, "SetPolicyRequest", "PauseContainerRequest"), "cloister.initdata=required")
+	v := startVM(t, parts, allowAll(t, "SetPolicyRequest", "AddSwapPathRequest"), "cloister.initdata=required")
 	ctx := vmContext(t)
 	v.connect()
 	h, err := v.health.Check(ctx, &agent.CheckRequest{})
@@ -128,6 +131,7 @@ func TestPodInVM(t *testing.T) {
 	for _, dir := range []string{"proc", "dev", "sys", "tmp"} {
 		v.must(v.agent.CopyFile(ctx, &agent.CopyFileRequest{Path: shared + "root/" + dir, FileMode: 0o40755, DirMode: 0o40755}))
 	}
+	t.Run("sandbox container, shared processes, pause", func(t *testing.T) { v.testSandboxContainer(ctx, t) })
 	t.Run("output, environment and exit code", func(t *testing.T) {
 		v.run(ctx, probeContainer("c1", false, "who", "env=COLOUR", "complain=bad", "ls=/dev", "open=/dev/null", "cat=/proc/self/cgroup", "write=/dev/shm/x", "exit=7"))
 		out := v.output(ctx, "c1", "", v.agent.ReadStdout)
@@ -153,6 +157,17 @@ func TestPodInVM(t *testing.T) {
 		}
 		v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "tty"}))
 	})
+	t.Run("logs and memory", func(t *testing.T) {
+		logs := bufio.NewScanner(v.dial(mux.PortLogs))
+		if !logs.Scan() || !json.Valid(logs.Bytes()) {
+			t.Errorf("log line %q", logs.Text())
+		}
+		m, err := v.agent.GetMetrics(ctx, &agent.GetMetricsRequest{})
+		if err != nil || !strings.Contains(m.GetMetrics(), "kata_guest_meminfo") {
+			t.Errorf("metrics %v, %v", m, err)
+		}
+		t.Log(m.GetMetrics())
+	})
 	t.Run("out of memory", func(t *testing.T) {
 		v.run(ctx, probeContainer("oom", false, "eat"))
 		if code := v.wait(ctx, "oom", ""); code != 137 {
@@ -167,8 +182,8 @@ func TestPodInVM(t *testing.T) {
 		if _, err := v.agent.SetPolicy(ctx, &agent.SetPolicyRequest{Policy: "package agent_policy"}); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("policy replaced: %v", err)
 		}
-		if _, err := v.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: "oom"}); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "is blocked by policy") {
-			t.Errorf("pause: %v", err)
+		if _, err := v.agent.AddSwapPath(ctx, &agent.AddSwapPathRequest{Path: "/dev/vda"}); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "is blocked by policy") {
+			t.Errorf("swap: %v", err)
 		}
 		bad := probeContainer("bad", false, "who")
 		bad.OCI.Mounts = append(bad.OCI.Mounts, &agent.Mount{Destination: "/x", Source: "/run/cloister", Type: "bind"})
@@ -181,6 +196,48 @@ func TestPodInVM(t *testing.T) {
 	if strings.Contains(v.console.String(), "fatal") {
 		t.Error("the guest did not end cleanly")
 	}
+}
+
+func (v *vm) testSandboxContainer(ctx context.Context, t *testing.T) {
+	pause := probeContainer("sandbox1", false, "ignored")
+	pause.OCI.Root.Path = "/run/kata-containers/sandbox1/rootfs"
+	pause.Storages = []*agent.Storage{{
+		Driver: "image_guest_pull", Source: "pause", Fstype: "overlay", MountPoint: "/run/kata-containers/sandbox1/rootfs",
+		DriverOptions: []string{`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`},
+	}}
+	v.run(ctx, pause)
+	if _, err := v.agent.CreateContainer(ctx, pause); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("creating twice: %v", err)
+	}
+	v.run(ctx, probeContainer("paused", false, "line"))
+	v.must(v.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: "paused"}))
+	if _, err := v.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: "paused"}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("pausing twice: %v", err)
+	}
+	v.must(v.agent.ResumeContainer(ctx, &agent.ResumeContainerRequest{ContainerId: "paused"}))
+	v.must(v.agent.ExecProcess(ctx, &agent.ExecProcessRequest{ContainerId: "paused", ExecId: "t", Process: probeProcess(true, "say=tty", "exit=0")}))
+	if out := v.output(ctx, "paused", "t", v.agent.ReadStdout); out != "tty\r\n" {
+		t.Errorf("output %q", out)
+	}
+	if _, err := v.agent.ExecProcess(ctx, &agent.ExecProcessRequest{ContainerId: "paused", ExecId: "x", Process: &agent.Process{Args: []string{"/missing"}, Cwd: "/"}}); err == nil {
+		t.Error("a missing program was executed")
+	}
+	v.must(v.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: "paused"}))
+	v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "paused"}))
+
+	// A shared process namespace shows the pause program as the first process.
+	sharing := probeContainer("sharing", false, "who", "exit=0")
+	sharing.SandboxPidns = true
+	v.run(ctx, sharing)
+	if out := v.output(ctx, "sharing", "", v.agent.ReadStdout); strings.HasPrefix(out, "1 ") || !strings.HasSuffix(out, " 0 podname\n") {
+		t.Errorf("output %q", out)
+	}
+	v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "sharing"}))
+	v.must(v.agent.SignalProcess(ctx, &agent.SignalProcessRequest{ContainerId: "sandbox1", Signal: 15}))
+	if code := v.wait(ctx, "sandbox1", ""); code != 0 {
+		t.Errorf("pause ended with %d", code)
+	}
+	v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "sandbox1"}))
 }
 
 func (v *vm) testLong(ctx context.Context, t *testing.T) {

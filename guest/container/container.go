@@ -15,7 +15,7 @@ import (
 // Errors a caller tells apart.
 var (
 	ErrNoProcess = errors.New("no such process")
-	ErrExists    = errors.New("process exists")
+	ErrExists    = errors.New("exists already")
 )
 
 // Container is one container of the pod.

@@ -29,7 +29,6 @@ type fakeVM struct {
 	session *yamux.Session
 	once    sync.Once
 	exited  chan struct{}
-	asked   bool
 	reason  string
 }
 

@@ -39,7 +39,6 @@ type Guest struct {
 	files     map[string][]byte
 	processes map[string]*Process
 	session   *yamux.Session
-	destroyed bool
 }
 
 // Serve serves the guest until the connection ends or the sandbox is destroyed.

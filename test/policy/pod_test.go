@@ -86,15 +86,6 @@ func mustAllow(t testing.TB, e *gate.Engine, req proto.Message) {
 	}
 }
 
-func mustDeny(t testing.TB, e *gate.Engine, req proto.Message) error {
-	t.Helper()
-	err := ask(e, req)
-	if err == nil {
-		t.Fatalf("%s should be denied", policyinput.RuleName(req))
-	}
-	return err
-}
-
 // protoregistryType makes an empty message of a linked-in type.
 func protoregistryType(d protoreflect.MessageDescriptor) (proto.Message, error) {
 	mt, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
