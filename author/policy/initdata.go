@@ -48,7 +48,7 @@ type aaConfig struct {
 }
 
 type cdhConfig struct {
-	KBC   kbcConfig   `toml:"kbc"`
+	KBC   *kbcConfig  `toml:"kbc,omitempty"`
 	Image imageConfig `toml:"image"`
 }
 
@@ -83,7 +83,6 @@ func InitData(o InitDataOptions) (*initdata.Document, error) {
 	}
 	doc := &initdata.Document{Version: "0.1.0", Algorithm: "sha256", Data: map[string]string{"policy.rego": o.Policy}}
 	cdh := cdhConfig{
-		KBC: kbcConfig{Name: "offline_fs_kbc"},
 		Image: imageConfig{
 			SecurityPolicyURI: o.ImageSecurityPolicyURI,
 			RegistryAuthURI:   o.RegistryAuthURI,
@@ -98,7 +97,7 @@ func InitData(o InitDataOptions) (*initdata.Document, error) {
 			return nil, fmt.Errorf("making initdata: aa.toml: %w", err)
 		}
 		doc.Data["aa.toml"] = string(text)
-		cdh.KBC = kbcConfig{Name: "cc_kbc", URL: o.KBSURL, Cert: o.KBSCertPEM}
+		cdh.KBC = &kbcConfig{Name: "cc_kbc", URL: o.KBSURL, Cert: o.KBSCertPEM}
 	}
 	if len(o.Registries) > 0 {
 		rc := &registryConfig{Search: []string{"docker.io"}}
