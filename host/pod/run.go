@@ -171,7 +171,9 @@ func (s *supervisor) boot(ctx context.Context) error {
 			_, err := s.agent.Health.Check(c, &agent.CheckRequest{})
 			return err
 		})
-		if err != nil && rctx.Err() != nil && ctx.Err() == nil {
+		// The call's own timer may fire a moment before that of the context, so that the clock decides.
+		deadline, _ := rctx.Deadline()
+		if err != nil && !time.Now().Before(deadline) && ctx.Err() == nil {
 			return fmt.Errorf("the guest did not answer within %s; end of the console:\n  %s", s.opts.ReadyTimeout,
 				strings.Join(s.vm.ConsoleTail(20), "\n  "))
 		}
