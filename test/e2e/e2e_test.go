@@ -17,7 +17,7 @@ import (
 // TestDemo runs what the README's first line runs.
 func TestDemo(t *testing.T) {
 	vmtest.Need(t)
-	bin := t.TempDir()
+	bin := mustAbs(t, "../../bin") // inside the source tree, where the guest is built from
 	build := exec.Command("go", "build", "-trimpath", "-o", bin+"/", "./cmd/cloister", "./cmd/cloister-broker", "./demo")
 	build.Dir = "../.."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
