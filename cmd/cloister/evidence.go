@@ -89,7 +89,7 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&nonce, "nonce", "", "report data the evidence must be for, hex or base64; without it a replay goes unnoticed")
 	c.Flags().StringVar(&initdataFile, "initdata", "", "initdata document that PCR 8 must hold")
 	c.Flags().StringArrayVar(&roots, "ek-root", nil, "PEM file with a TPM maker's root certificate (repeatable)")
-	_ = c.MarkFlagRequired("tee")
+	needs(c, "tee")
 	return c
 }
 

@@ -93,8 +93,7 @@ func imageEncryptCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&keyFile, "key", "", "file with the 32-byte image key")
 	c.Flags().StringVar(&keyID, "key-id", "", "kbs:/// resource the guest will get the key from")
 	addInsecureRegistry(c, &insecure)
-	_ = c.MarkFlagRequired("key")
-	_ = c.MarkFlagRequired("key-id")
+	needs(c, "key", "key-id")
 	return c
 }
 
@@ -121,7 +120,7 @@ func imageSignCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&keyFile, "key", "", "PEM file with the private key")
 	c.Flags().StringVar(&identity, "identity", "", "repository the signature is for (default: the image's)")
 	addInsecureRegistry(c, &insecure)
-	_ = c.MarkFlagRequired("key")
+	needs(c, "key")
 	return c
 }
 

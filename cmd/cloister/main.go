@@ -39,7 +39,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitDone
 	case errors.As(err, &exit):
 		return int(exit)
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), !app.started: // what fails before a command starts is how it was called
 		printError(stderr, err)
 		return exitUsage
 	}

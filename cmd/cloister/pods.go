@@ -65,7 +65,7 @@ func runCmd(a *app) *cobra.Command {
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "return once the pod runs")
 	c.Flags().BoolVar(&f.times, "times", false, "end with a table of how long each step took")
 	c.Flags().DurationVar(&f.grace, "grace", 0, "how long containers may take to end (default: the pod's terminationGracePeriodSeconds)")
-	_ = c.MarkFlagRequired("initdata")
+	needs(c, "initdata")
 	return c
 }
 

@@ -89,7 +89,7 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&initdataFile, "initdata", "", "initdata document of the pod")
 	c.Flags().StringVar(&kernelAppend, "kernel-append", "", "what `cloister run` will add to the kernel command line")
 	c.Flags().BoolVar(&events, "events", false, "explain every event that goes into the registers")
-	_ = c.MarkFlagRequired("initdata")
+	needs(c, "initdata")
 	return c
 }
 

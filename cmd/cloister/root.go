@@ -15,6 +15,7 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	json           bool
+	started        bool // a command was found and its flags were right
 	broker         brokerFlags
 }
 
@@ -24,8 +25,9 @@ func newRoot(a *app) *cobra.Command {
 		Short: "Run container pods on hosts nobody has to trust",
 		Long: "Cloister runs each pod in its own measured micro-VM. The guest proves what it is to a key broker,\n" +
 			"and only then gets the keys of its images and secrets.",
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		SilenceUsage:     true,
+		SilenceErrors:    true,
+		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -101,4 +103,16 @@ func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
 	}}
 	c.AddCommand(verbs...)
 	return c
+}
+
+// needs refuses a command line without the named flags.
+func needs(c *cobra.Command, flags ...string) {
+	c.PreRunE = func(c *cobra.Command, _ []string) error {
+		for _, name := range flags {
+			if !c.Flags().Changed(name) {
+				return hintError{usageError{fmt.Errorf("%s needs --%s", c.CommandPath(), name)}, "see `" + c.CommandPath() + " --help`"}
+			}
+		}
+		return nil
+	}
 }
