@@ -140,14 +140,23 @@ func (q *qmpClient) execute(ctx context.Context, command string) error {
 	if _, err := q.conn.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("sending %s: %w", command, err)
 	}
-	select {
-	case m := <-answer:
+	verdict := func(m qmpMessage) error {
 		if m.Error != nil {
 			return fmt.Errorf("%s was refused by the virtual machine monitor: %s", command, m.Error.Desc)
 		}
 		return nil
+	}
+	select {
+	case m := <-answer:
+		return verdict(m)
 	case <-q.done:
-		return fmt.Errorf("%s: %w", command, q.failure())
+		// The monitor may answer and hang up at once, as it does for quit: the answer counts.
+		select {
+		case m := <-answer:
+			return verdict(m)
+		default:
+			return fmt.Errorf("%s: %w", command, q.failure())
+		}
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the answer to %s: %w", command, ctx.Err())
 	}
