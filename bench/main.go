@@ -56,8 +56,18 @@ func run(ctx context.Context, bin string, runs int) error {
 	for _, s := range b.last.steps {
 		fmt.Fprintf(w, "%s\t%.2fs\t%.2f\t\n", s.name, s.took.Seconds(), s.took.Seconds()/b.last.total.Seconds())
 	}
+	fmt.Fprintln(w, "\nidle guest\tsize\tbudget\t")
+	m := b.last.memory
+	fmt.Fprintf(w, "memory in use, kernel and all services\t%.1f MiB\t120 MiB\t\n", mib(m.used))
+	fmt.Fprintf(w, "  of which root file system\t%.1f MiB\t\t\n", mib(m.files))
+	fmt.Fprintf(w, "  of which agent with all services, resident\t%.1f MiB\t\t\n", mib(m.agent))
+	fmt.Fprintf(w, "reserved by firmware and kernel in a VM of %d MiB\t%.1f MiB\t\t\n", b.config.MemoryMiB, mib(m.reserved))
+	fmt.Fprintf(w, "initrd\t%.1f MB\t40 MB\t\n", float64(b.initrd)/1e6)
+	fmt.Fprintf(w, "guest binary\t%.1f MB\t23 MB\t\n", float64(b.binary)/1e6)
 	return w.Flush()
 }
+
+func mib(n uint64) float64 { return float64(n) / (1 << 20) }
 
 func median(d []time.Duration) time.Duration {
 	s := slices.Sorted(slices.Values(d))

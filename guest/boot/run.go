@@ -29,6 +29,7 @@ import (
 type machine struct {
 	version string
 	began   time.Time
+	kernel  time.Duration // from the kernel's start to ours
 	console io.Writer
 	logs    *LogHub
 	log     *slog.Logger
@@ -45,7 +46,7 @@ type machine struct {
 // Run is the life of PID 1: it brings the guest up, serves until the sandbox is destroyed, the host has gone or ctx
 // ends, and switches the machine off. It never returns.
 func Run(ctx context.Context, version string) {
-	m := &machine{version: version, began: time.Now(), console: os.Stderr}
+	m := &machine{version: version, began: time.Now(), kernel: uptime(), console: os.Stderr}
 	if err := m.run(ctx); err != nil && ctx.Err() == nil {
 		fatal(m.console, err)
 	}
@@ -220,7 +221,7 @@ func (m *machine) serve(ctx context.Context) error {
 	}
 	// Start-up garbage, mostly of the policy compiler, is given back once instead of kept for good.
 	debug.FreeOSMemory()
-	m.log.Info("guest ready", "version", m.version, "took", time.Since(m.began).Round(time.Millisecond))
+	m.log.Info("guest ready", "version", m.version, "kernel", m.kernel.Round(time.Millisecond), "took", time.Since(m.began).Round(time.Millisecond))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := a.Serve(ctx, agents); err != nil {
@@ -238,6 +239,15 @@ func (m *machine) serve(ctx context.Context) error {
 	default:
 		return err
 	}
+}
+
+// uptime is the time since the kernel started.
+func uptime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }
 
 // errServed ends the group when the agent has nothing more to do.
