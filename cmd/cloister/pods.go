@@ -253,7 +253,7 @@ func logsCmd(a *app) *cobra.Command {
 	var container string
 	var follow bool
 	c := &cobra.Command{
-		Use: "logs POD", Short: "Print what a pod's containers wrote", Args: exactly(1),
+		Use: "logs POD", Short: "Print what a container of a pod wrote", Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			dirs, err := paths.Default()
 			if err != nil {
@@ -262,8 +262,8 @@ func logsCmd(a *app) *cobra.Command {
 			return pod.Logs(c.Context(), dirs, args[0], pod.LogOptions{Container: container, Follow: follow, Stdout: a.stdout, Stderr: a.stderr})
 		},
 	}
-	c.Flags().StringVarP(&container, "container", "c", "", "only this container")
-	c.Flags().BoolVar(&follow, "follow", false, "go on until the pod ends")
+	c.Flags().StringVarP(&container, "container", "c", "", "container (default: the first)")
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the pod ends")
 	return c
 }
 

@@ -56,7 +56,7 @@ type TermSize struct{ Rows, Columns uint16 }
 
 // ExecOptions is a program to run in a container.
 type ExecOptions struct {
-	// Container may be empty when the pod has only one that is not an init container.
+	// Container may be empty: then it is the first that is not an init container.
 	Container string
 	Argv      []string
 	TTY       bool

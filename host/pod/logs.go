@@ -20,7 +20,7 @@ import (
 
 // LogOptions says what of a log is wanted.
 type LogOptions struct {
-	// Container may be empty when the pod has only one that is not an init container.
+	// Container may be empty: then it is the first that is not an init container.
 	Container string
 	// Follow waits for more until the pod has ended or ctx ends.
 	Follow bool
@@ -82,29 +82,17 @@ func Logs(ctx context.Context, dirs paths.Dirs, name string, o LogOptions) error
 	}
 }
 
-// pick finds a container by name; without a name it is the only one that is not an init container.
+// pick finds a container by name; without a name it is the first that is not an init container, as kubectl has it.
 func (s *State) pick(name string) (*ContainerState, error) {
 	var names []string
-	var only *ContainerState
-	apps := 0
 	for i := range s.Containers {
 		c := &s.Containers[i]
-		if c.Name == name {
+		if c.Name == name || name == "" && !c.Init {
 			return c, nil
 		}
 		names = append(names, c.Name)
-		if !c.Init {
-			only = c
-			apps++
-		}
 	}
-	if name == "" && apps == 1 {
-		return only, nil
-	}
-	if name == "" {
-		return nil, fmt.Errorf("a container must be chosen, one of %s", strings.Join(names, ", "))
-	}
-	return nil, fmt.Errorf("there is no container %q, expected one of %s", name, strings.Join(names, ", "))
+	return nil, fmt.Errorf("no container %q, there are: %s", name, strings.Join(names, ", "))
 }
 
 type logReader struct {

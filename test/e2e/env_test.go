@@ -72,11 +72,11 @@ func pod(name, image, script string) string {
 		"    - name: main\n      image: " + image + "\n      command: [\"/bin/sh\", \"-c\", \"" + script + "\"]\n"
 }
 
-// expect writes a pod, makes its initdata, and registers what a boot of it has to show.
-func (e *env) expect(t *testing.T, name, manifest string) {
+// expect writes a pod, makes its initdata with more flags, and registers what a boot of it has to show.
+func (e *env) expect(t *testing.T, name, manifest string, more ...string) {
 	t.Helper()
 	e.write(t, name+".yaml", manifest)
-	e.ok(t, append([]string{"initdata", "new", "--guest-kbs", e.guestKBS(t), "--image-policy", "kbs:///default/policy/app", "-o", name + ".toml", name + ".yaml"}, e.flags()...)...)
+	e.ok(t, append([]string{"initdata", "new", "--guest-kbs", e.guestKBS(t), "--image-policy", "kbs:///default/policy/app", "-o", name + ".toml", name + ".yaml"}, append(e.flags(), more...)...)...)
 	e.ok(t, append([]string{"refvalue", "compute", "--initdata", name + ".toml", "-o", name + ".json", name + ".yaml"}, e.flags()...)...)
 	e.ok(t, "refvalue", "add", name+".json")
 }
