@@ -227,6 +227,7 @@ type inputs struct {
 	guest      string // sources or binary
 	toolchain  string // C side of runc
 	cmdline    string
+	roots      []byte
 	code, vars firmwareFile
 }
 
@@ -234,7 +235,7 @@ type firmwareFile struct{ path, sha256 string }
 
 func (in inputs) imageKey() string {
 	parts := []string{
-		"image", buildSchema, in.goVersion, in.guest, in.runcKey(), in.cmdline,
+		"image", buildSchema, in.goVersion, in.guest, in.runcKey(), in.cmdline, hexSHA256(in.roots),
 		in.lock.Kernel.Package, in.lock.Kernel.Version, in.lock.Kernel.SHA256,
 		in.code.path, in.code.sha256, in.vars.path, in.vars.sha256,
 	}
@@ -259,6 +260,9 @@ func (b *builder) inputs(ctx context.Context, lock Lock) (inputs, error) {
 		return in, err
 	}
 	if in.toolchain, err = cToolchain(ctx); err != nil {
+		return in, err
+	}
+	if in.roots, err = publicRoots(); err != nil {
 		return in, err
 	}
 	if b.opts.GuestBinary != "" {
@@ -312,14 +316,14 @@ func (b *builder) fill(ctx context.Context, dir, deb string, in inputs) error {
 	}
 
 	b.progress("initrd", "packing")
-	initrd, err := buildInitrd(initrdInput{Release: tree.Release, Guest: guestData, Runc: runcData, Modules: mods})
+	initrd, err := buildInitrd(initrdInput{Release: tree.Release, Guest: guestData, Runc: runcData, Roots: in.roots, Modules: mods})
 	if err != nil {
 		return err
 	}
 	if err := checkBudgets(len(guestData), len(runcData), mods, len(initrd)); err != nil {
 		return err
 	}
-	sbom, err := makeSBOM(sbomInput{Kernel: in.lock.Kernel, Runc: in.lock.Runc, Guest: guestData, RuncBinary: runcData, InitrdSHA256: hexSHA256(initrd)})
+	sbom, err := makeSBOM(sbomInput{Kernel: in.lock.Kernel, Runc: in.lock.Runc, Guest: guestData, RuncBinary: runcData, Roots: in.roots, InitrdSHA256: hexSHA256(initrd)})
 	if err != nil {
 		return err
 	}

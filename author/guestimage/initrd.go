@@ -16,6 +16,7 @@ type initrdInput struct {
 	Release string
 	Guest   []byte
 	Runc    []byte
+	Roots   []byte // PEM
 	Modules *moduleSet
 }
 
@@ -29,7 +30,7 @@ func (in initrdInput) records() []cpio.Record {
 	file := func(name string, data []byte, perm uint64) {
 		recs = append(recs, cpio.StaticFile(name, string(data), perm))
 	}
-	for _, d := range []string{"proc", "sys", "run", "etc/ssl", "usr/lib", "var", "newroot"} {
+	for _, d := range []string{"proc", "sys", "run", "usr/lib", "var", "newroot"} {
 		recs = append(recs, cpio.Directory(d, 0o755))
 	}
 	recs = append(recs,
@@ -45,6 +46,7 @@ func (in initrdInput) records() []cpio.Record {
 	file("usr/bin/runc", in.Runc, 0o755)
 	file("etc/passwd", []byte("root:x:0:0:root:/root:/usr/bin/false\n"), 0o644)
 	file("etc/group", []byte("root:x:0:\n"), 0o644)
+	file(rootsPath, in.Roots, 0o644)
 	file("etc/hosts", []byte("127.0.0.1 localhost\n::1 localhost\n"), 0o644)
 
 	base := "lib/modules/" + in.Release + "/"

@@ -60,6 +60,7 @@ type sbomInput struct {
 	Runc         RuncLock
 	Guest        []byte // binaries with their Go build information
 	RuncBinary   []byte
+	Roots        []byte // the bundle of certificate authorities
 	InitrdSHA256 string
 }
 
@@ -85,6 +86,12 @@ func makeSBOM(in sbomInput) ([]byte, error) {
 			fmt.Sprintf("pkg:deb/debian/%s@%s?arch=amd64&distro=%s", purlEscape(in.Kernel.Package), purlEscape(in.Kernel.Version), in.Kernel.Suite)}},
 	})
 	relate("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-kernel")
+
+	doc.Packages = append(doc.Packages, spdxPackage{
+		Name: rootsModule, SPDXID: "SPDXRef-roots", DownloadLocation: "NOASSERTION", Checksums: []spdxChecksum{{"SHA256", hexSHA256(in.Roots)}},
+		ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:golang/" + rootsModule}},
+	})
+	relate("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-roots")
 
 	seen := map[string]bool{}
 	for _, b := range []struct {
