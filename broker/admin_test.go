@@ -165,7 +165,7 @@ func TestAdminJourney(t *testing.T) {
 	refused(w.admin.DeleteReferenceValue(ctx, "nothing"), 404, "no reference value")
 	records, err := w.admin.ListReferenceValues(ctx)
 	w.must(err)
-	if len(records) != 3 || records[0].By != "admin" || records[0].Source != "sample" {
+	if len(records) != 5 || records[0].By != "admin" || records[0].Source != "sample" {
 		t.Errorf("reference values are %+v", records)
 	}
 	w.must(w.admin.DeleteReferenceValue(ctx, "tpm_pcr04"))
@@ -176,7 +176,7 @@ func TestAdminJourney(t *testing.T) {
 	// Status, audit, health.
 	st, err := w.admin.Status(ctx)
 	w.must(err)
-	if st.Resources != 0 || st.ReferenceValues != 2 || st.Sessions != 1 || len(st.Verifiers) != 1 || !st.Verifiers[0].Ready {
+	if st.Resources != 0 || st.ReferenceValues != 4 || st.Sessions != 1 || len(st.Verifiers) != 1 || !st.Verifiers[0].Ready {
 		t.Errorf("status is %+v", st)
 	}
 	w.must(w.admin.Healthy(ctx))

@@ -80,6 +80,7 @@ func newWorld(t *testing.T, change func(*config.Config)) *world {
 	w.boot(w.tpm)
 	w.must(w.admin.PutResource(t.Context(), "default/key/1", []byte(secretText)))
 	w.must(w.admin.RegisterReferenceValues(t.Context(), map[string]any{
+		"tpm_pcr00": []string{w.tpm.PCR(0)}, "tpm_pcr07": []string{w.tpm.PCR(7)},
 		"tpm_pcr04": []string{w.tpm.PCR(4)}, "tpm_pcr09": []string{strings.Repeat("0", 64), w.tpm.PCR(9)},
 		"tpm_init_data": []string{w.tpm.PCR(8)},
 	}))

@@ -51,7 +51,7 @@ func tpmEvidence(change map[string]any) []Evidence {
 }
 
 var good = refs{
-	"tpm_pcr04": `["04"]`, "tpm_pcr09": `["99","09"]`, "tpm_init_data": `["88"]`,
+	"tpm_pcr00": `["00"]`, "tpm_pcr07": `["07"]`, "tpm_pcr04": `["04"]`, "tpm_pcr09": `["99","09"]`, "tpm_init_data": `["88"]`,
 }
 
 func with(r refs, name, value string) refs {
@@ -78,7 +78,10 @@ func TestDefaultPolicy(t *testing.T) {
 		silent   []string
 	}{
 		{name: "everything approved", refs: good, status: StatusAffirming},
-		{name: "firmware approved", refs: with(good, "tpm_pcr00", `["00"]`), status: StatusAffirming},
+		{
+			name: "firmware not registered", refs: with(good, "tpm_pcr00", ""), status: StatusWarning,
+			says: []string{`tpm.pcr00 = 00, but no reference value "tpm_pcr00" is registered`},
+		},
 		{
 			name: "other command line", refs: good, change: map[string]any{"pcr09": "0bad"}, status: StatusWarning,
 			says:   []string{`tpm.pcr09 = 0bad is not one of the 2 registered values of "tpm_pcr09"`},

@@ -40,28 +40,254 @@ tpm_known if input.tpm.ak_public in query_reference_value("trusted_aks")
 
 tpm_known if data.cloister.insecure_unknown_tpm == true
 
-# PCR 4 is the kernel, PCR 9 its initrd and command line, PCR 0 the firmware.
+# PCR 0 is the firmware, PCR 4 the kernel, PCR 9 its initrd and command line.
 executables := 3 if {
 	input.tpm
-	tpm_firmware_approved
+	input.tpm.pcr00 in query_reference_value("tpm_pcr00")
 	input.tpm.pcr04 in query_reference_value("tpm_pcr04")
 	input.tpm.pcr09 in query_reference_value("tpm_pcr09")
 }
 
-tpm_firmware_approved if query_reference_value("tpm_pcr00") == null
-
-tpm_firmware_approved if input.tpm.pcr00 in query_reference_value("tpm_pcr00")
-
-# PCR 8 is the initdata: the guest's own policy and configuration. PCR 7 is the secure boot state.
+# PCR 7 is the secure boot state, PCR 8 the initdata: the guest's own policy and configuration.
 configuration := 2 if {
 	input.tpm
-	tpm_boot_settings_approved
+	input.tpm.pcr07 in query_reference_value("tpm_pcr07")
 	input.init_data in query_reference_value("tpm_init_data")
 }
 
-tpm_boot_settings_approved if query_reference_value("tpm_pcr07") == null
+# --- the initdata of hardware TEEs ------------------------------------------------------------------------------------
 
-tpm_boot_settings_approved if input.tpm.pcr07 in query_reference_value("tpm_pcr07")
+# The host chooses the initdata, and with it the guest's policy: only approved ones count. A guest without any has what its
+# measured image says.
+init_data_approved if input.init_data in query_reference_value("init_data")
+
+init_data_approved if regex.match(`^(0+|(AA)*AA?=*)$`, input.init_data)
+
+init_data_approved if not input.init_data
+
+# --- AMD SEV-SNP ------------------------------------------------------------------------------------------------------
+
+hardware := 2 if {
+	input.snp
+	input.snp.reported_tcb_bootloader in query_reference_value("snp_bootloader")
+	input.snp.reported_tcb_microcode in query_reference_value("snp_microcode")
+	input.snp.reported_tcb_snp in query_reference_value("snp_snp_svn")
+	input.snp.reported_tcb_tee in query_reference_value("snp_tee_svn")
+}
+
+executables := 3 if {
+	input.snp
+	input.snp.measurement in query_reference_value("snp_launch_measurement")
+}
+
+snp_closed if {
+	input.snp.policy_debug_allowed == false
+	input.snp.policy_migrate_ma == false
+	init_data_approved
+}
+
+# 2: all settings are those approved. 3: nothing is known to be wrong with them.
+configuration := 2 if {
+	input.snp
+	snp_closed
+	input.snp.platform_smt_enabled == query_reference_value("snp_smt_enabled")
+	input.snp.platform_tsme_enabled == query_reference_value("snp_tsme_enabled")
+	input.snp.policy_abi_major == query_reference_value("snp_guest_abi_major")
+	input.snp.policy_abi_minor == query_reference_value("snp_guest_abi_minor")
+	input.snp.policy_single_socket == query_reference_value("snp_single_socket")
+	input.snp.policy_smt_allowed == query_reference_value("snp_smt_allowed")
+} else := 3 if {
+	input.snp
+	snp_closed
+}
+
+# --- Intel TDX --------------------------------------------------------------------------------------------------------
+
+hardware := 2 if {
+	input.tdx
+	input.tdx.quote.header.tee_type == "81000000"
+	input.tdx.quote.header.vendor_id == "939a7233f79c4ca9940a0db3957f0607"
+	input.tdx.quote.body.mr_td in query_reference_value("mr_td")
+	input.tdx.tcb_status == "UpToDate"
+	input.tdx.collateral_expiration_status == "0"
+}
+
+tdx_boot if {
+	input.tdx.quote.body.rtmr_1 in query_reference_value("rtmr_1")
+	input.tdx.quote.body.rtmr_2 in query_reference_value("rtmr_2")
+}
+
+# 3: the event log also names the kernel and the command line. 4: the registers are those approved.
+executables := 3 if {
+	input.tdx
+	tdx_boot
+	tdx_kernel
+	tdx_kernel_parameters
+} else := 4 if {
+	input.tdx
+	tdx_boot
+}
+
+tdx_kernel if {
+	some event in input.tdx.uefi_event_logs
+	event.type_name == "EV_EFI_BOOT_SERVICES_APPLICATION"
+	"File(kernel)" in event.details.device_paths
+	some digest in event.digests
+	digest.digest == query_reference_value("tdvfkernel")
+}
+
+tdx_kernel_parameters if {
+	some event in input.tdx.uefi_event_logs
+	event.type_name == "EV_EVENT_TAG"
+	event.details.string == "LOADED_IMAGE::LoadOptions"
+	some digest in event.digests
+	digest.digest == query_reference_value("tdvfkernelparams")
+}
+
+configuration := 2 if {
+	input.tdx
+	input.tdx.td_attributes.debug == false
+	input.tdx.quote.body.xfam in query_reference_value("xfam")
+	init_data_approved
+}
+
+# --- SNP and TDX behind the vTPM of Azure -----------------------------------------------------------------------------
+
+az_snp := input["az-snp-vtpm"]
+
+hardware := 2 if {
+	input["az-snp-vtpm"]
+	az_snp.reported_tcb_bootloader in query_reference_value("tcb_bootloader")
+	az_snp.reported_tcb_microcode in query_reference_value("tcb_microcode")
+	az_snp.reported_tcb_snp in query_reference_value("tcb_snp")
+	az_snp.reported_tcb_tee in query_reference_value("tcb_tee")
+}
+
+executables := 3 if {
+	input["az-snp-vtpm"]
+	az_snp.measurement in query_reference_value("measurement")
+	az_snp.tpm.pcr11 in query_reference_value("snp_pcr11")
+}
+
+# These claims are texts, as upstream has them.
+configuration := 2 if {
+	input["az-snp-vtpm"]
+	az_snp.policy_debug_allowed == "false"
+	az_snp.policy_migrate_ma == "false"
+	az_snp.platform_smt_enabled in query_reference_value("smt_enabled")
+	az_snp.platform_tsme_enabled in query_reference_value("tsme_enabled")
+	az_snp.policy_abi_major in query_reference_value("abi_major")
+	az_snp.policy_abi_minor in query_reference_value("abi_minor")
+	az_snp.policy_single_socket in query_reference_value("single_socket")
+	az_snp.policy_smt_allowed in query_reference_value("smt_allowed")
+	init_data_approved
+}
+
+az_tdx := input["az-tdx-vtpm"]
+
+hardware := 2 if {
+	input["az-tdx-vtpm"]
+	az_tdx.quote.header.tee_type == "81000000"
+	az_tdx.quote.header.vendor_id == "939a7233f79c4ca9940a0db3957f0607"
+	az_tdx.quote.body.mr_td in query_reference_value("mr_td")
+	az_tdx.tcb_status == "UpToDate"
+	az_tdx.collateral_expiration_status == "0"
+}
+
+executables := 3 if {
+	input["az-tdx-vtpm"]
+	az_tdx.tpm.pcr11 in query_reference_value("tdx_pcr11")
+}
+
+configuration := 2 if {
+	input["az-tdx-vtpm"]
+	az_tdx.td_attributes.debug == false
+	az_tdx.quote.body.xfam in query_reference_value("xfam")
+	init_data_approved
+}
+
+# --- Intel SGX --------------------------------------------------------------------------------------------------------
+
+hardware := 2 if {
+	input.sgx
+	input.sgx.header.vendor_id == "939a7233f79c4ca9940a0db3957f0607"
+	input.sgx.tcb_status == "UpToDate"
+	input.sgx.collateral_expiration_status == "0"
+}
+
+executables := 3 if {
+	input.sgx
+	input.sgx.body.mr_enclave in query_reference_value("sgx_mr_enclave")
+}
+
+# Bit 1 of the attributes is the debug flag: the second hex digit of the first byte tells.
+configuration := 2 if {
+	input.sgx
+	regex.match(`^.[014589cd]`, input.sgx.body["attributes.flags"])
+	init_data_approved
+}
+
+# --- IBM Secure Execution ---------------------------------------------------------------------------------------------
+
+# The measurement was made with the header of the image that the broker is configured for, so that it stands for the image.
+hardware := 2 if input.se.attestation_phkh
+
+executables := 3 if input.se.tag
+
+configuration := 2 if input.se.image_phkh
+
+# --- Arm CCA ----------------------------------------------------------------------------------------------------------
+
+hardware := 2 if {
+	input.cca
+	input.cca.platform["cca-platform-implementation-id"] in query_reference_value("cca_implementation_id")
+}
+
+executables := 3 if {
+	input.cca
+	input.cca.realm["cca-realm-initial-measurement"] in query_reference_value("cca_realm_initial_measurement")
+}
+
+configuration := 2 if {
+	input.cca
+	init_data_approved
+}
+
+# --- Hygon CSV --------------------------------------------------------------------------------------------------------
+
+hardware := 2 if {
+	input.csv
+	input.csv.version in {"1", "2"}
+}
+
+executables := 3 if {
+	input.csv
+	input.csv.measure in query_reference_value("csv_measurement")
+}
+
+configuration := 2 if {
+	input.csv
+	input.csv.policy.nodbg == true
+}
+
+# --- sample, for tests of others' clients: verified only with an insecure switch --------------------------------------
+
+hardware := 2 if {
+	input.sample
+	input.sample.svn in query_reference_value("svn")
+	input.sample.platform_version.major == query_reference_value("major_version")
+	input.sample.platform_version.minor >= query_reference_value("minimum_minor_version")
+}
+
+executables := 3 if {
+	input.sample
+	input.sample.launch_digest in query_reference_value("launch_digest")
+}
+
+configuration := 2 if {
+	input.sample
+	input.sample.debug == false
+}
 
 # --- what the guest's policy lets run ---------------------------------------------------------------------------------
 
