@@ -18,6 +18,7 @@ import (
 
 	"github.com/cloister/cloister/broker/admintoken"
 	"github.com/cloister/cloister/broker/appraise"
+	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/decision"
@@ -134,7 +135,8 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	b.server = server.New(server.Parts{
 		Log: b.log, Now: b.now,
 		Sessions:  session.NewManager(b.now, time.Duration(b.cfg.Attestation.SessionLifetime), b.cfg.Attestation.MaxSessions),
-		Verifiers: verifiers, Appraiser: appraiser, Tokens: signer, Gate: gate,
+		Verifiers: verifiers, Tokens: signer, Gate: gate,
+		Attestation:         &attestation.Service{Verifiers: verifiers, Appraiser: appraiser, Tokens: signer, Now: b.now},
 		Resources:           resource.NewStore(b.db, key),
 		AttestationPolicies: attestationPolicies, ResourcePolicies: resourcePolicies,
 		References: refs, Audit: b.audit, Decisions: decision.NewStore(b.db, b.cfg.Records.MaxDecisions), Admins: admin,

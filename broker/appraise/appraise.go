@@ -57,6 +57,8 @@ type Appraisal struct {
 	Name     string
 	Status   string
 	Vector   map[string]int
+	// Chosen is the policy id that was asked for, PolicyID that of the policy for the device's class.
+	Chosen   string
 	PolicyID string
 	// Annotated is the evidence as the policy saw it.
 	Annotated map[string]any
@@ -74,7 +76,7 @@ func (a *Appraisal) Submod() map[string]any {
 	}
 	out["ear.status"] = a.Status
 	out["ear.trustworthiness-vector"] = a.Vector
-	out["ear.appraisal-policy-id"] = DefaultPolicy
+	out["ear.appraisal-policy-id"] = a.Chosen
 	out["ear.veraison.annotated-evidence"] = a.Annotated
 	return out
 }
@@ -107,14 +109,14 @@ func New(ctx context.Context, p policies, refs referenceValues, settings map[str
 // Namespace is where attestation policies are stored.
 const Namespace = store.Policies
 
-// Appraise appraises every piece of evidence of a guest.
-func (a *Appraiser) Appraise(ctx context.Context, evidence []Evidence) ([]Appraisal, error) {
+// Appraise appraises every piece of evidence of a guest by the policies <policy>_<class>.
+func (a *Appraiser) Appraise(ctx context.Context, policy string, evidence []Evidence) ([]Appraisal, error) {
 	perClass := map[string]int{}
 	out := make([]Appraisal, 0, len(evidence))
 	for _, e := range evidence {
 		name := fmt.Sprintf("%s%d", e.Class, perClass[e.Class])
 		perClass[e.Class]++
-		one, err := a.one(ctx, name, e)
+		one, err := a.one(ctx, policy, name, e)
 		if err != nil {
 			return nil, fmt.Errorf("appraising %s (%s): %w", name, e.TEE, err)
 		}
@@ -123,8 +125,8 @@ func (a *Appraiser) Appraise(ctx context.Context, evidence []Evidence) ([]Apprai
 	return out, nil
 }
 
-func (a *Appraiser) one(ctx context.Context, name string, e Evidence) (*Appraisal, error) {
-	policy, err := a.policies.Get(ctx, DefaultPolicy+"_"+e.Class)
+func (a *Appraiser) one(ctx context.Context, id, name string, e Evidence) (*Appraisal, error) {
+	policy, err := a.policies.Get(ctx, id+"_"+e.Class)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +137,7 @@ func (a *Appraiser) one(ctx context.Context, name string, e Evidence) (*Appraisa
 	if err != nil {
 		return nil, err
 	}
-	result := &Appraisal{Name: name, PolicyID: policy.ID(), Annotated: annotated}
+	result := &Appraisal{Name: name, Chosen: id, PolicyID: policy.ID(), Annotated: annotated}
 	value, defined, err := evaluation.Eval(ctx, "trust_claims")
 	if err != nil {
 		return nil, err

@@ -127,7 +127,7 @@ func TestDefaultPolicy(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			a, _ := newAppraiser(t, tc.refs, tc.insecure)
-			got, err := a.Appraise(t.Context(), tpmEvidence(tc.change))
+			got, err := a.Appraise(t.Context(), DefaultPolicy, tpmEvidence(tc.change))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -176,7 +176,7 @@ func TestOtherPolicies(t *testing.T) {
 			if err := set.Put(t.Context(), "default_cpu", tc.text); err != nil {
 				t.Fatal(err)
 			}
-			got, err := a.Appraise(t.Context(), tpmEvidence(nil))
+			got, err := a.Appraise(t.Context(), DefaultPolicy, tpmEvidence(nil))
 			if tc.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.fails) {
 					t.Fatalf("error %v, want one with %q", err, tc.fails)
@@ -200,7 +200,7 @@ func TestUnknownClassFails(t *testing.T) {
 	a, _ := newAppraiser(t, good, false)
 	e := tpmEvidence(nil)
 	e[0].Class = "gpu"
-	if _, err := a.Appraise(t.Context(), e); err == nil || !strings.Contains(err.Error(), "default_gpu") {
+	if _, err := a.Appraise(t.Context(), DefaultPolicy, e); err == nil || !strings.Contains(err.Error(), "default_gpu") {
 		t.Fatalf("error %v, want one that names the missing policy default_gpu", err)
 	}
 }
@@ -212,7 +212,7 @@ func TestIdentifiers(t *testing.T) {
 		{"io.kubernetes.cri.image-name":"r/x:1"},"Process":{"User":{"UID":7}}}}]}}`), &e[0].InitData); err != nil {
 		t.Fatal(err)
 	}
-	got, err := a.Appraise(t.Context(), e)
+	got, err := a.Appraise(t.Context(), DefaultPolicy, e)
 	if err != nil {
 		t.Fatal(err)
 	}

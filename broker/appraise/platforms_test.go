@@ -79,7 +79,7 @@ func TestPlatforms(t *testing.T) {
 				tc.change(tc.p)
 			}
 			a, _ := newAppraiser(t, tc.p.refs, false)
-			got, err := a.Appraise(t.Context(), []Evidence{{TEE: tc.p.tee, Class: "cpu", Claims: maps.Clone(tc.p.claims)}})
+			got, err := a.Appraise(t.Context(), DefaultPolicy, []Evidence{{TEE: tc.p.tee, Class: "cpu", Claims: maps.Clone(tc.p.claims)}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,20 +1,19 @@
 package server
 
 import (
-	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"sort"
+	"slices"
 	"strings"
 
 	"github.com/cloister/cloister/broker/appraise"
+	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
-	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/session"
-	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/initdata"
 	"github.com/cloister/cloister/wire/kbs"
 )
@@ -64,35 +63,21 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 // firstAttest is the attestation proper. Its audit entry and its record are written before the token is handed out.
 func (s *Server) firstAttest(r *http.Request, sess *session.Session, body []byte, entry *audit.Entry) (string, string, error) {
 	ctx := r.Context()
-	evidence, err := s.verify(ctx, sess, body)
-	if err != nil {
-		return "", "", err
-	}
-	appraisals, err := s.Appraiser.Appraise(ctx, evidence)
+	items, err := items(sess, body)
 	if err != nil {
 		return "", "", err
 	}
 	id := requestID(r)
-	rec := decision.Record{ID: id, Time: s.Now().UTC(), Kind: decision.KindAttestation, Decision: audit.Allow, TEE: sess.TEE}
-	submods := map[string]any{}
-	var statuses []string
-	for i, a := range appraisals {
-		submods[a.Name] = a.Submod()
-		statuses = append(statuses, a.Name+"="+a.Status)
-		raw, err := keptEvidence(a.Annotated)
-		if err != nil {
-			return "", "", err
-		}
-		rec.Parts = append(rec.Parts, decision.Part{
-			Name: a.Name, TEE: evidence[i].TEE, Status: a.Status, Policy: a.PolicyID, Vector: a.Vector,
-			Findings: a.Findings, Evidence: raw,
-		})
-	}
-	summary, from := rec.Summary()
-	tok, err := s.Tokens.Issue(id, submods)
+	verdict, err := s.Attestation.Evaluate(ctx, id, appraise.DefaultPolicy, items)
 	if err != nil {
 		return "", "", err
 	}
+	rec := verdict.Record
+	var statuses []string
+	for _, p := range rec.Parts {
+		statuses = append(statuses, p.Name+"="+p.Status)
+	}
+	summary, from := rec.Summary()
 	if err := s.Decisions.Put(ctx, rec); err != nil {
 		return "", "", err
 	}
@@ -107,51 +92,11 @@ func (s *Server) firstAttest(r *http.Request, sess *session.Session, body []byte
 	} else {
 		s.Log.InfoContext(ctx, "attested", "request", id, "tee", sess.TEE, "status", entry.Status)
 	}
-	return tok, id, nil
+	return verdict.Token, id, nil
 }
 
-// keptEvidence is the claims as records keep them. What a guest can make as long as it likes is left out when it is long:
-// records must not fill the disk.
-func keptEvidence(annotated map[string]any) (json.RawMessage, error) {
-	const most = 64 << 10
-	kept := map[string]any{}
-	for name, v := range annotated {
-		raw, err := json.Marshal(v)
-		if err != nil {
-			return nil, fmt.Errorf("encoding claims: %w", err)
-		}
-		if part, ok := v.(map[string]any); ok && len(raw) > most {
-			short := map[string]any{}
-			for k, inner := range part {
-				if text, ok := inner.(string); ok && len(text) <= 1024 {
-					short[k] = inner
-				}
-			}
-			short["cloister.shortened"] = true
-			v = short
-			if raw, err = json.Marshal(v); err != nil {
-				return nil, fmt.Errorf("encoding claims: %w", err)
-			}
-		}
-		if len(raw) > most {
-			v = "left out: it is long"
-		}
-		kept[name] = v
-	}
-	return json.Marshal(kept)
-}
-
-// item is one piece of evidence with what it is bound to.
-type item struct {
-	tee        string
-	evidence   json.RawMessage
-	reportData []byte
-	challenge  any
-	primary    bool
-	runtime    map[string]any
-}
-
-func (s *Server) verify(ctx context.Context, sess *session.Session, body []byte) ([]appraise.Evidence, error) {
+// items reads an attestation and lists its primary evidence and that of devices, each with the report data it must carry.
+func items(sess *session.Session, body []byte) ([]attestation.Item, error) {
 	var att kbs.Attestation
 	if err := json.Unmarshal(body, &att); err != nil {
 		return nil, fmt.Errorf("reading the attestation: %w", err)
@@ -162,50 +107,20 @@ func (s *Server) verify(ctx context.Context, sess *session.Session, body []byte)
 	if _, err := att.RuntimeData.TEEPubKey.PublicKey(); err != nil {
 		return nil, fmt.Errorf("reading runtime-data.tee-pubkey: %w", err)
 	}
-	items, err := items(sess, &att)
-	if err != nil {
-		return nil, err
-	}
 	digest, claims, err := readInitData(att.InitData)
 	if err != nil {
 		return nil, err
 	}
-	var out []appraise.Evidence
-	for _, it := range items {
-		v, err := s.Verifiers.Get(it.tee)
-		if err != nil {
-			return nil, err
-		}
-		req := verifier.Request{Evidence: it.evidence, ReportData: it.reportData, Challenge: it.challenge}
-		e := appraise.Evidence{TEE: it.tee, Runtime: it.runtime}
-		if it.primary {
-			req.InitData, e.InitData = digest, claims
-		}
-		results, err := v.Verify(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		for _, res := range results {
-			e.Class, e.Claims = res.Class, res.Claims
-			out = append(out, e)
-		}
-	}
-	return out, nil
-}
-
-// items lists the primary evidence and that of devices, each with the report data it must carry.
-func items(sess *session.Session, att *kbs.Attestation) ([]item, error) {
 	additional := att.TEEEvidence.Additional
 	primary, err := kbs.ReportData(att.RuntimeData, &additional, sess.Hash)
 	if err != nil {
 		return nil, fmt.Errorf("computing report data: %w", err)
 	}
-	device := map[string]any{"nonce": att.RuntimeData.Nonce, "tee-pubkey": att.RuntimeData.TEEPubKey}
-	whole := map[string]any{
-		"nonce": att.RuntimeData.Nonce, "tee-pubkey": att.RuntimeData.TEEPubKey, "additional-evidence": additional,
-	}
-	out := []item{{
-		tee: sess.TEE, evidence: att.TEEEvidence.Primary, reportData: primary, challenge: sess.Challenge, primary: true, runtime: whole,
+	out := []attestation.Item{{
+		TEE: sess.TEE, Evidence: att.TEEEvidence.Primary, ReportData: primary, Challenge: sess.Challenge, InitData: digest, InitClaims: claims,
+		Runtime: map[string]any{
+			"nonce": att.RuntimeData.Nonce, "tee-pubkey": att.RuntimeData.TEEPubKey, "additional-evidence": additional,
+		},
 	}}
 	if additional == "" {
 		return out, nil
@@ -217,17 +132,15 @@ func items(sess *session.Session, att *kbs.Attestation) ([]item, error) {
 	if len(devices) > maxDevices {
 		return nil, fmt.Errorf("additional_evidence has %d entries, at most %d are taken", len(devices), maxDevices)
 	}
-	reportData, err := kbs.ReportData(att.RuntimeData, nil, sess.Hash)
+	reportData, err := kbs.ReportData(att.RuntimeData, nil, kbs.DefaultHash)
 	if err != nil {
 		return nil, fmt.Errorf("computing report data: %w", err)
 	}
-	names := make([]string, 0, len(devices))
-	for tee := range devices {
-		names = append(names, tee)
-	}
-	sort.Strings(names)
-	for _, tee := range names {
-		out = append(out, item{tee: tee, evidence: devices[tee], reportData: reportData, runtime: device})
+	for _, tee := range slices.Sorted(maps.Keys(devices)) {
+		out = append(out, attestation.Item{
+			TEE: tee, Evidence: devices[tee], ReportData: reportData,
+			Runtime: map[string]any{"nonce": att.RuntimeData.Nonce, "tee-pubkey": att.RuntimeData.TEEPubKey},
+		})
 	}
 	return out, nil
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/session"
-	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/kbs"
 )
 
@@ -54,26 +54,18 @@ func (s *Server) challenge(r *http.Request, body []byte, entry *audit.Entry) (*s
 	if req.Version != kbs.Version {
 		return nil, nil, fmt.Errorf("KBS Client Protocol Version Mismatch: expect =%s while the request is %.32s", kbs.Version, req.Version)
 	}
-	v, err := s.Verifiers.Get(req.TEE)
+	entry.TEE = req.TEE
+	c, err := s.Attestation.Challenge(r.Context(), req.TEE, req.ExtraParams)
 	if err != nil {
 		return nil, nil, err
 	}
-	entry.TEE = req.TEE
 	params := json.RawMessage(`""`)
-	var remember any
-	if c, ok := v.(verifier.Challenger); ok {
-		reply, state, err := c.Challenge(r.Context(), req.ExtraParams)
-		if err != nil {
-			return nil, nil, err
-		}
-		remember = state
-		if reply != nil {
-			if params, err = json.Marshal(reply); err != nil {
-				return nil, nil, fmt.Errorf("encoding the challenge: %w", err)
-			}
+	if c.Params != nil {
+		if params, err = json.Marshal(c.Params); err != nil {
+			return nil, nil, fmt.Errorf("encoding the challenge: %w", err)
 		}
 	}
-	sess, err := s.Sessions.New(req.TEE, kbs.DefaultHash, remember)
+	sess, err := s.Sessions.New(req.TEE, c.Nonce, cmp.Or(c.Hash, kbs.DefaultHash), c.Remember)
 	if err != nil {
 		return nil, nil, err
 	}

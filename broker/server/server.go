@@ -16,7 +16,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/cloister/cloister/broker/appraise"
+	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/refstore"
@@ -41,23 +41,23 @@ const (
 )
 
 type sessions interface {
-	New(tee, hash string, challenge any) (*session.Session, error)
+	New(tee, nonce, hash string, challenge any) (*session.Session, error)
 	Get(id string) (*session.Session, error)
 	Len() int
 	Run(ctx context.Context, interval time.Duration)
 }
 
 type verifiers interface {
-	Get(tee string) (verifier.Verifier, error)
 	Status() []verifier.Status
 }
 
-type appraiser interface {
-	Appraise(ctx context.Context, evidence []appraise.Evidence) ([]appraise.Appraisal, error)
+// attester is the attestation service, here or elsewhere.
+type attester interface {
+	Challenge(ctx context.Context, tee string, params json.RawMessage) (*verifier.Challenge, error)
+	Evaluate(ctx context.Context, id, policy string, items []attestation.Item) (*attestation.Verdict, error)
 }
 
 type tokens interface {
-	Issue(id string, submods map[string]any) (string, error)
 	Verify(compact string) (map[string]any, error)
 	KeySet() map[string][]token.JWK
 }
@@ -107,7 +107,7 @@ type Parts struct {
 	Now                 func() time.Time
 	Sessions            sessions
 	Verifiers           verifiers
-	Appraiser           appraiser
+	Attestation         attester
 	Tokens              tokens
 	Gate                gate
 	Resources           resources

@@ -101,19 +101,22 @@ func NewManager(now func() time.Time, lifetime time.Duration, max int) *Manager 
 	return &Manager{now: now, lifetime: lifetime, max: max, byID: map[string]*Session{}}
 }
 
-// New makes a session with a fresh id and nonce.
-func (m *Manager) New(tee, hash string, challenge any) (*Session, error) {
+// New makes a session with a fresh id and, unless the verifier has made one, a fresh nonce.
+func (m *Manager) New(tee, nonce, hash string, challenge any) (*Session, error) {
 	id, err := newID()
 	if err != nil {
 		return nil, err
 	}
-	nonce := make([]byte, 32)
-	if _, err := rand.Read(nonce); err != nil {
-		return nil, fmt.Errorf("making nonce: %w", err)
+	if nonce == "" {
+		random := make([]byte, 32)
+		if _, err := rand.Read(random); err != nil {
+			return nil, fmt.Errorf("making nonce: %w", err)
+		}
+		nonce = base64.StdEncoding.EncodeToString(random)
 	}
 	s := &Session{
 		manager: m, ID: id, TEE: tee, Hash: hash, Challenge: challenge,
-		Nonce: base64.StdEncoding.EncodeToString(nonce), Expires: m.now().Add(m.lifetime),
+		Nonce: nonce, Expires: m.now().Add(m.lifetime),
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 
 func TestAttestOnce(t *testing.T) {
 	m := NewManager(time.Now, 0, 0)
-	s, err := m.New("tpm", "sha384", nil)
+	s, err := m.New("tpm", "", "sha384", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestTokensAreBounded(t *testing.T) {
 	m := NewManager(time.Now, 0, 0)
 	large := string(make([]byte, maxTokens/2))
 	for i, fits := range []bool{true, true, false} {
-		s, err := m.New("tpm", "sha384", nil)
+		s, err := m.New("tpm", "", "sha384", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func TestSweep(t *testing.T) {
 	m := NewManager(func() time.Time { return time.Unix(now.Load(), 0) }, time.Minute, 3)
 	ids := map[string]bool{}
 	for range 3 {
-		s, err := m.New("tpm", "sha384", nil)
+		s, err := m.New("tpm", "", "sha384", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestSweep(t *testing.T) {
 	if len(ids) != 3 {
 		t.Error("ids repeat")
 	}
-	if _, err := m.New("tpm", "sha384", nil); !errors.Is(err, ErrFull) {
+	if _, err := m.New("tpm", "", "sha384", nil); !errors.Is(err, ErrFull) {
 		t.Errorf("fourth session: %v", err)
 	}
 	now.Store(60)

@@ -31,19 +31,19 @@ func newTPM(c tpm.Config) (Verifier, error) {
 }
 
 // Challenge makes a credential that only the TPM of the announced keys can open. Clients that announce none get none.
-func (v *tpmVerifier) Challenge(_ context.Context, params json.RawMessage) (*kbs.ChallengeParams, any, error) {
+func (v *tpmVerifier) Challenge(_ context.Context, params json.RawMessage) (*Challenge, error) {
 	p, err := kbs.Request{ExtraParams: params}.Params()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if p.TPM == nil {
-		return nil, nil, nil
+		return &Challenge{}, nil
 	}
 	reply, credential, err := tpm.NewCredential(*p.TPM)
 	if err != nil {
-		return nil, nil, fmt.Errorf("making TPM credential: %w", err)
+		return nil, fmt.Errorf("making TPM credential: %w", err)
 	}
-	return &kbs.ChallengeParams{TPM: reply}, credential, nil
+	return &Challenge{Params: &kbs.ChallengeParams{TPM: reply}, Remember: credential}, nil
 }
 
 // Verify is part of Verifier.

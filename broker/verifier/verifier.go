@@ -43,8 +43,20 @@ type Verifier interface {
 
 // Challenger is a Verifier that has something to say at the challenge already.
 type Challenger interface {
-	// Challenge reads the extra-params of a request and returns those of the challenge, or nil, and what to remember.
-	Challenge(ctx context.Context, params json.RawMessage) (reply *kbs.ChallengeParams, remember any, err error)
+	// Challenge reads the extra-params of a request. It never returns nil without an error.
+	Challenge(ctx context.Context, params json.RawMessage) (*Challenge, error)
+}
+
+// Challenge is what a verifier wants at the challenge. The zero value wants nothing.
+type Challenge struct {
+	// Nonce replaces the random nonce of the session.
+	Nonce string
+	// Params become the extra-params; nil means none.
+	Params *kbs.ChallengeParams
+	// Hash is the algorithm of the report data; "" means the protocol's default.
+	Hash string
+	// Remember comes back in Request.Challenge.
+	Remember any
 }
 
 // Entry is one kind of evidence.
