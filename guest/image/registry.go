@@ -52,12 +52,24 @@ func newRegistry(transport http.RoundTripper, ref Reference, insecure bool, cred
 		if len(via) >= 5 {
 			return errors.New("more than 5 redirects")
 		}
-		if req.URL.Scheme != "https" && !insecure {
-			return fmt.Errorf("redirected from https to %s", req.URL.Scheme)
-		}
-		return nil
+		return r.mayAsk(req.URL)
 	}}
 	return r
+}
+
+// mayAsk says whether the registry may send the guest to u. Plain HTTP, where it is configured, is for the registry
+// itself: whoever is on the way to it could name the guest's own services on loopback, which would answer the guest with
+// the pod's secrets.
+func (r *registry) mayAsk(u *url.URL) error {
+	switch {
+	case u.Scheme == "https":
+		return nil
+	case !r.insecure:
+		return fmt.Errorf("redirected from https to %s", u.Scheme)
+	case u.Scheme+"://"+u.Host != r.base:
+		return fmt.Errorf("directed to %s://%s, expected https or %s", u.Scheme, u.Host, r.base)
+	}
+	return nil
 }
 
 // statusError is an answer other than success.
@@ -202,7 +214,11 @@ func (r *registry) get(ctx context.Context, path string, header http.Header, sta
 		retry := true
 		if err == nil {
 			retry = resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500
-			err = &statusError{status: resp.StatusCode, text: drain(resp)}
+			text := drain(resp)
+			if resp.StatusCode < http.StatusBadRequest {
+				text = "" // not an explanation, but content, which belongs in no error
+			}
+			err = &statusError{status: resp.StatusCode, text: text}
 		} else {
 			retry = ctx.Err() == nil && temporary(err)
 		}

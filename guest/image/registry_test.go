@@ -4,7 +4,9 @@ import (
 	"encoding/base64"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -38,8 +40,56 @@ func configDigest(t *testing.T, reg *testregistry.Registry, digest string) strin
 }
 
 func proxyTo(t *testing.T, reg *testregistry.Registry) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, "http://"+reg.Addr()+r.URL.Path, http.StatusTemporaryRedirect)
+	return httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: reg.Addr()}).ServeHTTP
+}
+
+// TestSentToLoopback has a registry on plain HTTP, that is anybody on the way to it, send the guest to the guest's own
+// REST API, whose answers hold secrets: with the rest of a broken download, and for a token.
+func TestSentToLoopback(t *testing.T) {
+	const secret = "s3cret-of-the-pod"
+	asked := make(chan string, 16)
+	hub := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Path
+		_, _ = w.Write([]byte(`{"token":"` + secret + `"}`))
+	}))
+	t.Cleanup(hub.Close)
+	reg := startRegistry(t, testregistry.Options{})
+	l := ociLayer(t, "gzip", regular("a", "b"))
+	ref := pushImage(t, reg, "team/app", "v1", l)
+	leaked := make(chan string, 16)
+	reg.Handle("/blobs/"+sha256Digest(l.blob).String(), func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") != "" {
+			http.Redirect(w, r, hub.URL+"/cdh/resource/default/key/1", http.StatusTemporaryRedirect)
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(l.blob)))
+		_, _ = w.Write(l.blob[:1])
+	})
+	c, _ := newClient(t, reg, Config{}, nil)
+	_, err := c.PullImage(testContext(t), ref, bundleDir(t))
+	if err == nil || strings.Contains(err.Error(), secret) {
+		t.Errorf("broken download: got %v, expected an error without the secret", err)
+	}
+	digest := ref[strings.Index(ref, "@")+1:]
+	reg.Handle("/manifests/"+digest, func(w http.ResponseWriter, r *http.Request) {
+		leaked <- r.Header.Get("Authorization")
+		w.Header().Set("Www-Authenticate", `Bearer realm="`+hub.URL+`/aa/token?token_type=kbs"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	c, _ = newClient(t, reg, Config{}, nil)
+	_, err = c.PullImage(testContext(t), ref, bundleDir(t))
+	if err == nil || strings.Contains(err.Error(), secret) {
+		t.Errorf("token: got %v, expected an error without the secret", err)
+	}
+	close(asked)
+	for path := range asked {
+		t.Errorf("the guest was made to ask its own service for %s", path)
+	}
+	close(leaked)
+	for authorization := range leaked {
+		if strings.Contains(authorization, secret) {
+			t.Errorf("the registry was sent %q", authorization)
+		}
 	}
 }
 
@@ -102,7 +152,9 @@ func TestTLS(t *testing.T) {
 	c, _ = newClient(t, plain, Config{RegistryConfig: &RegistryConfig{}}, nil)
 	_, err = c.PullImage(testContext(t), plain.Addr()+"/app@"+digest, bundleDir(t))
 	wantError(t, err, "HTTP response to HTTPS client")
-	reg.Handle("/manifests/"+digest, proxyTo(t, plain))
+	reg.Handle("/manifests/"+digest, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+plain.Addr()+r.URL.Path, http.StatusTemporaryRedirect)
+	})
 	c, _ = newClient(t, reg, cfg, nil)
 	_, err = c.PullImage(testContext(t), reg.Addr()+"/app@"+digest, bundleDir(t))
 	wantError(t, err, "redirected from https to http")

@@ -67,8 +67,8 @@ func (r *registry) token(ctx context.Context, params map[string]string) (string,
 	if err != nil || realm.Host == "" {
 		return "", errors.New("the token service address is not a URL")
 	}
-	if realm.Scheme != "https" && (realm.Scheme != "http" || !r.insecure) {
-		return "", fmt.Errorf("the token service %s://%s is not https", realm.Scheme, realm.Host)
+	if err := r.mayAsk(realm); err != nil {
+		return "", fmt.Errorf("the token service: %w", err)
 	}
 	q := realm.Query()
 	if s := params["service"]; s != "" {
