@@ -11,7 +11,7 @@
 # State (data.pstate), changed only by the ops of an allowed request:
 #   "sandbox"         true once the sandbox is created
 #   "container:<id>"  {"index": n, "started": bool} for a live container
-#   "started:<n>"     true once container n of policy_data was started
+#   "finished:<n>"    true once container n of policy_data has ended with status 0
 #   "retired:<id>"    true for an id that was removed; it is never accepted again
 
 package agent_policy
@@ -84,6 +84,8 @@ default AddARPNeighborsRequest := false
 
 default CloseStdinRequest := false
 
+default ContainerExited := false
+
 default CopyFileRequest := false
 
 default CreateContainerRequest := false
@@ -129,7 +131,7 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	not data.pstate[concat("", ["retired:", id])]
 	not live(index)
 	every before in earlier_init_containers(index) {
-		started(before)
+		finished(before)
 	}
 	init_process_of(input.exec_id, id)
 	input.string_user == p.string_user
@@ -166,7 +168,7 @@ live(index) if {
 	c.index == index
 }
 
-started(index) if data.pstate[sprintf("started:%d", [index])]
+finished(index) if data.pstate[sprintf("finished:%d", [index])]
 
 earlier_init_containers(index) := [n |
 	some n, c in policy_data.containers
@@ -256,11 +258,24 @@ with_id(text, id) := replace(text, "$(bundle-id)", id)
 # The policy entry of a live container.
 known(id) := policy_data.containers[data.pstate[concat("", ["container:", id])].index]
 
-StartContainerRequest := {"allowed": true, "ops": [
-	{"op": "replace", "path": concat("", ["/pstate/container:", input.container_id, "/started"]), "value": true},
-	{"op": "add", "path": sprintf("/pstate/started:%d", [c.index]), "value": true},
-]} if {
+StartContainerRequest := {"allowed": true, "ops": [{
+	"op": "replace",
+	"path": concat("", ["/pstate/container:", input.container_id, "/started"]),
+	"value": true,
+}]} if {
+	data.pstate[concat("", ["container:", input.container_id])]
+}
+
+# Not a request: the guest says so itself when the first process of a container
+# has ended. That a start was allowed does not show that anything ran.
+ContainerExited := {"allowed": true, "ops": [{
+	"op": "add",
+	"path": sprintf("/pstate/finished:%d", [c.index]),
+	"value": true,
+}]} if {
+	input.status == 0
 	c := data.pstate[concat("", ["container:", input.container_id])]
+	c.started
 }
 
 WaitProcessRequest if {

@@ -286,15 +286,25 @@ func (a *Agent) SignalProcess(_ context.Context, req *agent.SignalProcessRequest
 	return &emptypb.Empty{}, p.Signal(sig)
 }
 
-// WaitProcess waits for the end of a process.
+// WaitProcess waits for the end of a process. The policy learns of the end of a container's first process before the
+// host does: what may run next can depend on it.
 func (a *Agent) WaitProcess(ctx context.Context, req *agent.WaitProcessRequest) (*agent.WaitProcessResponse, error) {
-	p, err := a.process(req.GetContainerId(), req.GetExecId())
+	c, err := a.container(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.Process(req.GetExecId())
 	if err != nil {
 		return nil, err
 	}
 	code, err := p.Wait(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if p == c.Init() {
+		if err := a.cfg.Gate.Exited(ctx, c.ID, code); err != nil {
+			return nil, fmt.Errorf("telling the policy how container %s has ended: %w", c.ID, err)
+		}
 	}
 	return &agent.WaitProcessResponse{Status: int32(code)}, nil
 }

@@ -20,6 +20,8 @@ type Gate interface {
 	Allow(ctx context.Context, rule string, req proto.Message) error
 	// AllowRead decides a request whose refusal hides data instead of failing.
 	AllowRead(ctx context.Context, req proto.Message) (bool, error)
+	// Exited tells the policy how the first process of a container has ended.
+	Exited(ctx context.Context, containerID string, status int) error
 	// SetPolicy decides about and performs the replacement of the policy in one step.
 	SetPolicy(ctx context.Context, text string) error
 }

@@ -40,6 +40,8 @@ func (g *recordingGate) AllowRead(context.Context, proto.Message) (bool, error) 
 	return g.allow, nil
 }
 
+func (g *recordingGate) Exited(context.Context, string, int) error { return nil }
+
 func (g *recordingGate) SetPolicy(context.Context, string) error {
 	return g.Allow(context.Background(), "SetPolicyRequest", nil)
 }

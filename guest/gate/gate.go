@@ -111,6 +111,30 @@ func (e *Engine) AllowRead(ctx context.Context, req proto.Message) (bool, error)
 	return err == nil, err
 }
 
+// Exited tells the policy that the first process of a container has ended with
+// status: a fact that no request of the host can claim. A policy whose rule
+// ContainerExited is absent or says no takes no note of it.
+func (e *Engine) Exited(ctx context.Context, containerID string, status int) error {
+	const rule = "ContainerExited"
+	if err := e.acquire(ctx); err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	defer func() { <-e.lock }()
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	d, err := e.policy.decide(ctx, rule, exitInput(containerID, status), nil)
+	if errors.Is(err, errUndefined) || err == nil && !d.allowed {
+		return nil
+	}
+	if err == nil {
+		err = e.policy.applyOps(ctx, d.ops)
+	}
+	if err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	return nil
+}
+
 // SetPolicy asks the current policy whether it may be replaced by text and, if
 // so, replaces rules and state in the same step. A text that does not compile
 // gives *PolicyError and leaves everything as it was.

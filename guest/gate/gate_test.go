@@ -339,3 +339,37 @@ func FuzzNew(f *testing.F) {
 		}
 	})
 }
+
+func TestExited(t *testing.T) {
+	const rule = `
+default StartContainerRequest := false
+StartContainerRequest if data.pstate.done == "c1"
+ContainerExited := {"allowed": true, "ops": [{"op": "add", "path": "/pstate/done", "value": input.container_id}]} if input.status == 0
+`
+	e, err := New("package agent_policy\nimport rego.v1\n"+rule, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := &agent.StartContainerRequest{ContainerId: "c2"}
+	for _, status := range []int{1, 137, -1} {
+		if err := e.Exited(t.Context(), "c1", status); err != nil {
+			t.Fatal(err)
+		}
+		if e.Allow(t.Context(), "StartContainerRequest", start) == nil {
+			t.Fatalf("status %d counts as success", status)
+		}
+	}
+	if err := e.Exited(t.Context(), "c1", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Allow(t.Context(), "StartContainerRequest", start); err != nil {
+		t.Error(err)
+	}
+	// Policies of others know nothing of it.
+	if e, err = New("package agent_policy\n", Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Exited(t.Context(), "c1", 0); err != nil {
+		t.Error(err)
+	}
+}

@@ -39,6 +39,14 @@ func setPolicyInput(text string) (*input, error) {
 	}, nil
 }
 
+func exitInput(containerID string, status int) *input {
+	b := termBuilder{}
+	return &input{
+		term:    b.Object([]string{"container_id", "status"}, []*ast.Term{b.String(containerID), b.Int(int64(status))}),
+		secrets: &secrets{},
+	}
+}
+
 type termBuilder struct{ withBytes bool }
 
 func (termBuilder) Null() *ast.Term       { return ast.InternedNullTerm }

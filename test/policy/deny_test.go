@@ -120,6 +120,7 @@ func TestCreateContainerDenials(t *testing.T) {
 			mustAllow(t, e, plan.Sandbox)
 			mustAllow(t, e, plan.Containers[0].Create)
 			mustAllow(t, e, &agent.StartContainerRequest{ContainerId: plan.Containers[0].Create.ContainerId})
+			exited(t, e, plan.Containers[0].Create.ContainerId, 0)
 			req := proto.Clone(plan.Containers[1].Create).(*agent.CreateContainerRequest)
 			tc.change(req)
 			denied(t, ask(e, req), tc.want, append(tc.never, secret))
@@ -190,6 +191,7 @@ func running(t testing.TB) (*gate.Engine, *launch.Plan) {
 	for _, c := range plan.Containers {
 		mustAllow(t, e, c.Create)
 		mustAllow(t, e, &agent.StartContainerRequest{ContainerId: c.Create.ContainerId})
+		exited(t, e, c.Create.ContainerId, 0)
 	}
 	return e, plan
 }

@@ -22,6 +22,7 @@ func TestPodLife(t *testing.T) {
 		mustAllow(t, e, c.Create)
 		mustAllow(t, e, &agent.StartContainerRequest{ContainerId: id})
 		mustAllow(t, e, &agent.WaitProcessRequest{ContainerId: id, ExecId: id})
+		exited(t, e, id, 0)
 		mustAllow(t, e, &agent.ReadStreamRequest{ContainerId: id, ExecId: id, Len: 4096})
 		mustAllow(t, e, &agent.StatsContainerRequest{ContainerId: id})
 		mustAllow(t, e, &agent.SignalProcessRequest{ContainerId: id, ExecId: id, Signal: 15})

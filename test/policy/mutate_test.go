@@ -253,6 +253,7 @@ func createdUpTo(t *testing.T, plan *launch.Plan, n int) *gate.Engine {
 	for _, c := range plan.Containers[:n] {
 		mustAllow(t, e, c.Create)
 		mustAllow(t, e, &agent.StartContainerRequest{ContainerId: c.Create.ContainerId})
+		exited(t, e, c.Create.ContainerId, 0)
 	}
 	return e
 }

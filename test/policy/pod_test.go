@@ -86,6 +86,14 @@ func mustAllow(t testing.TB, e *gate.Engine, req proto.Message) {
 	}
 }
 
+// exited is what the guest says when the first process of a container has ended.
+func exited(t testing.TB, e *gate.Engine, id string, status int) {
+	t.Helper()
+	if err := e.Exited(context.Background(), id, status); err != nil {
+		t.Fatalf("the end of container %s: %v", id, err)
+	}
+}
+
 // protoregistryType makes an empty message of a linked-in type.
 func protoregistryType(d protoreflect.MessageDescriptor) (proto.Message, error) {
 	mt, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())

@@ -68,10 +68,17 @@ func TestOrder(t *testing.T) {
 	denied(t, ask(e, setup), []string{"pstate.sandbox is undefined"}, nil)
 	mustAllow(t, e, plan.Sandbox)
 	denied(t, ask(e, plan.Sandbox), []string{"data.pstate.sandbox"}, nil)
-	denied(t, ask(e, web), []string{"started:0"}, nil)
+	denied(t, ask(e, web), []string{"finished:0"}, nil)
 	mustAllow(t, e, setup)
-	denied(t, ask(e, web), []string{"started:0"}, nil)
+	exited(t, e, setup.ContainerId, 0) // it was never started
+	denied(t, ask(e, web), []string{"finished:0"}, nil)
+	// A start that was asked for may fail, and what was started may fail: only its success counts.
 	mustAllow(t, e, &agent.StartContainerRequest{ContainerId: setup.ContainerId})
+	denied(t, ask(e, web), []string{"finished:0"}, nil)
+	exited(t, e, setup.ContainerId, 137)
+	exited(t, e, "never-seen", 0)
+	denied(t, ask(e, web), []string{"finished:0"}, nil)
+	exited(t, e, setup.ContainerId, 0)
 	mustAllow(t, e, web)
 }
 
@@ -87,6 +94,7 @@ func TestStreams(t *testing.T) {
 	for _, c := range plan.Containers {
 		mustAllow(t, quiet, c.Create)
 		mustAllow(t, quiet, &agent.StartContainerRequest{ContainerId: c.Create.ContainerId})
+		exited(t, quiet, c.Create.ContainerId, 0)
 	}
 	if yes, err := quiet.AllowRead(t.Context(), &agent.ReadStreamRequest{ContainerId: web}); yes || err != nil {
 		t.Errorf("logs: got %v, %v", yes, err)
