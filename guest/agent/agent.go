@@ -71,6 +71,8 @@ type Agent struct {
 	destroy   sync.Once
 	oom       chan string
 
+	copying sync.Mutex // held while a file is copied
+
 	mu         sync.Mutex
 	sandbox    *sandbox
 	containers map[string]*entry

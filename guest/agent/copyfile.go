@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,6 +37,9 @@ func (a *Agent) CopyFile(_ context.Context, req *agent.CopyFileRequest) (*emptyp
 		return nil, fmt.Errorf("opening %s: %w", base, err)
 	}
 	defer root.Close()
+	// One at a time: what two requests do to the same names must not mix.
+	a.copying.Lock()
+	defer a.copying.Unlock()
 	if err := copyFile(root, path.Clean(rel), req); err != nil {
 		return nil, fmt.Errorf("copying to %s: %w", req.GetPath(), err)
 	}
@@ -116,11 +121,14 @@ func copySymlink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 	return root.Lchown(rel, int(req.GetUid()), int(req.GetGid()))
 }
 
+// temporaryName is where the pieces of a file wait. No two files share it, and no file of a pod is called like that.
+func temporaryName(rel string) string {
+	sum := sha256.Sum256([]byte(rel))
+	return path.Join(path.Dir(rel), ".cloister-copy-"+hex.EncodeToString(sum[:]))
+}
+
 func copyRegular(root *os.Root, rel string, req *agent.CopyFileRequest) error {
-	tmp := strings.TrimSuffix(rel, path.Ext(rel)) + ".tmp"
-	if path.Ext(rel) == path.Base(rel) { // a name that is all extension, such as .profile
-		tmp = rel + ".tmp"
-	}
+	tmp := temporaryName(rel)
 	if req.GetOffset() == 0 {
 		for _, old := range []string{tmp, rel} {
 			if err := root.RemoveAll(old); err != nil {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -68,8 +69,35 @@ func TestCopyFileInPieces(t *testing.T) {
 	if got, err := os.ReadFile(base + "/f.txt"); err != nil || string(got) != text {
 		t.Fatalf("got %d bytes, %v", len(got), err)
 	}
-	if _, err := os.Stat(base + "/f.tmp"); err == nil {
-		t.Fatal("the temporary file is left")
+	if entries, err := os.ReadDir(base); err != nil || len(entries) != 1 {
+		t.Fatalf("the temporary file is left: %v, %v", entries, err)
+	}
+}
+
+// TestCopyFilesWithOneStem copies files whose names differ only in their ends, in both orders and at the same time.
+func TestCopyFilesWithOneStem(t *testing.T) {
+	a, base := copier(t)
+	names := []string{"tls.tmp", "tls.crt", "tls.key", "tls"}
+	for round := range 50 {
+		var copies sync.WaitGroup
+		for _, name := range names {
+			one := func() {
+				if _, err := a.CopyFile(t.Context(), request(base+"/"+name, unix.S_IFREG|0o644, name)); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if round == 0 {
+				one()
+			} else {
+				copies.Go(one)
+			}
+		}
+		copies.Wait()
+		for _, name := range names {
+			if got, err := os.ReadFile(base + "/" + name); err != nil || string(got) != name {
+				t.Fatalf("round %d: %s holds %q, %v", round, name, got, err)
+			}
+		}
 	}
 }
 
@@ -81,7 +109,7 @@ func TestCopyFileEscapes(t *testing.T) {
 	if err := os.WriteFile(victim, []byte("safe"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{"abs": outside, "up": "../../..", "file": victim, "sub.tmp": victim} {
+	for name, target := range map[string]string{"abs": outside, "up": "../../..", "file": victim, temporaryName("sub.conf"): victim} {
 		if _, err := a.CopyFile(t.Context(), request(base+"/"+name, unix.S_IFLNK|0o777, target)); err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +135,7 @@ func TestCopyFileEscapes(t *testing.T) {
 		}
 	}
 	// A later piece must not go through a symlink either.
-	if _, err := a.CopyFile(t.Context(), request(base+"/late.tmp", unix.S_IFLNK|0o777, victim)); err != nil {
+	if _, err := a.CopyFile(t.Context(), request(base+"/"+temporaryName("late.conf"), unix.S_IFLNK|0o777, victim)); err != nil {
 		t.Fatal(err)
 	}
 	late := request(base+"/late.conf", unix.S_IFREG|0o644, "evil")
