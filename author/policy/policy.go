@@ -80,6 +80,7 @@ type container struct {
 	Stdin        bool       `json:"stdin"`
 	Signals      []uint32   `json:"signals"`
 	ExecCommands [][]string `json:"exec_commands"`
+	Files        []string   `json:"files"` // that its mounts show
 	OCI          any        `json:"OCI"`
 	Storages     any        `json:"storages"`
 	Devices      any        `json:"devices"`
@@ -137,6 +138,7 @@ func build(plan *launch.Plan, opts Options) (*document, error) {
 		}
 		names[c.Name] = true
 		entry, err := containerEntry(c, opts)
+		entry.Files = filesOf(plan, c)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("container %q: %w", c.Name, err))
 			continue
@@ -212,6 +214,20 @@ func containerEntry(c launch.Container, opts Options) (container, error) {
 		StdoutPort:   req["stdout_port"],
 		StderrPort:   req["stderr_port"],
 	}, nil
+}
+
+// filesOf lists the paths of the files that a container's mounts show.
+func filesOf(plan *launch.Plan, c launch.Container) []string {
+	out := []string{}
+	for _, f := range plan.Files {
+		p := f.Request.GetPath()
+		if slices.ContainsFunc(c.Create.GetOCI().GetMounts(), func(m *agent.Mount) bool {
+			return p == m.GetSource() || strings.HasPrefix(p, strings.TrimSuffix(m.GetSource(), "/")+"/")
+		}) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // checkImageBinding requires that what the guest pulls is named by digest: the

@@ -12,6 +12,7 @@
 #   "sandbox"         true once the sandbox is created
 #   "container:<id>"  {"index": n, "started": bool} for a live container
 #   "finished:<n>"    true once container n of policy_data has ended with status 0
+#   "file:<path>"     true once the declared file was sent
 #   "retired:<id>"    true for an id that was removed; it is never accepted again
 
 package agent_policy
@@ -132,6 +133,9 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	not live(index)
 	every before in earlier_init_containers(index) {
 		finished(before)
+	}
+	every path in p.files {
+		data.pstate[concat("", ["file:", path])]
 	}
 	init_process_of(input.exec_id, id)
 	input.string_user == p.string_user
@@ -405,8 +409,13 @@ TtyWinResizeRequest if {
 
 # --- files -----------------------------------------------------------------
 
-# Only declared files, whole and with the declared content.
-CopyFileRequest if {
+# Only declared files, whole and with the declared content. A container is not
+# created before its files are there: one that is left out changes it as well.
+CopyFileRequest := {"allowed": true, "ops": [{
+	"op": "add",
+	"path": concat("", ["/pstate/file:", replace(replace(input.path, "~", "~0"), "/", "~1")]),
+	"value": true,
+}]} if {
 	p := policy_data.files[input.path]
 	input == p
 }

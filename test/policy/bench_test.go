@@ -39,6 +39,7 @@ func BenchmarkDecision(b *testing.B) {
 	plan := large(b, 30, 30)
 	e := newEngine(b, plan, policy.Options{AllowExec: allowedExec})
 	mustAllow(b, e, plan.Sandbox)
+	sendFiles(b, e, plan)
 	last := plan.Containers[29]
 	b.Run("create, refused in the end", func(b *testing.B) {
 		req := proto.Clone(last.Create).(*agent.CreateContainerRequest)
@@ -58,6 +59,7 @@ func BenchmarkDecision(b *testing.B) {
 				b.StopTimer()
 				e = newEngine(b, plan, policy.Options{AllowExec: allowedExec})
 				mustAllow(b, e, plan.Sandbox)
+				sendFiles(b, e, plan)
 				b.StartTimer()
 			}
 			req.ContainerId = fmt.Sprintf("%s-r%d", id, i%100+1)
@@ -70,6 +72,7 @@ func BenchmarkDecision(b *testing.B) {
 	})
 	e = newEngine(b, plan, policy.Options{AllowExec: allowedExec, AllowExecStdin: true})
 	mustAllow(b, e, plan.Sandbox)
+	sendFiles(b, e, plan)
 	withID(last.Create, last.Create.ContainerId)
 	mustAllow(b, e, last.Create)
 	small := map[string]proto.Message{

@@ -118,6 +118,7 @@ func TestCreateContainerDenials(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			e, plan := full(t)
 			mustAllow(t, e, plan.Sandbox)
+			sendFiles(t, e, plan)
 			mustAllow(t, e, plan.Containers[0].Create)
 			mustAllow(t, e, &agent.StartContainerRequest{ContainerId: plan.Containers[0].Create.ContainerId})
 			exited(t, e, plan.Containers[0].Create.ContainerId, 0)
@@ -188,6 +189,7 @@ func running(t testing.TB) (*gate.Engine, *launch.Plan) {
 	t.Helper()
 	e, plan := full(t)
 	mustAllow(t, e, plan.Sandbox)
+	sendFiles(t, e, plan)
 	for _, c := range plan.Containers {
 		mustAllow(t, e, c.Create)
 		mustAllow(t, e, &agent.StartContainerRequest{ContainerId: c.Create.ContainerId})

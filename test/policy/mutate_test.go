@@ -250,6 +250,7 @@ func createdUpTo(t *testing.T, plan *launch.Plan, n int) *gate.Engine {
 	t.Helper()
 	e, _ := full(t)
 	mustAllow(t, e, plan.Sandbox)
+	sendFiles(t, e, plan)
 	for _, c := range plan.Containers[:n] {
 		mustAllow(t, e, c.Create)
 		mustAllow(t, e, &agent.StartContainerRequest{ContainerId: c.Create.ContainerId})

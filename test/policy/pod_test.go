@@ -86,6 +86,14 @@ func mustAllow(t testing.TB, e *gate.Engine, req proto.Message) {
 	}
 }
 
+// sendFiles sends the files of a plan.
+func sendFiles(t testing.TB, e *gate.Engine, plan *launch.Plan) {
+	t.Helper()
+	for _, f := range plan.Files {
+		mustAllow(t, e, f.Request)
+	}
+}
+
 // exited is what the guest says when the first process of a container has ended.
 func exited(t testing.TB, e *gate.Engine, id string, status int) {
 	t.Helper()

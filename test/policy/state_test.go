@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cloister/cloister/author/manifest"
 	"github.com/cloister/cloister/author/policy"
 	"github.com/cloister/cloister/wire/agent"
 )
@@ -55,6 +56,7 @@ func TestNeverRestarts(t *testing.T) {
 	}
 	e := newEngine(t, plan, policy.Options{})
 	mustAllow(t, e, plan.Sandbox)
+	sendFiles(t, e, plan)
 	r := plan.Containers[0].Create
 	r.ContainerId += "-r1"
 	r.ExecId = r.ContainerId
@@ -68,6 +70,7 @@ func TestOrder(t *testing.T) {
 	denied(t, ask(e, setup), []string{"pstate.sandbox is undefined"}, nil)
 	mustAllow(t, e, plan.Sandbox)
 	denied(t, ask(e, plan.Sandbox), []string{"data.pstate.sandbox"}, nil)
+	sendFiles(t, e, plan)
 	denied(t, ask(e, web), []string{"finished:0"}, nil)
 	mustAllow(t, e, setup)
 	exited(t, e, setup.ContainerId, 0) // it was never started
@@ -91,6 +94,7 @@ func TestStreams(t *testing.T) {
 	denied(t, ask(e, &agent.WriteStreamRequest{ContainerId: shell, ExecId: "exec-1"}), nil, nil)
 	quiet := newEngine(t, plan, policy.Options{DenyLogs: true, AllowExecStdin: true})
 	mustAllow(t, quiet, plan.Sandbox)
+	sendFiles(t, quiet, plan)
 	for _, c := range plan.Containers {
 		mustAllow(t, quiet, c.Create)
 		mustAllow(t, quiet, &agent.StartContainerRequest{ContainerId: c.Create.ContainerId})
@@ -122,6 +126,30 @@ func TestFiles(t *testing.T) {
 	chunk := proto.Clone(good).(*agent.CopyFileRequest)
 	chunk.Data = good.Data[:3]
 	denied(t, ask(e, chunk), []string{"data_sha256: got null"}, nil)
+}
+
+// TestFilesLeftOut sends all files of the pod but one.
+func TestFilesLeftOut(t *testing.T) {
+	plan, m := loadPlan(t, "testdata/full.yaml")
+	for _, missing := range plan.Files {
+		path := missing.Request.GetPath()
+		e := newEngine(t, plan, policy.Options{ExecCommands: manifest.ExecCommands(m)})
+		mustAllow(t, e, plan.Sandbox)
+		for _, f := range plan.Files {
+			if f.Request != missing.Request {
+				mustAllow(t, e, f.Request)
+			}
+		}
+		for _, c := range plan.Containers {
+			if strings.Contains(path, c.Create.ContainerId) {
+				denied(t, ask(e, c.Create), []string{path}, nil)
+				mustAllow(t, e, missing.Request)
+			}
+			mustAllow(t, e, c.Create)
+			mustAllow(t, e, &agent.StartContainerRequest{ContainerId: c.Create.ContainerId})
+			exited(t, e, c.Create.ContainerId, 0)
+		}
+	}
 }
 
 func TestNetwork(t *testing.T) {
