@@ -73,7 +73,9 @@ func (a *Agent) addStorage(ctx context.Context, containerID string, s *agent.Sto
 		}
 		return key, nil
 	}
-	st := &storage{refs: 1, keep: s.GetShared(), ready: make(chan struct{})}
+	// A second file system over a volume would hide what the containers before have left in it.
+	keep := s.GetShared() || s.GetDriver() == driverEphemeral
+	st := &storage{refs: 1, keep: keep, ready: make(chan struct{})}
 	a.storages[key] = st
 	a.mu.Unlock()
 

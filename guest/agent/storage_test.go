@@ -159,6 +159,39 @@ func TestEphemeralStorage(t *testing.T) {
 	}
 }
 
+// TestEphemeralStorageStays uses a volume again after its last user has gone.
+func TestEphemeralStorageStays(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	a := volumes(t)
+	dir := filepath.Join(a.cfg.Layout.Root, "sandbox/ephemeral/work")
+	s := &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: dir}
+	keys, err := a.addStorages(t.Context(), "setup", []*agent.Storage{s})
+	if errors.Is(err, unix.EPERM) {
+		t.Skip("mounting is not permitted here")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for unix.Unmount(dir, unix.MNT_DETACH) == nil { // however many there are
+		}
+	}()
+	if err := os.WriteFile(dir+"/made", []byte("by setup"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.releaseStorages(keys); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.addStorages(t.Context(), "web", []*agent.Storage{s}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(dir + "/made"); err != nil || string(got) != "by setup" {
+		t.Errorf("got %q, %v, expected what the container before has left", got, err)
+	}
+}
+
 // fakeSecrets opens the text "sealed.good".
 type fakeSecrets struct{}
 
