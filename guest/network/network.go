@@ -142,7 +142,7 @@ func checkName(name string) error {
 }
 
 func parseAddress(ip *agent.IPAddress) (*net.IPNet, error) {
-	addr, err := netip.ParseAddr(ip.GetAddress())
+	addr, err := parseAddr(ip.GetAddress())
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +151,22 @@ func parseAddress(ip *agent.IPAddress) (*net.IPNet, error) {
 		return nil, fmt.Errorf("prefix length %q of %s is not valid", ip.GetMask(), addr)
 	}
 	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, addr.BitLen())}, nil
+}
+
+// parseAddr reads an address of the outside. The guest's own services trust what comes from loopback, so no spelling of
+// a loopback address is one; a policy compares texts and may not know them all.
+func parseAddr(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if addr.Zone() != "" || addr.Is4In6() {
+		return netip.Addr{}, fmt.Errorf("address %q has a zone or is a mapped IPv4 address, expected a plain one", text)
+	}
+	if addr.IsLoopback() {
+		return netip.Addr{}, fmt.Errorf("address %q is a loopback address, which belongs to the guest", text)
+	}
+	return addr, nil
 }
 
 // waitLink returns the wanted link. The subscription is made before the look-up, so a link that appears in between is
@@ -186,7 +202,8 @@ func (s *Stack) findLink(w wanted) (netlink.Link, error) {
 	}
 	if w.mac != nil {
 		for _, l := range links {
-			if l.Attrs().HardwareAddr.String() == w.mac.String() {
+			// The loopback link has an address as well: zero, in as many spellings as there are.
+			if l.Attrs().Flags&net.FlagLoopback == 0 && l.Attrs().HardwareAddr.String() == w.mac.String() {
 				return l, nil
 			}
 		}
@@ -217,6 +234,8 @@ func (s *Stack) rename(link netlink.Link, name string) error {
 		return nil
 	case err != nil:
 		return fmt.Errorf("looking up %s: %w", name, err)
+	case other.Attrs().Flags&net.FlagLoopback != 0:
+		return fmt.Errorf("renaming %s to %s: that is the guest's loopback interface", old, name)
 	}
 	spare := "swap" + strconv.Itoa(other.Attrs().Index)
 	wasUp := other.Attrs().Flags&net.FlagUp != 0

@@ -26,6 +26,7 @@ func TestParseInterface(t *testing.T) {
 	for name, bad := range map[string]*agent.Interface{
 		"nothing": nil, "no name": {}, "path": {Name: "../eth0"}, "long": {Name: "interface-name-x"}, "space": {Name: "a b"}, "mac": {Name: "eth0", HwAddr: "zz"},
 		"mtu": {Name: "eth0", Mtu: 1 << 40}, "address": addr("10.0.2", "24"), "prefix": addr("10.0.2.1", "33"), "negative": addr("10.0.2.1", "-1"), "text": addr("10.0.2.1", "255.0.0.0"),
+		"loopback": addr("127.0.0.1", "8"), "loopback 6": addr("::1", "128"), "mapped": addr("0::ffff:127.0.0.1", "8"), "zone": addr("::1%eth0", "128"),
 	} {
 		if _, err := parseInterface(bad); err == nil {
 			t.Errorf("%s was accepted", name)
@@ -77,6 +78,17 @@ func TestStack(t *testing.T) {
 	defer done()
 	if err := s.UpdateInterface(short, iface); !errors.Is(err, ErrNoInterface) {
 		t.Fatalf("without the interface: %v", err)
+	}
+	// The loopback link has the address zero; it stays as it is.
+	for _, mac := range []string{"00:00:00:00:00:00", "00-00-00-00-00-00", "0000.0000.0000"} {
+		short, done := context.WithTimeout(ctx, 50*time.Millisecond)
+		if err := s.UpdateInterface(short, &agent.Interface{Device: "eth0", Name: "eth0", HwAddr: mac}); !errors.Is(err, ErrNoInterface) {
+			t.Errorf("address %s: got %v, expected no such interface", mac, err)
+		}
+		done()
+	}
+	if lo, err := netlink.LinkByName("lo"); err != nil || lo.Attrs().RawFlags&unix.IFF_UP == 0 {
+		t.Fatalf("lo is %v, %v", lo, err)
 	}
 	// Another link has the wanted name, so they swap.
 	other := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wrong"}, PeerName: "eth0"}

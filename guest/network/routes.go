@@ -40,6 +40,9 @@ func (s *Stack) parseRoute(r *agent.Route) (*netlink.Route, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking up %s: %w: %w", r.GetDevice(), ErrNoInterface, err)
 	}
+	if link.Attrs().Flags&net.FlagLoopback != 0 {
+		return nil, fmt.Errorf("%s is the guest's loopback interface", r.GetDevice())
+	}
 	if r.GetScope() > 255 {
 		return nil, fmt.Errorf("scope %d is above 255", r.GetScope())
 	}
@@ -59,7 +62,7 @@ func (s *Stack) parseRoute(r *agent.Route) (*netlink.Route, error) {
 		return nil, err
 	}
 	if g := r.GetGateway(); g != "" {
-		a, err := netip.ParseAddr(g)
+		a, err := parseAddr(g)
 		if err != nil {
 			return nil, fmt.Errorf("gateway: %w", err)
 		}
@@ -84,10 +87,13 @@ func parseDestination(dest string, fam agent.IPFamily) (*net.IPNet, error) {
 		return &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, nil
 	}
 	if p, err := netip.ParsePrefix(dest); err == nil {
+		if p.Addr().Is4In6() || p.Addr().IsLoopback() {
+			return nil, fmt.Errorf("destination %q is mapped or loopback, expected a plain one", dest)
+		}
 		p = p.Masked()
 		return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}, nil
 	}
-	a, err := netip.ParseAddr(dest)
+	a, err := parseAddr(dest)
 	if err != nil {
 		return nil, fmt.Errorf("destination: %w", err)
 	}
@@ -97,9 +103,9 @@ func parseDestination(dest string, fam agent.IPFamily) (*net.IPNet, error) {
 // parseSource reads the preferred source, an address with or without a prefix length.
 func parseSource(src string) (net.IP, error) {
 	if p, err := netip.ParsePrefix(src); err == nil {
-		return p.Addr().AsSlice(), nil
+		src = p.Addr().String()
 	}
-	a, err := netip.ParseAddr(src)
+	a, err := parseAddr(src)
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
@@ -152,7 +158,7 @@ func (s *Stack) AddNeighbors(neighbors []*agent.ARPNeighbor) error {
 		if err != nil {
 			return fmt.Errorf("looking up %s: %w: %w", n.GetDevice(), ErrNoInterface, err)
 		}
-		ip, err := netip.ParseAddr(n.GetToIPAddress().GetAddress())
+		ip, err := parseAddr(n.GetToIPAddress().GetAddress())
 		if err != nil {
 			return fmt.Errorf("neighbour address: %w", err)
 		}
