@@ -64,8 +64,8 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agent.CreateContainerR
 	}
 	a.mu.Lock()
 	e.c = c
-	if a.sandbox.firstPid == 0 {
-		a.sandbox.firstPid = c.Init().Pid()
+	if a.sandbox.sharedPid() == 0 {
+		a.sandbox.firstPid, a.sandbox.firstEnd = c.Init().Pid(), c.Init().Done()
 	}
 	a.mu.Unlock()
 	a.log.Info("container created", "container", id, "pid", c.Init().Pid())
@@ -136,11 +136,16 @@ func (a *Agent) placement(id string, req *agent.CreateContainerRequest) (contain
 		place.Join[t] = p
 	}
 	if req.GetSandboxPidns() {
-		others := len(a.containers) > 1
-		switch pid := a.sandbox.firstPid; {
+		making := 0 // this one and those that may be the first
+		for _, e := range a.containers {
+			if e.c == nil {
+				making++
+			}
+		}
+		switch pid := a.sandbox.sharedPid(); {
 		case pid != 0:
 			place.Join["pid"] = "/proc/" + strconv.Itoa(pid) + "/ns/pid"
-		case others:
+		case making > 1:
 			return place, invalid("Sandbox does not have sandbox_pidns")
 		}
 	}

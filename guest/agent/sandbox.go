@@ -21,6 +21,19 @@ type sandbox struct {
 	id       string
 	join     map[string]string // namespaces by type
 	firstPid int               // init of the first container, whose pid namespace may be shared
+	// firstEnd is closed when that init has ended.
+	firstEnd <-chan struct{}
+}
+
+// sharedPid is the process whose pid namespace containers may share, 0 when there is none. A namespace ends with its
+// init, and the number may then be that of any process, also of the guest.
+func (s *sandbox) sharedPid() int {
+	select {
+	case <-s.firstEnd:
+		s.firstPid, s.firstEnd = 0, nil
+	default:
+	}
+	return s.firstPid
 }
 
 // Bounds of the resolver configuration.
