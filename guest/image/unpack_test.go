@@ -258,6 +258,22 @@ func octal(n int) string {
 	return s
 }
 
+// TestUnpackReplacesParent has a directory take the place of a symbolic link that led to the parent used last.
+func TestUnpackReplacesParent(t *testing.T) {
+	for _, way := range []file{directory("link"), regular("link", "x")} {
+		dir := t.TempDir()
+		err := unpack(bytes.NewReader(makeTar(t,
+			directory("real"), link("link", "real", tar.TypeSymlink), regular("link/before", "1"), way, regular("link/after", "2"),
+		)), dir, testUsage())
+		if _, serr := os.Lstat(filepath.Join(dir, "real/after")); serr == nil {
+			t.Errorf("a file below the new %q went to where the old link led", way.hdr.Name)
+		}
+		if isDir := way.hdr.Typeflag == tar.TypeDir; isDir != (err == nil) {
+			t.Errorf("directory %v: got %v", isDir, err)
+		}
+	}
+}
+
 func FuzzUnpack(f *testing.F) {
 	f.Add(makeTar(f, directory("d"), regular("d/f", "x"), link("s", "../../etc", tar.TypeSymlink), regular("s/x", "y")))
 	f.Add(makeTar(f, regular(".wh.x", ""), link("h", "d", tar.TypeLink), regular("d/.wh..wh..opq", "")))

@@ -49,6 +49,7 @@ func (u *unpacker) openDir(name string) (int, error) {
 func (u *unpacker) place(name string) (dir int, base string, err error) {
 	parent := path.Dir(name)
 	if parent == "." {
+		u.forgetParent() // what is about to change may be a symbolic link that led there
 		return u.root, path.Base(name), nil
 	}
 	if u.parent >= 0 && u.parentName == parent {
