@@ -18,6 +18,9 @@ type InitDataOptions struct {
 	Policy string
 	// KBSURL is the broker as the guest reaches it. Empty: the guest has no broker.
 	KBSURL string
+	// InsecureKBS allows plain HTTP to the broker: whoever is on the way can then
+	// be the broker, and choose the secrets and the signature policy of the pod.
+	InsecureKBS bool
 	// KBSCertPEM is the certificate that the broker's TLS chain must end in.
 	KBSCertPEM string
 	// Registries are special ways to reach registries, named as in the guest.
@@ -123,6 +126,8 @@ func (o InitDataOptions) validate() error {
 		u, err := url.Parse(o.KBSURL)
 		if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil {
 			problems = append(problems, fmt.Errorf("KBS URL %q is not an http(s) URL of a host", o.KBSURL))
+		} else if u.Scheme == "http" && !o.InsecureKBS {
+			problems = append(problems, fmt.Errorf("KBS URL %q is plain HTTP, expected https or the permission for an insecure broker", o.KBSURL))
 		} else if u.Scheme == "https" && o.KBSCertPEM != "" && !certificate(o.KBSCertPEM) {
 			problems = append(problems, errors.New("the KBS certificate is not a PEM certificate"))
 		}

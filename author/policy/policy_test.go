@@ -148,10 +148,14 @@ func TestInitData(t *testing.T) {
 	if image["image_security_policy_uri"] != "kbs:///default/security-policy/demo" || reg["location"] != "10.0.2.2:5000" || reg["insecure"] != true {
 		t.Errorf("cdh.toml: %s", back.Data["cdh.toml"])
 	}
+	if _, err := InitData(InitDataOptions{Policy: "x", KBSURL: "http://a", InsecureKBS: true}); err != nil {
+		t.Error(err)
+	}
 	for name, o := range map[string]InitDataOptions{
 		"no policy":   {},
 		"bad url":     {Policy: "x", KBSURL: "ftp://a"},
 		"user in url": {Policy: "x", KBSURL: "https://u:p@a"},
+		"plain http":  {Policy: "x", KBSURL: "http://a"},
 		"bad cert":    {Policy: "x", KBSURL: "https://a", KBSCertPEM: "nonsense"},
 		"bad uri":     {Policy: "x", KBSURL: "https://a", ImageSecurityPolicyURI: "file:///x"},
 		"uri, no kbs": {Policy: "x", ImageSecurityPolicyURI: "kbs:///a/b/c"},

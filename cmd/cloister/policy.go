@@ -79,13 +79,14 @@ func initdataNewCmd(a *app) *cobra.Command {
 		auth        string
 		roots       []string
 		annotation  bool
+		insecureKBS bool
 	)
 	c := &cobra.Command{
 		Use:   "new POD.yaml",
 		Short: "Make the initdata of a pod: its policy and the guest's configuration",
 		Args:  exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			o := policy.InitDataOptions{ImageSecurityPolicyURI: imagePolicy, RegistryAuthURI: auth}
+			o := policy.InitDataOptions{ImageSecurityPolicyURI: imagePolicy, RegistryAuthURI: auth, InsecureKBS: insecureKBS}
 			var err error
 			if policyFile != "" {
 				text, err := os.ReadFile(policyFile)
@@ -134,6 +135,7 @@ func initdataNewCmd(a *app) *cobra.Command {
 	addOutput(c, &out)
 	c.Flags().StringVar(&policyFile, "policy", "", "take the policy from this file instead of generating it")
 	c.Flags().StringVar(&guestKBS, "guest-kbs", "", "URL of the broker as the guest reaches it (default: the one given by --kbs)")
+	c.Flags().BoolVar(&insecureKBS, "insecure-kbs", false, "let the guest reach the broker by plain HTTP: the host can then stand in for it")
 	c.Flags().StringVar(&imagePolicy, "image-policy", "", "kbs:/// resource with the image signature policy")
 	c.Flags().StringVar(&auth, "registry-auth", "", "kbs:/// resource with registry credentials (auth.json)")
 	c.Flags().StringArrayVar(&roots, "extra-root", nil, "PEM file with a certificate trusted for registries (repeatable)")
