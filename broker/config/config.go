@@ -30,6 +30,9 @@ type Config struct {
 	DataDir         string          `toml:"data_dir"`
 	Server          Server          `toml:"server"`
 	Attestation     Attestation     `toml:"attestation"`
+	AttestationAPI  AttestationAPI  `toml:"attestation_api"`
+	TrustedTokens   TrustedTokens   `toml:"trusted_tokens"`
+	Admin           Admin           `toml:"admin"`
 	TPM             TPM             `toml:"tpm"`
 	ReferenceValues ReferenceValues `toml:"reference_values"`
 	Records         Records         `toml:"records"`
@@ -50,6 +53,50 @@ type Attestation struct {
 	SessionLifetime Duration `toml:"session_lifetime"`
 	MaxSessions     int      `toml:"max_sessions"`
 	TokenLifetime   Duration `toml:"token_lifetime"`
+}
+
+// AttestationAPI offers the attestation service and the reference values to brokers elsewhere; empty addresses are not served.
+type AttestationAPI struct {
+	GRPCListen string `toml:"grpc_listen"`
+	RESTListen string `toml:"rest_listen"`
+}
+
+// TrustedTokens says whose attestation tokens count besides the broker's own.
+type TrustedTokens struct {
+	Certificates      []string `toml:"certificates"`
+	JWKSets           []string `toml:"jwk_sets"`
+	ExtraTEEKeyPaths  []string `toml:"extra_teekey_paths"`
+	InsecureHeaderJWK bool     `toml:"insecure_header_jwk"`
+}
+
+// The modes of Admin.
+const (
+	AdminToken            = "token"
+	AdminJWT              = "jwt"
+	AdminDenyAll          = "deny-all"
+	AdminInsecureAllowAll = "insecure-allow-all"
+)
+
+// Admin says who may administrate the broker.
+type Admin struct {
+	Mode              string             `toml:"mode"`
+	IdentityProviders []IdentityProvider `toml:"identity_providers"`
+	Rules             []AdminRule        `toml:"rules"`
+}
+
+// IdentityProvider issues admin tokens. It has a JWK set or a PEM file.
+type IdentityProvider struct {
+	Issuer    string `toml:"issuer"`
+	Audience  string `toml:"audience"`
+	JWKSet    string `toml:"jwk_set"`
+	PublicKey string `toml:"public_key"`
+}
+
+// AdminRule lets a role do something.
+type AdminRule struct {
+	Role    string   `toml:"role"`
+	Paths   string   `toml:"paths"`
+	Methods []string `toml:"methods"`
 }
 
 // TPM says which TPMs are known.
@@ -104,6 +151,8 @@ func Default() Config {
 		Attestation: Attestation{
 			SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
 		},
+		TrustedTokens:   TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
+		Admin:           Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}},
 		TPM:             TPM{EKRoots: []string{}},
 		ReferenceValues: ReferenceValues{Lifetime: Duration(365 * 24 * time.Hour)},
 		Records:         Records{MaxDecisions: 4096},
@@ -134,14 +183,20 @@ func Load(path string) (Config, error) {
 	for _, p := range []*string{&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey} {
 		*p = under(base, *p)
 	}
-	for i := range c.TPM.EKRoots {
-		c.TPM.EKRoots[i] = under(base, c.TPM.EKRoots[i])
+	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets} {
+		for i := range list {
+			list[i] = under(base, list[i])
+		}
+	}
+	for i := range c.Admin.IdentityProviders {
+		p := &c.Admin.IdentityProviders[i]
+		p.JWKSet, p.PublicKey = under(base, p.JWKSet), under(base, p.PublicKey)
 	}
 	return c, nil
 }
 
 func under(base, path string) string {
-	if path == "" || filepath.IsAbs(path) {
+	if path == "" || filepath.IsAbs(path) || strings.Contains(path, "://") {
 		return path
 	}
 	return filepath.Join(base, path)
@@ -210,6 +265,19 @@ func (c Config) Validate() error {
 			fault("%s is %s, want %s to %s", d.key, v, d.min, d.max)
 		}
 	}
+	for _, l := range []struct{ key, v string }{
+		{"attestation_api.grpc_listen", c.AttestationAPI.GRPCListen}, {"attestation_api.rest_listen", c.AttestationAPI.RESTListen},
+	} {
+		if _, _, err := net.SplitHostPort(l.v); l.v != "" && err != nil {
+			fault("%s is %q, want host:port or nothing", l.key, l.v)
+		}
+	}
+	for _, p := range c.TrustedTokens.ExtraTEEKeyPaths {
+		if !strings.HasPrefix(p, "/") {
+			fault("trusted_tokens.extra_teekey_paths has %q, want a JSON pointer such as \"/tee-pubkey\"", p)
+		}
+	}
+	c.Admin.validate(fault)
 	if n := c.Attestation.MaxSessions; n < 1 || n > 1_000_000 {
 		fault("attestation.max_sessions is %d, want 1 to 1000000", n)
 	}
@@ -219,11 +287,37 @@ func (c Config) Validate() error {
 	return errors.Join(faults...)
 }
 
+func (a Admin) validate(fault func(format string, args ...any)) {
+	switch a.Mode {
+	case AdminToken, AdminDenyAll, AdminInsecureAllowAll:
+		if len(a.IdentityProviders)+len(a.Rules) > 0 {
+			fault("admin.identity_providers and admin.rules have no effect with admin.mode = %q, want %q", a.Mode, AdminJWT)
+		}
+	case AdminJWT:
+		if len(a.IdentityProviders) == 0 || len(a.Rules) == 0 {
+			fault("admin.mode is %q, which needs admin.identity_providers and admin.rules", a.Mode)
+		}
+	default:
+		fault("admin.mode is %q, want %q, %q, %q or %q", a.Mode, AdminToken, AdminJWT, AdminDenyAll, AdminInsecureAllowAll)
+	}
+	for i, p := range a.IdentityProviders {
+		if (p.JWKSet == "") == (p.PublicKey == "") {
+			fault("admin.identity_providers[%d]: want either jwk_set or public_key", i)
+		}
+	}
+}
+
 // Insecure lists the insecure switches that are on.
 func (c Config) Insecure() []string {
 	on := []string{}
 	if c.Server.InsecureHTTP {
 		on = append(on, "server.insecure_http: secrets are still encrypted for the guest, admin tokens travel in the clear")
+	}
+	if c.TrustedTokens.InsecureHeaderJWK {
+		on = append(on, "trusted_tokens.insecure_header_jwk: attestation tokens that anybody signed count")
+	}
+	if c.Admin.Mode == AdminInsecureAllowAll {
+		on = append(on, "admin.mode = \"insecure-allow-all\": everybody who reaches the broker administrates it")
 	}
 	if c.TPM.InsecureUnknownTPM {
 		on = append(on, "tpm.insecure_unknown_tpm: quotes of any TPM count as genuine, a software TPM of an attacker too")
