@@ -6,18 +6,20 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/cloister/cloister/broker/admintoken"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/cloister/cloister/broker/appraise"
+	"github.com/cloister/cloister/broker/asapi"
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/config"
@@ -59,6 +61,7 @@ type Broker struct {
 	log    *slog.Logger
 	now    func() time.Time
 	server *server.Server
+	api    *asapi.API
 	db     *store.Bolt
 	audit  *audit.Log
 	cert   *tls.Certificate
@@ -104,7 +107,11 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	admin, err := admintoken.LoadOrCreate(ctx, b.db, b.file(AdminTokenFile))
+	trusted, err := b.trustedTokens(ctx)
+	if err != nil {
+		return err
+	}
+	admins, err := b.authority(ctx)
 	if err != nil {
 		return err
 	}
@@ -132,15 +139,21 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 			b.log.WarnContext(ctx, "verifier is disabled", "tee", st.TEE, "why", st.Disabled)
 		}
 	}
+	service := &attestation.Service{Verifiers: verifiers, Appraiser: appraiser, Tokens: signer, Now: b.now}
+	decisions := decision.NewStore(b.db, b.cfg.Records.MaxDecisions)
+	b.api = asapi.New(asapi.Parts{
+		Log: b.log, Now: b.now, Attestation: service, Policies: attestationPolicies, References: refs, Audit: b.audit,
+		Decisions: decisions, Tokens: signer, Admins: admins,
+	})
 	b.server = server.New(server.Parts{
 		Log: b.log, Now: b.now,
 		Sessions:  session.NewManager(b.now, time.Duration(b.cfg.Attestation.SessionLifetime), b.cfg.Attestation.MaxSessions),
-		Verifiers: verifiers, Tokens: signer, Gate: gate,
-		Attestation:         &attestation.Service{Verifiers: verifiers, Appraiser: appraiser, Tokens: signer, Now: b.now},
+		Verifiers: verifiers, Tokens: token.Any{Own: signer, Others: trusted}, Gate: gate,
+		Attestation:         service,
 		Resources:           resource.NewStore(b.db, key),
 		AttestationPolicies: attestationPolicies, ResourcePolicies: resourcePolicies,
-		References: refs, Audit: b.audit, Decisions: decision.NewStore(b.db, b.cfg.Records.MaxDecisions), Admins: admin,
-		Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: o.Version,
+		References: refs, Audit: b.audit, Decisions: decisions, Admins: admins,
+		TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: o.Version,
 	})
 	return nil
 }
@@ -176,35 +189,49 @@ func (b *Broker) Server() *server.Server { return b.server }
 type Ready struct {
 	URL            string   `json:"url"`
 	TLSCertificate string   `json:"tls_certificate,omitempty"`
-	AdminTokenFile string   `json:"admin_token_file"`
+	AdminTokenFile string   `json:"admin_token_file,omitempty"`
 	DataDir        string   `json:"data_dir"`
 	Insecure       []string `json:"insecure"`
+	// The addresses of the attestation API, where it is served.
+	AttestationREST string `json:"attestation_rest,omitempty"`
+	AttestationGRPC string `json:"attestation_grpc,omitempty"`
 }
 
 // Serve listens and answers requests until ctx ends. It calls ready once, when requests are accepted.
 func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", b.cfg.Server.Listen)
+	listeners, err := b.listen(ctx)
 	if err != nil {
-		return fmt.Errorf("listening on %s: %w", b.cfg.Server.Listen, err)
+		return err
 	}
-	r := Ready{
-		URL: "http://" + ln.Addr().String(), DataDir: b.cfg.DataDir, AdminTokenFile: b.file(AdminTokenFile),
-		Insecure: b.cfg.Insecure(),
+	scheme := "http://"
+	r := Ready{DataDir: b.cfg.DataDir, Insecure: b.cfg.Insecure()}
+	if b.cfg.Admin.Mode == config.AdminToken {
+		r.AdminTokenFile = b.file(AdminTokenFile)
 	}
 	if b.cert != nil {
-		r.URL = "https://" + ln.Addr().String()
-		r.TLSCertificate = b.cfg.Server.TLSCertificate
-		if r.TLSCertificate == "" {
-			r.TLSCertificate = b.file(CertFile)
-		}
-		ln = tls.NewListener(ln, &tls.Config{
-			Certificates: []tls.Certificate{*b.cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
-		})
+		scheme = "https://"
+		r.TLSCertificate = cmp.Or(b.cfg.Server.TLSCertificate, b.file(CertFile))
+	}
+	r.URL = scheme + listeners.kbs.Addr().String()
+	if listeners.rest != nil {
+		r.AttestationREST = scheme + listeners.rest.Addr().String()
+	}
+	if listeners.grpc != nil {
+		r.AttestationGRPC = scheme + listeners.grpc.Addr().String()
 	}
 	if err := ready(r); err != nil {
-		return errors.Join(fmt.Errorf("telling that the broker is ready: %w", err), ln.Close())
+		return errors.Join(fmt.Errorf("telling that the broker is ready: %w", err), listeners.close())
 	}
-	if err := b.server.Serve(ctx, ln, time.Duration(b.cfg.Server.ShutdownTimeout)); err != nil {
+	grace := time.Duration(b.cfg.Server.ShutdownTimeout)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.server.Serve(ctx, listeners.kbs, grace) })
+	if listeners.rest != nil {
+		g.Go(func() error { return serveHTTP(ctx, b.api.REST(), listeners.rest, grace, b.log) })
+	}
+	if listeners.grpc != nil {
+		g.Go(func() error { return b.serveGRPC(ctx, listeners.grpc, grace) })
+	}
+	if err := g.Wait(); err != nil {
 		return fmt.Errorf("serving: %w", err)
 	}
 	return nil

@@ -54,9 +54,9 @@ type Evidence struct {
 
 // Appraisal is the result for one device.
 type Appraisal struct {
-	Name     string
-	Status   string
-	Vector   map[string]int
+	Name   string
+	Status string
+	Vector map[string]int
 	// Chosen is the policy id that was asked for, PolicyID that of the policy for the device's class.
 	Chosen   string
 	PolicyID string

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/store"
@@ -29,11 +30,11 @@ type adminHandler func(w http.ResponseWriter, r *http.Request, entry *audit.Entr
 func (s *Server) admin(kind string, h adminHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		entry := audit.Entry{Event: "admin", Subject: r.Method + " " + r.URL.Path}
-		name, err := s.Admins.Check(r.Context(), bearer(r))
+		name, err := s.Admins.Admit(r.Context(), adminauth.Call{Bearer: bearer(r), Method: r.Method, Path: r.URL.Path})
 		if err != nil {
 			entry.Decision, entry.Reason = audit.Deny, err.Error()
 			s.noteRefusal(r, entry)
-			s.fail(w, r, refusal{http.StatusUnauthorized, kind, "admin access denied: " + err.Error()})
+			s.fail(w, r, refusal{http.StatusUnauthorized, kind, err.Error()})
 			return
 		}
 		change := r.Method != http.MethodGet

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/cloister/cloister/broker/audit"
@@ -16,8 +17,15 @@ import (
 
 const pluginResource = "resource"
 
-// teeKeyPath is where tokens of this broker carry the guest's key (kbs-protocol.md section 6).
-var teeKeyPath = []string{"submods", "cpu0", "ear.veraison.annotated-evidence", "runtime_data_claims", "tee-pubkey"}
+// teeKeyPaths is where tokens carry the guest's key, in the order they are looked at: those of Intel's service, of an older
+// upstream, and of this broker (kbs-protocol.md section 6).
+var teeKeyPaths = []string{
+	"/tdx/attester_runtime_data/tee-pubkey",
+	"/tdx/attester_user_data/tee-pubkey",
+	"/customized_claims/runtime_data/tee-pubkey",
+	"/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims/tee-pubkey",
+	"/tee-pubkey",
+}
 
 // getResource releases a secret to an attested guest, encrypted to the key in its token.
 func (s *Server) getResource(w http.ResponseWriter, r *http.Request) {
@@ -87,7 +95,7 @@ func (s *Server) release(r *http.Request, entry *audit.Entry, rec *decision.Reco
 		s.Log.ErrorContext(ctx, "reading a resource", "request", rec.ID, "error", err)
 		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, fmt.Sprintf("resource %s cannot be read from the store", path)}
 	}
-	key, err := teeKey(claims)
+	key, err := s.teeKey(claims)
 	if err != nil {
 		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorTokenVerifier, err.Error()}
 	}
@@ -144,24 +152,33 @@ func (s *Server) claims(r *http.Request, entry *audit.Entry) (map[string]any, *r
 	return claims, nil
 }
 
-// teeKey finds the guest's key in the claims of a token.
-func teeKey(claims map[string]any) (kbs.JWK, error) {
-	var at any = claims
-	for _, name := range teeKeyPath {
-		m, ok := at.(map[string]any)
-		if !ok {
-			break
+// teeKey finds the guest's key in the claims of a token, at configured places first.
+func (s *Server) teeKey(claims map[string]any) (kbs.JWK, error) {
+	for _, pointer := range slices.Concat(s.TEEKeyPaths, teeKeyPaths) {
+		if m, ok := at(claims, pointer).(map[string]any); ok {
+			return jwk(m), nil
 		}
-		at = m[name]
 	}
-	m, ok := at.(map[string]any)
-	if !ok {
-		return kbs.JWK{}, errors.New("the attestation token holds no key to encrypt to")
+	return kbs.JWK{}, errors.New("the attestation token holds no key to encrypt to")
+}
+
+// at follows a JSON pointer (RFC 6901) through objects.
+func at(v any, pointer string) any {
+	for _, name := range strings.Split(strings.TrimPrefix(pointer, "/"), "/") {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil
+		}
+		v = m[strings.NewReplacer("~1", "/", "~0", "~").Replace(name)]
 	}
+	return v
+}
+
+func jwk(m map[string]any) kbs.JWK {
 	text := func(name string) string { v, _ := m[name].(string); return v }
 	return kbs.JWK{
 		Kty: text("kty"), Alg: text("alg"), Crv: text("crv"), X: text("x"), Y: text("y"), N: text("n"), E: text("e"),
-	}, nil
+	}
 }
 
 // putResource stores a secret.

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
@@ -97,8 +98,8 @@ type decisions interface {
 }
 
 type admins interface {
-	// Check returns the name of the admin a bearer token belongs to, or an error.
-	Check(ctx context.Context, bearer string) (string, error)
+	// Admit returns the name of the administrator who makes a call, or an error.
+	Admit(ctx context.Context, c adminauth.Call) (string, error)
 }
 
 // Parts is what a Server is put together from.
@@ -117,6 +118,8 @@ type Parts struct {
 	Audit               auditLog
 	Decisions           decisions
 	Admins              admins
+	// TEEKeyPaths are more places, as JSON pointers, where tokens of other services carry the guest's key.
+	TEEKeyPaths []string
 	// Secure says that clients reach the server over TLS, so that cookies may be bound to it.
 	Secure bool
 	// Insecure lists the insecure switches that are on; the status shows it.

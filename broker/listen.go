@@ -1,0 +1,91 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// listeners are the open addresses; rest and grpc are nil where the configuration has none.
+type listeners struct{ kbs, rest, grpc net.Listener }
+
+func (l *listeners) close() error {
+	var errs []error
+	for _, ln := range []net.Listener{l.kbs, l.rest, l.grpc} {
+		if ln != nil {
+			errs = append(errs, ln.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// listen opens all addresses, with TLS where there is a certificate.
+func (b *Broker) listen(ctx context.Context) (*listeners, error) {
+	l := &listeners{}
+	for _, a := range []struct {
+		address string
+		into    *net.Listener
+		proto   string
+	}{
+		{b.cfg.Server.Listen, &l.kbs, "http/1.1"},
+		{b.cfg.AttestationAPI.RESTListen, &l.rest, "http/1.1"},
+		{b.cfg.AttestationAPI.GRPCListen, &l.grpc, "h2"},
+	} {
+		if a.address == "" {
+			continue
+		}
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.address)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("listening on %s: %w", a.address, err), l.close())
+		}
+		if b.cert != nil {
+			ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{*b.cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{a.proto}})
+		}
+		*a.into = ln
+	}
+	return l, nil
+}
+
+// serveHTTP answers requests until ctx ends, then lets those under way finish for at most grace.
+func serveHTTP(ctx context.Context, h http.Handler, ln net.Listener, grace time.Duration, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if err := srv.Shutdown(end); err != nil {
+		return errors.Join(fmt.Errorf("ending requests that are under way: %w", err), srv.Close())
+	}
+	return nil
+}
+
+// serveGRPC does the same for the gRPC side of the attestation API.
+func (b *Broker) serveGRPC(ctx context.Context, ln net.Listener, grace time.Duration) error {
+	srv := b.api.GRPC(grpc.ConnectionTimeout(10*time.Second), grpc.MaxConcurrentStreams(256))
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	hard := time.AfterFunc(grace, srv.Stop)
+	defer hard.Stop()
+	srv.GracefulStop()
+	return nil
+}

@@ -1,0 +1,83 @@
+package broker
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/admintoken"
+	"github.com/cloister/cloister/broker/config"
+	"github.com/cloister/cloister/broker/keyset"
+	"github.com/cloister/cloister/broker/token"
+)
+
+// trustedTokens is what makes tokens of other services count; nil when none does.
+func (b *Broker) trustedTokens(ctx context.Context) (*token.Trust, error) {
+	c := b.cfg.TrustedTokens
+	if len(c.Certificates)+len(c.JWKSets) == 0 && !c.InsecureHeaderJWK {
+		return nil, nil
+	}
+	t := &token.Trust{InsecureHeaderJWK: c.InsecureHeaderJWK, Now: b.now}
+	if len(c.Certificates) > 0 {
+		t.Roots = x509.NewCertPool()
+	}
+	for _, file := range c.Certificates {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading trusted_tokens.certificates: %w", err)
+		}
+		if !t.Roots.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("trusted_tokens.certificates: %s holds no PEM certificate", file)
+		}
+	}
+	if len(c.JWKSets) == 0 {
+		return t, nil
+	}
+	var sources []keyset.Source
+	for _, s := range c.JWKSets {
+		sources = append(sources, keyset.Source{JWKSet: s})
+	}
+	var err error
+	if t.Keys, err = keyset.Open(ctx, nil, sources...); err != nil {
+		return nil, fmt.Errorf("trusted_tokens.jwk_sets: %w", err)
+	}
+	return t, nil
+}
+
+// authority is who decides about administrative requests.
+func (b *Broker) authority(ctx context.Context) (adminauth.Authority, error) {
+	c := b.cfg.Admin
+	switch c.Mode {
+	case config.AdminDenyAll:
+		return adminauth.DenyAll{}, nil
+	case config.AdminInsecureAllowAll:
+		return adminauth.InsecureAllowAll{}, nil
+	case config.AdminToken:
+		tokens, err := admintoken.LoadOrCreate(ctx, b.db, b.file(AdminTokenFile))
+		if err != nil {
+			return nil, err
+		}
+		return adminauth.Bearer{Tokens: tokens}, nil
+	}
+	var providers []adminauth.Provider
+	var errs []error
+	for i, p := range c.IdentityProviders {
+		keys, err := keyset.Open(ctx, nil, keyset.Source{JWKSet: p.JWKSet, PEM: p.PublicKey})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("admin.identity_providers[%d]: %w", i, err))
+			continue
+		}
+		providers = append(providers, adminauth.Provider{Issuer: p.Issuer, Audience: p.Audience, Keys: keys})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	var rules []adminauth.Rule
+	for _, r := range c.Rules {
+		rules = append(rules, adminauth.Rule{Role: r.Role, Paths: r.Paths, Methods: r.Methods})
+	}
+	return adminauth.NewJWT(providers, rules, b.now)
+}
