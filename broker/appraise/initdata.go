@@ -8,8 +8,13 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
+// maxDots bounds how deep a guest can nest a TOML file with dotted keys ("a.a.a.a = 1"). The TOML parser bounds brackets
+// itself, but not these, and encoding a million levels as JSON overflows the stack, which ends the whole broker.
+const maxDots = 8 << 10
+
 // InitDataClaims turns the data of an initdata document into claims (attestation-service.md section 6.1): the TOML files
-// of the guest's services become objects, and a policy that ends with its data gives that data.
+// of the guest's services become objects, and a policy that ends with its data gives that data. What cannot be read stays
+// text, which no policy that looks inside will approve.
 func InitDataClaims(data map[string]string) map[string]any {
 	out := make(map[string]any, len(data))
 	for name, text := range data {
@@ -17,7 +22,7 @@ func InitDataClaims(data map[string]string) map[string]any {
 	}
 	for _, name := range []string{"cdh.toml", "aa.toml"} {
 		text, ok := data[name]
-		if !ok {
+		if !ok || strings.Count(text, ".") > maxDots {
 			continue
 		}
 		var parsed map[string]any
