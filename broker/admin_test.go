@@ -229,6 +229,28 @@ func TestNothingIsReleasedWithoutAudit(t *testing.T) {
 	}
 }
 
+// TestRefusalIsRecordedWithoutClient lets the client go away before it is answered.
+func TestRefusalIsRecordedWithoutClient(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	for _, path := range []string{"/kbs/v0/resource/default/key/1", "/cloister/v1/status"} {
+		req := httptest.NewRequestWithContext(ctx, "GET", path, nil)
+		w.b.Server().ServeHTTP(httptest.NewRecorder(), req)
+	}
+	entries, err := w.admin.Audit(t.Context(), 0)
+	w.must(err)
+	denied := map[string]int{}
+	for _, e := range entries {
+		if e.Decision == audit.Deny {
+			denied[e.Event]++
+		}
+	}
+	if denied["resource-read"] != 1 || denied["admin"] != 1 {
+		t.Errorf("the audit log has the refusals %v, want one resource-read and one admin", denied)
+	}
+}
+
 type brokenAudit struct{ *audit.Log }
 
 func (brokenAudit) Append(context.Context, audit.Entry) error { return errors.New("disk full") }

@@ -109,10 +109,11 @@ func remote(r *http.Request) string {
 	return host
 }
 
-// note writes an audit entry about a request.
+// note writes an audit entry about a request. A client that hangs up ends the request's context, but not the entry: it
+// could otherwise probe for secrets without leaving a trace.
 func (s *Server) note(r *http.Request, e audit.Entry) error {
 	e.RequestID, e.Remote = requestID(r), remote(r)
-	if err := s.Audit.Append(r.Context(), e); err != nil {
+	if err := s.Audit.Append(context.WithoutCancel(r.Context()), e); err != nil {
 		s.Log.ErrorContext(r.Context(), "writing the audit log", "request", e.RequestID, "error", err)
 		return err
 	}
