@@ -251,6 +251,23 @@ func TestRefusalIsRecordedWithoutClient(t *testing.T) {
 	}
 }
 
+// TestStrangersDoNotPushOutRecords asks without an attestation more often than there is room for records.
+func TestStrangersDoNotPushOutRecords(t *testing.T) {
+	w := newWorld(t, func(c *config.Config) { c.Records.MaxDecisions = 4 })
+	g := w.guest()
+	g.tpm.Measure(9, []byte("init=/bin/sh"))
+	g.ready().do("GET", "/kbs/v0/resource/default/key/1", nil, nil)
+	id := g.last.Header.Get("X-Request-Id")
+	for range 8 {
+		if status, answer := w.guest().do("GET", "/kbs/v0/resource/default/key/1", nil, nil); status != 401 {
+			t.Fatalf("resource without attestation: %d %s, want 401", status, answer)
+		}
+	}
+	if _, err := w.admin.Explain(t.Context(), id); err != nil {
+		t.Errorf("the denial of a guest cannot be explained any more: %v", err)
+	}
+}
+
 type brokenAudit struct{ *audit.Log }
 
 func (brokenAudit) Append(context.Context, audit.Entry) error { return errors.New("disk full") }

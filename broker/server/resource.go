@@ -36,9 +36,7 @@ func (s *Server) getResource(w http.ResponseWriter, r *http.Request) {
 		entry.Decision, entry.Reason = audit.Deny, refused.detail
 		s.noteRefusal(r, entry)
 		rec.Reason = refused.detail
-		if err := s.Decisions.Put(r.Context(), rec); err != nil {
-			s.Log.ErrorContext(r.Context(), "keeping a decision", "request", rec.ID, "error", err)
-		}
+		s.keep(r, rec)
 		s.Log.WarnContext(r.Context(), "resource refused", "request", rec.ID, "resource", entry.Subject, "why", refused.detail)
 		s.fail(w, r, *refused)
 		return
@@ -52,6 +50,17 @@ func (s *Server) getResource(w http.ResponseWriter, r *http.Request) {
 	s.metrics.reads.Inc()
 	s.Log.InfoContext(r.Context(), "resource released", "request", rec.ID, "resource", entry.Subject, "attestation", entry.Attestation)
 	s.send(w, r, "application/json", jwe)
+}
+
+// keep remembers a refusal, so that it can be explained. The history is bounded, and without an attestation there is
+// nothing to explain that the audit log does not say: whoever reaches the port could push out the records of real guests.
+func (s *Server) keep(r *http.Request, rec decision.Record) {
+	if rec.AttestationID == "" {
+		return
+	}
+	if err := s.Decisions.Put(r.Context(), rec); err != nil {
+		s.Log.ErrorContext(r.Context(), "keeping a decision", "request", rec.ID, "error", err)
+	}
 }
 
 // release decides about a resource and prepares the answer. Nothing tells an existing resource from a missing one before
