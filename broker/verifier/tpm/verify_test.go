@@ -1,6 +1,8 @@
 package tpm
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/test/faketpm"
+	"github.com/cloister/cloister/wire/kbs"
 )
 
 // shared is where evidence from real machines lies when this tree is beside it.
@@ -85,6 +88,39 @@ func TestVerifyOffline(t *testing.T) {
 	}
 	if _, err := Verify(raw, Options{InitDataDigest: make([]byte, 32)}); err == nil || !strings.Contains(err.Error(), "pcr08 = ") {
 		t.Errorf("init data that was not measured: %v", err)
+	}
+}
+
+// TestEventsWithoutQuote adds events to a log for registers whose values the log is not held against.
+func TestEventsWithoutQuote(t *testing.T) {
+	var e kbs.TPMEvidence
+	if err := json.Unmarshal(evidence(t), &e); err != nil {
+		t.Fatal(err)
+	}
+	log, err := base64.StdEncoding.DecodeString(e.EventLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := bytes.Repeat([]byte{0xaa}, 32) // of a kernel that was never started
+	for _, register := range []byte{8, 14, 24, 200} {
+		log = append(log, register, 0, 0, 0, 3, 0, 0, 0x80, 1, 0, 0, 0, 0x0b, 0) // EV_EFI_BOOT_SERVICES_APPLICATION
+		log = append(append(log, digest...), 0, 0, 0, 0)
+	}
+	e.EventLog = base64.StdEncoding.EncodeToString(log)
+	raw, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims, err := Verify(raw, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(claims["uefi_event_logs"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(text, []byte(hex.EncodeToString(digest))) || !bytes.Contains(text, []byte(`"index":4`)) {
+		t.Errorf("claims hold events that no quoted register vouches for: %s", text)
 	}
 }
 
