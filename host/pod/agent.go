@@ -30,7 +30,7 @@ type AgentError struct {
 	// Doing is what was asked for, for example `creating container web`.
 	Doing string
 	Code  codes.Code
-	// Message is the guest's text, word for word except for control characters.
+	// Message is the guest's text, word for word except for control characters, up to messageText bytes.
 	Message string
 }
 
@@ -91,8 +91,15 @@ func (a *Agent) call(ctx context.Context, timeout time.Duration, doing string, f
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// clean takes the control characters out of a guest's text, which may end on a terminal.
+// messageText is how much of a guest's text is kept. It goes into the state file and to the process that started the
+// supervisor, both of which are read with a limit: a longer text would make the pod, and the listing of all, unreadable.
+const messageText = 16 << 10
+
+// clean takes the control characters out of a guest's text, which may end on a terminal, and what is too long.
 func clean(s string) string {
+	if len(s) > messageText {
+		s = s[:messageText] + "..."
+	}
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) && r != '\n' && r != '\t' {
 			return -1

@@ -253,6 +253,18 @@ func TestPodLife(t *testing.T) {
 	}
 }
 
+// TestLongAnswer has a guest that refuses with a text as long as the protocol carries.
+func TestLongAnswer(t *testing.T) {
+	e := newEnv(t, container("app", false, ""))
+	e.guest.Denied = map[string]string{"CreateSandboxRequest": strings.Repeat("<", 3<<20)}
+	if _, err := Run(t.Context(), e.opts); err == nil || !IsDenied(err) {
+		t.Errorf("error %.200v, want a denial", err)
+	}
+	if _, err := List(e.dirs); err != nil {
+		t.Errorf("listing pods after a guest's long answer: %v", err)
+	}
+}
+
 func TestDenialsAreVerbatim(t *testing.T) {
 	const text = `CreateContainerRequest is blocked by policy: image got "a", expected "b"`
 	for request, doing := range map[string]string{
