@@ -76,7 +76,7 @@ func (f *runFlags) spec(c *cobra.Command, dirs paths.Dirs, podFile string, a *ap
 	if err != nil {
 		return nil, hint(fmt.Errorf("reading the initdata: %w", err), "make it with `cloister initdata new -o %s %s`", f.initdata, podFile)
 	}
-	plan, err := f.plan(ctx, a, podFile)
+	pm, plan, err := f.podAndPlan(ctx, a, podFile)
 	if err != nil {
 		return nil, err
 	}
@@ -116,8 +116,16 @@ func (f *runFlags) spec(c *cobra.Command, dirs paths.Dirs, podFile string, a *ap
 			TPM:           &vmm.TPM{CADir: dirs.TPMCA()},
 			QEMU:          report.QEMU,
 		},
-		Grace: f.grace,
+		Grace: graceOf(f.grace, pm.Pod.Spec.TerminationGracePeriodSeconds),
 	}, nil
+}
+
+// graceOf is the flag, or what the manifest says; zero leaves the choice to package pod, so that "at once" is its next value.
+func graceOf(flag time.Duration, seconds *int64) time.Duration {
+	if flag > 0 || seconds == nil {
+		return flag
+	}
+	return max(time.Duration(min(*seconds, 24*3600))*time.Second, 1)
 }
 
 func (a *app) runForeground(c *cobra.Command, dirs paths.Dirs, spec *pod.Spec, times bool) error {
@@ -320,6 +328,6 @@ func stopCmd(a *app) *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
-	c.Flags().DurationVar(&grace, "grace", 0, "how long containers may take to end")
+	c.Flags().DurationVar(&grace, "grace", -time.Second, "how long containers may take to end; negative leaves the pod's own grace period")
 	return c
 }
