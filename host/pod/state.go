@@ -179,7 +179,7 @@ func Lookup(dirs paths.Dirs, name string) (State, error) {
 
 // List returns all pods by name: the running ones and those that have ended and left their state.
 func List(dirs paths.Dirs) ([]State, error) {
-	var out []State
+	out := []State{} // as JSON an empty list, not null
 	seen := map[string]bool{}
 	for _, base := range []string{dirs.Run, dirs.Pods()} {
 		entries, err := os.ReadDir(base)
