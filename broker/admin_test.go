@@ -310,6 +310,29 @@ func TestSecretsStayInside(t *testing.T) {
 }
 
 // TestRestart: secrets, policies, the signing key and the admin token survive; sessions do not.
+// TestForeignDataDir starts with what another user of the machine could have prepared.
+func TestForeignDataDir(t *testing.T) {
+	for name, prepare := range map[string]func(dir string) error{
+		"data directory": func(dir string) error { return os.Chmod(dir, 0o777) },
+		"admin token file": func(dir string) error {
+			file := filepath.Join(dir, AdminTokenFile)
+			return errors.Join(os.WriteFile(file, []byte("cloister-admin-"+strings.Repeat("A", 43)+"\n"), 0o600), os.Chmod(file, 0o644))
+		},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(os.Chmod(dir, 0o700), prepare(dir)); err != nil {
+			t.Fatal(err)
+		}
+		b, err := Open(t.Context(), inDir(dir), Options{Log: slog.New(slog.DiscardHandler), Version: "test"})
+		if err == nil {
+			b.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("a %s that others may use: %v", name, err)
+		}
+	}
+}
+
 func TestRestart(t *testing.T) {
 	w := newWorld(t, nil)
 	g := w.guest().ready()

@@ -78,11 +78,27 @@ func Open(ctx context.Context, cfg config.Config, o Options) (*Broker, error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making data directory: %w", err)
 	}
+	if err := checkOwned(cfg.DataDir); err != nil {
+		return nil, err
+	}
 	b := &Broker{cfg: cfg, log: o.Log, now: o.Now}
 	if err := b.open(ctx, o); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
+}
+
+// checkOwned refuses a data directory that others may write to: they could put an admin token of their choice there before
+// the first start, or another store.
+func checkOwned(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("opening data directory: %w", err)
+	}
+	if perm := info.Mode().Perm(); perm&0o022 != 0 {
+		return fmt.Errorf("data directory %s has mode %04o, want 0700: others could replace what is in it", dir, perm)
+	}
+	return nil
 }
 
 func (b *Broker) file(name string) string { return filepath.Join(b.cfg.DataDir, name) }

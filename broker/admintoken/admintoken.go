@@ -66,6 +66,13 @@ func LoadOrCreate(ctx context.Context, db backend, path string) (*Admin, error) 
 func fromFile(path string) (string, error) {
 	text, err := os.ReadFile(path)
 	if err == nil {
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", fmt.Errorf("reading admin token file: %w", err)
+		}
+		if perm := info.Mode().Perm(); perm&0o077 != 0 {
+			return "", fmt.Errorf("admin token file %s has mode %04o, want 0600: others know the token; remove it to make a new one", path, perm)
+		}
 		if want := len(prefix) + base64.RawURLEncoding.EncodedLen(size) + 1; len(text) != want {
 			return "", fmt.Errorf("admin token file %s has %d bytes, want %d; remove it to make a new token", path, len(text), want)
 		}
