@@ -2,12 +2,12 @@ package main
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,16 +25,18 @@ type verdict struct {
 	Valid  bool           `json:"valid"`
 	Error  string         `json:"error,omitempty"`
 	Nonce  string         `json:"nonce"`
+	Key    string         `json:"key"`
 	Claims map[string]any `json:"claims,omitempty"`
 }
 
 func evidenceVerifyCmd(a *app) *cobra.Command {
 	var tee, nonce, initdataFile string
-	var roots []string
+	var keys []string
 	c := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "Verify saved evidence without a broker; exit code 0 if it is genuine, 1 if not",
-		Long: "Checks signature, registers, event log and, when given, nonce and initdata. Genuine does not mean approved: which\n" +
+		Long: "Checks signature, registers, event log and, when given, nonce, initdata and the attestation key. Anybody can make a\n" +
+			"key and sign with it: without --ak it is not known that a TPM was there at all. Genuine does not mean approved: which\n" +
 			"values are acceptable is the broker's policy.",
 		Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -57,13 +59,16 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 				sum := sha256.Sum256(text)
 				o.InitDataDigest = sum[:]
 			}
-			if o.EKRoots, err = loadRoots(roots); err != nil {
-				return err
-			}
 			claims, err := tpm.Verify(evidence, o)
-			v := verdict{TEE: tee, Valid: err == nil, Claims: claims, Nonce: "checked"}
+			if err == nil {
+				err = checkKey(claims, keys)
+			}
+			v := verdict{TEE: tee, Valid: err == nil, Claims: claims, Nonce: "checked", Key: "checked"}
 			if nonce == "" {
 				v.Nonce = "not checked"
+			}
+			if len(keys) == 0 {
+				v.Key = "not checked"
 			}
 			if err != nil {
 				v.Error = err.Error()
@@ -74,7 +79,7 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stdout, "genuine %s evidence, nonce %s\n", tee, v.Nonce)
+			fmt.Fprintf(a.stdout, "valid %s evidence, nonce %s, attestation key %s\n", tee, v.Nonce, v.Key)
 			var rows [][]string
 			for _, name := range sortedKeys(claims) {
 				if text, ok := claims[name].(string); ok {
@@ -88,7 +93,7 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&tee, "tee", "", "what made the evidence: tpm")
 	c.Flags().StringVar(&nonce, "nonce", "", "report data the evidence must be for, hex or base64; without it a replay goes unnoticed")
 	c.Flags().StringVar(&initdataFile, "initdata", "", "initdata document that PCR 8 must hold")
-	c.Flags().StringArrayVar(&roots, "ek-root", nil, "PEM file with a TPM maker's root certificate (repeatable)")
+	c.Flags().StringArrayVar(&keys, "ak", nil, "attestation key to accept, base64 as in the claim ak_public; without it a key made by anybody is accepted (repeatable)")
 	needs(c, "tee")
 	return c
 }
@@ -101,8 +106,14 @@ func silent(err error) error {
 	return exitError(exitRefused)
 }
 
-func loadRoots(files []string) (*x509.CertPool, error) {
-	return tpm.Config{EKRootFiles: files}.Roots()
+// checkKey refuses evidence that none of the known keys signed. An endorsement certificate cannot be used for this: what
+// ties it to the attestation key is a challenge that only a session with a broker has.
+func checkKey(claims map[string]any, keys []string) error {
+	got, _ := claims["ak_public"].(string)
+	if len(keys) == 0 || slices.Contains(keys, got) {
+		return nil
+	}
+	return fmt.Errorf("the evidence is signed by the key %s, want one of the %d given by --ak", got, len(keys))
 }
 
 // parseNonce accepts hex or base64.
