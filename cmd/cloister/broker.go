@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -265,7 +266,8 @@ func (a *app) verifyAudit(file string) error {
 	return nil
 }
 
-// mergeValues adds values to what the broker has, so that several pods and kernels can be expected side by side.
+// mergeValues adds values to what the broker has, so that several pods and kernels can be expected side by side. Approvals
+// that have ended stay ended: registered along with the new ones they would be good for another lifetime.
 func mergeValues(ctx context.Context, c *client.Client, values map[string][]string) (map[string]any, error) {
 	records, err := c.ListReferenceValues(ctx)
 	if err != nil {
@@ -276,7 +278,7 @@ func mergeValues(ctx context.Context, c *client.Client, values map[string][]stri
 		all := slices.Clone(list)
 		for _, r := range records {
 			var have []string
-			if r.Name != name {
+			if r.Name != name || !time.Now().Before(r.Expiration) {
 				continue
 			}
 			if err := json.Unmarshal(r.Value, &have); err != nil {
