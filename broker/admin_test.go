@@ -18,6 +18,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/client"
@@ -310,6 +311,23 @@ func TestSecretsStayInside(t *testing.T) {
 }
 
 // TestRestart: secrets, policies, the signing key and the admin token survive; sessions do not.
+// TestAuditIsFitForTerminals has a stranger ask for paths with line feeds and terminal escapes in them.
+func TestAuditIsFitForTerminals(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, path := range []string{"/kbs/v0/reference-value/%0A99%20allow", "/kbs/v0/reference-value/%1B[2J", "/kbs/v0/reference-value/%C2%9B2J"} {
+		if status, answer := w.guest().do("DELETE", path, nil, nil); status != http.StatusNotFound {
+			t.Errorf("DELETE %s: %d %s, want 404", path, status, answer)
+		}
+	}
+	entries, err := w.admin.Audit(t.Context(), 0)
+	w.must(err)
+	for _, e := range entries {
+		if strings.ContainsFunc(e.Subject+e.Reason, unicode.IsControl) {
+			t.Errorf("entry %d has control characters: %q, %q", e.Seq, e.Subject, e.Reason)
+		}
+	}
+}
+
 // TestForeignDataDir starts with what another user of the machine could have prepared.
 func TestForeignDataDir(t *testing.T) {
 	for name, prepare := range map[string]func(dir string) error{

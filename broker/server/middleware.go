@@ -10,6 +10,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
@@ -92,9 +94,10 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 	})
 }
 
-// plainPath refuses paths that two readers could read differently. Names of the API need no escapes.
+// plainPath refuses paths that two readers could read differently. Names of the API need no escapes. Control characters,
+// which their usual escapes can carry this far, would end on the terminal of who reads the audit log.
 func plainPath(u *url.URL) bool {
-	if u.RawPath != "" || strings.ContainsAny(u.Path, "\\\x00") {
+	if u.RawPath != "" || strings.Contains(u.Path, "\\") || strings.ContainsFunc(u.Path, unicode.IsControl) || !utf8.ValidString(u.Path) {
 		return false
 	}
 	return u.Path == path.Clean(u.Path) && strings.HasPrefix(u.Path, "/")
