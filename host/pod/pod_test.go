@@ -253,6 +253,32 @@ func TestPodLife(t *testing.T) {
 	}
 }
 
+// TestReboot leaves the kept state of a pod that ran, and nothing of its run-time directory.
+func TestReboot(t *testing.T) {
+	e := newEnv(t, container("app", false, ""))
+	dir := filepath.Join(e.dirs.Pods(), "web")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	old := State{Name: "web", Phase: Running, Containers: []ContainerState{{Name: "app", State: ContainerRunning}}}
+	if err := writeState(dir, &old); err != nil {
+		t.Fatal(err)
+	}
+	one, err := Lookup(e.dirs, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := List(e.dirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range append(all, one) {
+		if s.Phase != Failed || s.Error == "" || s.Containers[0].State != ContainerExited {
+			t.Errorf("after a reboot the pod is %s (%q), its container %s, want %s and why", s.Phase, s.Error, s.Containers[0].State, Failed)
+		}
+	}
+}
+
 // TestLongAnswer has a guest that refuses with a text as long as the protocol carries.
 func TestLongAnswer(t *testing.T) {
 	e := newEnv(t, container("app", false, ""))

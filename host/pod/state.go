@@ -167,14 +167,34 @@ func Lookup(dirs paths.Dirs, name string) (State, error) {
 	if err := checkName(name); err != nil {
 		return State{}, err
 	}
-	for _, dir := range []string{filepath.Join(dirs.Run, name), filepath.Join(dirs.Pods(), name)} {
-		s, err := readState(dir)
+	for _, base := range []string{dirs.Run, dirs.Pods()} {
+		s, err := readState(filepath.Join(base, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
+		}
+		if err == nil && base == dirs.Pods() {
+			orphaned(dirs, &s)
 		}
 		return s, err
 	}
 	return State{}, fmt.Errorf("pod %s: %w", name, ErrNotFound)
+}
+
+// orphaned corrects the kept state of a pod whose run-time directory went without an end of the pod, as in a reboot: a pod
+// that has not ended has such a directory.
+func orphaned(dirs paths.Dirs, s *State) {
+	if s.Done() {
+		return
+	}
+	if _, err := os.Stat(filepath.Join(dirs.Run, s.Name)); !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	s.Phase, s.Error = Failed, "the host went down while the pod ran"
+	for i := range s.Containers {
+		if s.Containers[i].State == ContainerRunning {
+			s.Containers[i].State = ContainerExited
+		}
+	}
 }
 
 // List returns all pods by name: the running ones and those that have ended and left their state.
@@ -199,6 +219,9 @@ func List(dirs paths.Dirs) ([]State, error) {
 			}
 			if err != nil {
 				return nil, err
+			}
+			if base == dirs.Pods() {
+				orphaned(dirs, &s)
 			}
 			seen[e.Name()] = true
 			out = append(out, s)
