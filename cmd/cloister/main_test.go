@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -32,4 +34,21 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// TestExitCodes tells wrong use from failure, which the scripts cannot: for them both are "not 0".
+func TestExitCodes(t *testing.T) {
+	t.Setenv("CLOISTER_HOME", t.TempDir())
+	for _, tc := range []struct {
+		args string
+		code int
+	}{
+		{"nosuch", exitUsage}, {"run pod.yaml", exitUsage}, {"explain", exitUsage}, {"guest", exitUsage}, {"ps --nosuch", exitUsage},
+		{"key new --type nosuch x", exitUsage}, {"secret put kbs://wrong file", exitUsage}, {"broker status", exitUsage},
+		{"logs nosuch", exitRefused}, {"broker audit --verify /nonexistent", exitRefused}, {"version", exitDone},
+	} {
+		if got := run(t.Context(), strings.Fields(tc.args), nil, io.Discard, io.Discard); got != tc.code {
+			t.Errorf("cloister %s: exit code %d, want %d", tc.args, got, tc.code)
+		}
+	}
 }
