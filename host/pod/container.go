@@ -187,7 +187,11 @@ func (s *supervisor) waitExit(life context.Context, c *launch.Container) (int, e
 	if err != nil {
 		return 0, err
 	}
-	defer log.close()
+	defer func() {
+		if err := log.close(); err != nil {
+			s.opts.Logger.Warn("output was not kept", "pod", s.opts.Plan.Name, "container", c.Name, "error", err)
+		}
+	}()
 	id, exec := c.Create.GetContainerId(), execID(c)
 	rctx, stopReading := context.WithCancel(life)
 	defer stopReading()

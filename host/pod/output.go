@@ -59,6 +59,7 @@ type containerLog struct {
 	file    *os.File
 	size    int64
 	streams []*logStream
+	lost    error // why lines could not be stored
 }
 
 func (l *containerLog) openFile() error {
@@ -87,24 +88,32 @@ func (l *containerLog) stream(name string) io.Writer {
 	return s
 }
 
-// close stores unfinished lines and closes the file. The streams are at their end.
-func (l *containerLog) close() {
+// close stores unfinished lines and closes the file, and says why lines were lost. The streams are at their end.
+func (l *containerLog) close() error {
 	for _, s := range l.streams {
-		s.finish()
+		s.flush()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.file.Close()
+	return l.lost
 }
 
-// store appends one entry.
-func (l *containerLog) store(stream string, line []byte) error {
+// store appends one entry. What cannot be stored, on a full disk for example, is lost: a container whose output nobody
+// reads any more would hang.
+func (l *containerLog) store(stream string, line []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.add(stream, line); err != nil && l.lost == nil {
+		l.lost = err
+	}
+}
+
+func (l *containerLog) add(stream string, line []byte) error {
 	b, err := json.Marshal(entry{Time: time.Now().UTC(), Stream: stream, Log: string(line)})
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.size > logFileLimit {
 		l.file.Close()
 		if err := os.Rename(l.name, l.name+".1"); err != nil {
@@ -143,17 +152,15 @@ func (s *logStream) Write(p []byte) (int, error) {
 		}
 		s.part, p = append(s.part, p[:cut]...), p[cut:]
 		if whole || len(s.part) >= logLineLimit {
-			if err := s.flush(); err != nil {
-				return 0, err
-			}
+			s.flush()
 		}
 	}
 	return n, nil
 }
 
-func (s *logStream) flush() error {
+func (s *logStream) flush() {
 	if len(s.part) == 0 {
-		return nil
+		return
 	}
 	if s.live != nil && s.log.out.prefixed {
 		line := append([]byte("["+s.log.container+"] "), s.part...)
@@ -162,9 +169,8 @@ func (s *logStream) flush() error {
 		}
 		s.show(line)
 	}
-	err := s.log.store(s.name, s.part)
+	s.log.store(s.name, s.part)
 	s.part = s.part[:0]
-	return err
 }
 
 // show writes to the caller. A caller that went away does not stop the pod: the log has everything.
@@ -173,8 +179,6 @@ func (s *logStream) show(p []byte) {
 	defer s.log.out.mu.Unlock()
 	_, _ = s.live.Write(p)
 }
-
-func (s *logStream) finish() { _ = s.flush() }
 
 // collectGuestLog keeps what the guest's own services log, up to a limit.
 func (s *supervisor) collectGuestLog(ctx context.Context) {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -250,6 +251,28 @@ func TestPodLife(t *testing.T) {
 	}
 	if err := Stop(t.Context(), e.dirs, "web", 0); !errors.Is(err, ErrNotFound) {
 		t.Errorf("stopping an ended pod: %v", err)
+	}
+}
+
+// TestFullDisk writes output that cannot be stored: it has to be read and shown all the same.
+func TestFullDisk(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown safeBuffer
+	l := &containerLog{out: &output{stdout: &shown}, container: "app", name: "/dev/full", file: full}
+	w := l.stream("stdout")
+	for range 2 {
+		if _, err := io.WriteString(w, "line\n"); err != nil {
+			t.Errorf("output on a full disk: %v, want it to be lost", err)
+		}
+	}
+	if shown.String() != "line\nline\n" {
+		t.Errorf("shown was %q, want both lines", shown.String())
+	}
+	if err := l.close(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("closing the log: %v, want why lines were lost", err)
 	}
 }
 
