@@ -177,7 +177,9 @@ func (s *Set) fetch(ctx context.Context, from string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetching %s: %w", from, err)
 	}
-	resp, err := s.client.Do(req)
+	client := *s.client
+	client.CheckRedirect = stayHTTPS
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("fetching %s: %w", from, err)
 	}
@@ -186,6 +188,18 @@ func (s *Set) fetch(ctx context.Context, from string) ([]byte, error) {
 		return nil, fmt.Errorf("fetching %s: the answer is %s", from, resp.Status)
 	}
 	return readBounded(resp.Body, from)
+}
+
+// stayHTTPS keeps a redirect from leading to keys that anybody on the way could have written.
+func stayHTTPS(req *http.Request, via []*http.Request) error {
+	const most = 5
+	if req.URL.Scheme != "https" {
+		return fmt.Errorf("redirected to %q, want https", req.URL.Scheme+"://"+req.URL.Host)
+	}
+	if len(via) >= most {
+		return fmt.Errorf("redirected more than %d times", most)
+	}
+	return nil
 }
 
 func readFile(name string) ([]byte, error) {
