@@ -1,0 +1,127 @@
+// Package sgx verifies Intel SGX evidence: {"quote":"<base64>"} (attestation-service.md section 4.6).
+//
+// Verify is a function of its arguments. It checks, in this order: that the quote is that of an enclave; everything of
+// package dcap; that REPORTDATA is the expected report data; that CONFIGID is the init-data digest. Debug enclaves, an
+// outdated TCB and expired collateral are claims for a policy to judge, not errors.
+//
+// Beyond upstream: enclave quotes of version 4 and 5 are accepted too, with the claims of version 3. Stricter than upstream:
+// report data must be given.
+package sgx
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cloister/cloister/broker/verifier/dcap"
+	"github.com/cloister/cloister/tee/quote"
+)
+
+// Options is what evidence is held against.
+type Options struct {
+	// ExpectedReportData is what the quote must be bound to, padded with zeros to 64 bytes. It must be given unless Offline.
+	ExpectedReportData []byte
+	// InitDataDigest, padded with zeros to 64 bytes, must be CONFIGID. Nil leaves CONFIGID to the policy.
+	InitDataDigest []byte
+	// Now is the time certificates and collateral are checked at. It must be set.
+	Now time.Time
+	// Collateral delivers what Intel publishes.
+	Collateral dcap.Source
+	// AllowNoCollateral: see dcap.Options.
+	AllowNoCollateral bool
+	// Root is the trust anchor, nil for Intel's. Other values are for tests.
+	Root *x509.Certificate
+	// Offline allows ExpectedReportData to be absent, for looking at saved evidence: it may be a replay. What is given is
+	// checked.
+	Offline bool
+}
+
+// Verify checks evidence and returns its claims.
+func Verify(ctx context.Context, raw json.RawMessage, o Options) (map[string]any, error) {
+	if len(o.ExpectedReportData) == 0 && !o.Offline {
+		return nil, errors.New("no report data is given that the quote must be bound to")
+	}
+	var e struct {
+		Quote string `json:"quote"`
+	}
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return nil, fmt.Errorf("reading evidence: %w", err)
+	}
+	if n := len(e.Quote); n == 0 || n > base64.StdEncoding.EncodedLen(quote.MaxSize) {
+		return nil, fmt.Errorf("quote has %d characters, expected 1 to %d", n, base64.StdEncoding.EncodedLen(quote.MaxSize))
+	}
+	b, err := base64.StdEncoding.DecodeString(e.Quote)
+	if err != nil {
+		return nil, fmt.Errorf("reading quote: %w", err)
+	}
+	q, err := quote.Parse(b)
+	if err != nil {
+		return nil, err
+	}
+	if q.Enclave == nil {
+		return nil, fmt.Errorf("quote is of TEE type %v, expected SGX", q.TEE)
+	}
+	r, err := dcap.Verify(ctx, q, dcap.Options{Now: o.Now, Collateral: o.Collateral, AllowNoCollateral: o.AllowNoCollateral, Root: o.Root})
+	if err != nil {
+		return nil, err
+	}
+	if len(o.ExpectedReportData) > 0 {
+		const meaning = "the quote was made for another session, key or set of devices"
+		if err := same("report_data", q.Enclave.ReportData, o.ExpectedReportData, meaning); err != nil {
+			return nil, err
+		}
+	}
+	if o.InitDataDigest != nil {
+		const meaning = "the init data sent is not what the enclave was made with"
+		if err := same("config_id", q.Enclave.ConfigID, o.InitDataDigest, meaning); err != nil {
+			return nil, err
+		}
+	}
+	return claims(q, r), nil
+}
+
+// same compares a field with a value padded with zeros.
+func same(field string, got, value []byte, meaning string) error {
+	if len(value) > len(got) {
+		return fmt.Errorf("value for %s has %d bytes, expected at most %d", field, len(value), len(got))
+	}
+	want := make([]byte, len(got))
+	copy(want, value)
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%s = %x, expected %x: %s", field, got, want, meaning)
+	}
+	return nil
+}
+
+func claims(q *quote.Quote, r *dcap.Result) map[string]any {
+	h, e := q.Header, q.Enclave
+	out := r.Claims
+	out["header"] = hexed(map[string][]byte{
+		"version": h.Version, "att_key_type": h.KeyType, "att_key_data_0": h.TEEType, "qe_svn": h.QESVN, "pce_svn": h.PCESVN,
+		"vendor_id": h.VendorID, "user_data": h.UserData,
+	})
+	out["body"] = hexed(map[string][]byte{
+		"cpu_svn": e.CPUSVN, "misc_select": e.MiscSelect, "reserved1": e.Reserved1, "isv_ext_prod_id": e.ISVExtProdID,
+		"attributes.flags": e.Flags, "attributes.xfrm": e.XFRM, "mr_enclave": e.MREnclave, "reserved2": e.Reserved2,
+		"mr_signer": e.MRSigner, "reserved3": e.Reserved3, "config_id": e.ConfigID, "isv_prod_id": e.ISVProdID,
+		"isv_svn": e.ISVSVN, "config_svn": e.ConfigSVN, "reserved4": e.Reserved4, "isv_family_id": e.ISVFamilyID,
+		"report_data": e.ReportData,
+	})
+	out["report_data"] = hex.EncodeToString(e.ReportData)
+	out["init_data"] = hex.EncodeToString(e.ConfigID)
+	return out
+}
+
+func hexed(fields map[string][]byte) map[string]any {
+	out := make(map[string]any, len(fields))
+	for name, b := range fields {
+		out[name] = hex.EncodeToString(b)
+	}
+	return out
+}
