@@ -22,6 +22,7 @@ import (
 	"github.com/cloister/cloister/broker/asapi"
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/refstore"
@@ -34,7 +35,6 @@ import (
 	"github.com/cloister/cloister/broker/tlscert"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
-	"github.com/cloister/cloister/broker/verifier/tpm"
 )
 
 // The files of the data directory.
@@ -65,6 +65,8 @@ type Broker struct {
 	db     *store.Bolt
 	audit  *audit.Log
 	cert   *tls.Certificate
+
+	collateral *catalog.Catalog
 }
 
 // Open opens the data directory of a configuration, making what a first start lacks.
@@ -138,7 +140,8 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	resourcePolicies := rego.NewSet(b.db, resource.PolicyNamespace)
 	refs := refstore.New(b.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime))
 	appraiser, err := appraise.New(ctx, attestationPolicies, refs, map[string]any{
-		"insecure_unknown_tpm": b.cfg.TPM.InsecureUnknownTPM,
+		"insecure_unknown_tpm":   b.cfg.TPM.InsecureUnknownTPM,
+		"insecure_no_revocation": b.cfg.SNP.InsecureNoRevocation,
 	})
 	if err != nil {
 		return err
@@ -147,13 +150,12 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	verifiers := verifier.NewSet(verifier.Builtin(verifier.Config{
-		TPM: tpm.Config{EKRootFiles: b.cfg.TPM.EKRoots, Now: b.now},
-	}))
-	for _, st := range verifiers.Status() {
-		if !st.Ready {
-			b.log.WarnContext(ctx, "verifier is disabled", "tee", st.TEE, "why", st.Disabled)
-		}
+	if b.collateral, err = b.openCollateral(); err != nil {
+		return err
+	}
+	verifiers, err := verifier.NewSet(verifier.Builtin(b.verifierConfig()))
+	if err != nil {
+		return err
 	}
 	service := &attestation.Service{Verifiers: verifiers, Appraiser: appraiser, Tokens: signer, Now: b.now}
 	decisions := decision.NewStore(b.db, b.cfg.Records.MaxDecisions)
@@ -256,6 +258,9 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 // Close closes the store and the audit log.
 func (b *Broker) Close() error {
 	var errs []error
+	if b.collateral != nil {
+		b.collateral.Close()
+	}
 	if b.audit != nil {
 		errs = append(errs, b.audit.Close())
 	}

@@ -1,17 +1,25 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/admintoken"
+	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/keyset"
 	"github.com/cloister/cloister/broker/token"
+	"github.com/cloister/cloister/broker/verifier"
+	"github.com/cloister/cloister/broker/verifier/nvidia"
+	"github.com/cloister/cloister/broker/verifier/sample"
+	"github.com/cloister/cloister/broker/verifier/se"
+	"github.com/cloister/cloister/broker/verifier/tpm"
 )
 
 // trustedTokens is what makes tokens of other services count; nil when none does.
@@ -80,4 +88,32 @@ func (b *Broker) authority(ctx context.Context) (adminauth.Authority, error) {
 		rules = append(rules, adminauth.Rule{Role: r.Role, Paths: r.Paths, Methods: r.Methods})
 	}
 	return adminauth.NewJWT(providers, rules, b.now)
+}
+
+// openCollateral opens the cache of certificates, revocation lists and TCB levels.
+func (b *Broker) openCollateral() (*catalog.Catalog, error) {
+	c := b.cfg.Collateral
+	c.CacheDir = cmp.Or(c.CacheDir, b.file("collateral"))
+	return catalog.Open(c, b.log)
+}
+
+func (b *Broker) verifierConfig() verifier.Config {
+	c := b.cfg
+	v := verifier.Config{
+		Now: b.now,
+		TPM: tpm.Config{EKRootFiles: c.TPM.EKRoots, Now: b.now},
+		AMD: b.collateral.AMD, Intel: b.collateral.Intel, NVIDIA: b.collateral.NVIDIA,
+		CCATrustAnchors: c.CCA.TrustAnchors, CCAReferenceValues: c.CCA.ReferenceValues,
+		SE: se.Config{
+			MeasurementKeyFile: c.SE.MeasurementKey, HostKeyDocuments: c.SE.HostKeyDocuments, Certificates: c.SE.Certificates,
+			RootCA: c.SE.RootCA, CRLs: c.SE.CRLs, AllowMissingCACRLs: c.SE.AllowMissingCACRLs, ImageHeader: c.SE.ImageHeader,
+		},
+		HygonCertificates: c.Hygon.Certificates,
+		DPURoot:           c.NVIDIA.DPURoot, DPUMaxAge: time.Duration(c.NVIDIA.DPUMaxAge),
+		Sample: sample.Config{Insecure: c.Sample.InsecureSample},
+	}
+	if c.NVIDIA.UseNRAS {
+		v.NRAS = &nvidia.RemoteConfig{URL: c.NVIDIA.NRASURL, JWKSURL: c.NVIDIA.JWKSURL}
+	}
+	return v
 }

@@ -288,7 +288,7 @@ func TestBrokenEvidence(t *testing.T) {
 			w.must(err)
 			e.AKCredential = credential
 		}},
-		{name: "unknown device", says: `tee "sample" has no verifier`, tamper: func(w *world, a *kbs.Attestation, e *kbs.TPMEvidence) {
+		{name: "unknown device", says: `verifier of "sample" is disabled`, tamper: func(w *world, a *kbs.Attestation, e *kbs.TPMEvidence) {
 			a.TEEEvidence.Additional = `{"sample":{}}`
 			data, err := kbs.ReportData(a.RuntimeData, &a.TEEEvidence.Additional, kbs.DefaultHash)
 			w.must(err)
@@ -403,8 +403,8 @@ func TestAuthRefusals(t *testing.T) {
 	w.must(err)
 	for _, tc := range []struct{ name, body, says string }{
 		{"old version", `{"version":"0.1.1","tee":"tpm","extra-params":""}`, "KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is 0.1.1"},
-		{"unknown tee", `{"version":"0.4.0","tee":"moon","extra-params":""}`, `tee "moon" has no verifier, known: tpm`},
-		{"sample is not there", `{"version":"0.4.0","tee":"sample","extra-params":""}`, "has no verifier"},
+		{"unknown tee", `{"version":"0.4.0","tee":"moon","extra-params":""}`, `tee "moon" has no verifier, known: `},
+		{"sample is not there", `{"version":"0.4.0","tee":"sample","extra-params":""}`, "insecure_sample"},
 		{"not JSON", `version`, "reading the request"},
 		{"broken enrolment", `{"version":"0.4.0","tee":"tpm","extra-params":{"cloister.tpm":{"ak_public":"AAAA"}}}`, "reading ak_public"},
 		{"key that signs anything", `{"version":"0.4.0","tee":"tpm","extra-params":` + string(unrestricted) + `}`, "ak_public"},

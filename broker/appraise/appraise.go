@@ -7,7 +7,7 @@ package appraise
 
 import (
 	"context"
-	_ "embed"
+	"embed"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -29,11 +29,20 @@ const (
 	StatusContraindicated = "contraindicated"
 )
 
-//go:embed default_cpu.rego
-var defaultCPU string
+//go:embed default_*.rego
+var defaults embed.FS
 
-// DefaultCPU is the text of the policy that a new store starts with.
-func DefaultCPU() string { return defaultCPU }
+// classes are those of devices that there is a default policy for.
+var classes = []string{"cpu", "gpu", "switch", "ppcie", "dcu", "nvidia-dpu"}
+
+// Default is the text of the policy for a class that a new store starts with; a class that has none is an error.
+func Default(class string) (string, error) {
+	text, err := defaults.ReadFile("default_" + class + ".rego")
+	if err != nil {
+		return "", fmt.Errorf("there is no default policy for devices of class %.32q", class)
+	}
+	return string(text), nil
+}
 
 // trustClaims are the names of the AR4SI trustworthiness vector.
 var trustClaims = []string{
@@ -100,8 +109,14 @@ type Appraiser struct {
 // New makes an Appraiser and installs the default policies where none are. The settings are what policies see as
 // data.cloister: switches of the broker's configuration, such as insecure_unknown_tpm.
 func New(ctx context.Context, p policies, refs referenceValues, settings map[string]any) (*Appraiser, error) {
-	if err := p.PutDefault(ctx, DefaultPolicy+"_cpu", defaultCPU); err != nil {
-		return nil, err
+	for _, class := range classes {
+		text, err := Default(class)
+		if err != nil {
+			return nil, err
+		}
+		if err := p.PutDefault(ctx, DefaultPolicy+"_"+class, text); err != nil {
+			return nil, err
+		}
 	}
 	return &Appraiser{policies: p, refs: refs, settings: settings}, nil
 }

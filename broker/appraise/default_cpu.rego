@@ -67,13 +67,20 @@ init_data_approved if not input.init_data
 
 # --- AMD SEV-SNP ------------------------------------------------------------------------------------------------------
 
+# AMD vouches for the chip: its certificates are within their time, and nobody is on a revocation list that could be asked for.
 hardware := 2 if {
 	input.snp
+	input.snp.cert_validity == "valid"
+	snp_not_revoked
 	input.snp.reported_tcb_bootloader in query_reference_value("snp_bootloader")
 	input.snp.reported_tcb_microcode in query_reference_value("snp_microcode")
 	input.snp.reported_tcb_snp in query_reference_value("snp_snp_svn")
 	input.snp.reported_tcb_tee in query_reference_value("snp_tee_svn")
 }
+
+snp_not_revoked if input.snp.cert_revocation in {"checked", "stapled"}
+
+snp_not_revoked if data.cloister.insecure_no_revocation == true
 
 executables := 3 if {
 	input.snp
@@ -157,11 +164,17 @@ az_snp := input["az-snp-vtpm"]
 
 hardware := 2 if {
 	input["az-snp-vtpm"]
+	az_snp.cert_validity == "valid"
+	az_snp_not_revoked
 	az_snp.reported_tcb_bootloader in query_reference_value("tcb_bootloader")
 	az_snp.reported_tcb_microcode in query_reference_value("tcb_microcode")
 	az_snp.reported_tcb_snp in query_reference_value("tcb_snp")
 	az_snp.reported_tcb_tee in query_reference_value("tcb_tee")
 }
+
+az_snp_not_revoked if az_snp.cert_revocation in {"checked", "stapled"}
+
+az_snp_not_revoked if data.cloister.insecure_no_revocation == true
 
 executables := 3 if {
 	input["az-snp-vtpm"]
@@ -267,7 +280,7 @@ executables := 3 if {
 
 configuration := 2 if {
 	input.csv
-	input.csv.policy.nodbg == true
+	input.csv.policy.nodbg == 1
 }
 
 # --- sample, for tests of others' clients: verified only with an insecure switch --------------------------------------

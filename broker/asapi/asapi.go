@@ -152,15 +152,8 @@ func (a *API) verdict(ctx context.Context, id string, list []evidence, policyIDs
 	return v.Token, nil
 }
 
-// teeNames gives every spelling in use one name.
-var teeNames = map[string]string{"azsnpvtpm": "az-snp-vtpm", "aztdxvtpm": "az-tdx-vtpm", "dpu": "nvidia-dpu", "nvidiadpu": "nvidia-dpu"}
-
 func (e evidence) item() (attestation.Item, error) {
-	tee := strings.ToLower(e.tee)
-	if name, ok := teeNames[tee]; ok {
-		tee = name
-	}
-	it := attestation.Item{TEE: tee, Evidence: e.text, ReportData: e.rawRuntime, InitData: e.initDigest}
+	it := attestation.Item{TEE: strings.ToLower(e.tee), Evidence: e.text, ReportData: e.rawRuntime, InitData: e.initDigest}
 	if !json.Valid(e.text) {
 		return it, errors.New("the evidence is not JSON")
 	}

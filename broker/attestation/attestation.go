@@ -68,6 +68,7 @@ func (s *Service) Evaluate(ctx context.Context, id, policy string, items []Item)
 	}
 	var evidence []appraise.Evidence
 	for _, it := range items {
+		it.TEE = verifier.Canonical(it.TEE)
 		v, err := s.Verifiers.Get(it.TEE)
 		if err != nil {
 			return nil, err

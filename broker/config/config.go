@@ -17,6 +17,10 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cloister/cloister/broker/collateral"
+	"github.com/cloister/cloister/broker/verifier/nvidia"
+	"github.com/cloister/cloister/broker/verifier/nvidiadpu"
 )
 
 //go:embed example.toml
@@ -34,6 +38,13 @@ type Config struct {
 	TrustedTokens   TrustedTokens   `toml:"trusted_tokens"`
 	Admin           Admin           `toml:"admin"`
 	TPM             TPM             `toml:"tpm"`
+	SNP             SNP             `toml:"snp"`
+	CCA             CCA             `toml:"cca"`
+	SE              SE              `toml:"se"`
+	Hygon           Hygon           `toml:"hygon"`
+	NVIDIA          NVIDIA          `toml:"nvidia"`
+	Sample          Sample          `toml:"sample"`
+	Collateral      Collateral      `toml:"collateral"`
 	ReferenceValues ReferenceValues `toml:"reference_values"`
 	Records         Records         `toml:"records"`
 }
@@ -105,6 +116,50 @@ type TPM struct {
 	InsecureUnknownTPM bool     `toml:"insecure_unknown_tpm"`
 }
 
+// SNP is about AMD SEV-SNP.
+type SNP struct {
+	InsecureNoRevocation bool `toml:"insecure_no_revocation"`
+}
+
+// CCA says which Arm CCA platforms are known.
+type CCA struct {
+	TrustAnchors    string `toml:"trust_anchors"`
+	ReferenceValues string `toml:"reference_values"`
+}
+
+// SE is about IBM Secure Execution.
+type SE struct {
+	MeasurementKey     string `toml:"measurement_key"`
+	HostKeyDocuments   string `toml:"host_key_documents"`
+	Certificates       string `toml:"certificates"`
+	RootCA             string `toml:"root_ca"`
+	CRLs               string `toml:"crls"`
+	AllowMissingCACRLs bool   `toml:"allow_missing_ca_crls"`
+	ImageHeader        string `toml:"image_header"`
+}
+
+// Hygon is about Hygon CSV and DCU.
+type Hygon struct {
+	Certificates string `toml:"certificates"`
+}
+
+// NVIDIA is about GPUs, switches and DPUs.
+type NVIDIA struct {
+	UseNRAS   bool     `toml:"use_nras"`
+	NRASURL   string   `toml:"nras_url"`
+	JWKSURL   string   `toml:"jwks_url"`
+	DPURoot   string   `toml:"dpu_root"`
+	DPUMaxAge Duration `toml:"dpu_max_age"`
+}
+
+// Sample is about evidence that proves nothing.
+type Sample struct {
+	InsecureSample bool `toml:"insecure_sample"`
+}
+
+// Collateral is where certificates, revocation lists and TCB levels come from.
+type Collateral = collateral.Config
+
 // ReferenceValues says how long approvals last.
 type ReferenceValues struct {
 	Lifetime Duration `toml:"lifetime"`
@@ -154,6 +209,8 @@ func Default() Config {
 		TrustedTokens:   TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
 		Admin:           Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}},
 		TPM:             TPM{EKRoots: []string{}},
+		NVIDIA:          NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
+		Collateral:      collateral.DefaultConfig(),
 		ReferenceValues: ReferenceValues{Lifetime: Duration(365 * 24 * time.Hour)},
 		Records:         Records{MaxDecisions: 4096},
 	}
@@ -180,10 +237,14 @@ func Load(path string) (Config, error) {
 		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	base := filepath.Dir(path)
-	for _, p := range []*string{&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey} {
+	for _, p := range []*string{
+		&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey, &c.CCA.TrustAnchors, &c.CCA.ReferenceValues, &c.SE.MeasurementKey,
+		&c.SE.HostKeyDocuments, &c.SE.Certificates, &c.SE.RootCA, &c.SE.CRLs, &c.SE.ImageHeader, &c.Hygon.Certificates, &c.NVIDIA.DPURoot,
+		&c.Collateral.CacheDir, &c.Collateral.PCCSCertificates,
+	} {
 		*p = under(base, *p)
 	}
-	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets} {
+	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles} {
 		for i := range list {
 			list[i] = under(base, list[i])
 		}
@@ -259,6 +320,7 @@ func (c Config) Validate() error {
 		{"server.shutdown_timeout", c.Server.ShutdownTimeout, 0, time.Hour},
 		{"attestation.session_lifetime", c.Attestation.SessionLifetime, time.Second, time.Hour},
 		{"attestation.token_lifetime", c.Attestation.TokenLifetime, time.Second, 24 * time.Hour},
+		{"nvidia.dpu_max_age", c.NVIDIA.DPUMaxAge, time.Second, 365 * 24 * time.Hour},
 		{"reference_values.lifetime", c.ReferenceValues.Lifetime, time.Minute, 100 * 365 * 24 * time.Hour},
 	} {
 		if v := time.Duration(d.v); v < d.min || v > d.max {
@@ -278,6 +340,9 @@ func (c Config) Validate() error {
 		}
 	}
 	c.Admin.validate(fault)
+	if err := c.Collateral.Validate(); err != nil {
+		fault("collateral: %w", err)
+	}
 	if n := c.Attestation.MaxSessions; n < 1 || n > 1_000_000 {
 		fault("attestation.max_sessions is %d, want 1 to 1000000", n)
 	}
@@ -321,6 +386,12 @@ func (c Config) Insecure() []string {
 	}
 	if c.TPM.InsecureUnknownTPM {
 		on = append(on, "tpm.insecure_unknown_tpm: quotes of any TPM count as genuine, a software TPM of an attacker too")
+	}
+	if c.SNP.InsecureNoRevocation {
+		on = append(on, "snp.insecure_no_revocation: SEV-SNP guests count as genuine although nobody could say whether AMD revoked their authority")
+	}
+	if c.Sample.InsecureSample {
+		on = append(on, "sample.insecure_sample: evidence that anybody can make is verified")
 	}
 	return on
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/cloister/cloister/broker/verifier/tpm"
 	"github.com/cloister/cloister/wire/kbs"
@@ -14,20 +13,16 @@ import (
 
 // tpmVerifier adapts broker/verifier/tpm to the list.
 type tpmVerifier struct {
-	roots *x509.CertPool
-	now   func() time.Time
+	config Config
+	roots  *x509.CertPool
 }
 
-func newTPM(c tpm.Config) (Verifier, error) {
-	roots, err := c.Roots()
+func (c Config) tpm() (Verifier, error) {
+	roots, err := c.TPM.Roots()
 	if err != nil {
 		return nil, err
 	}
-	now := c.Now
-	if now == nil {
-		now = time.Now
-	}
-	return &tpmVerifier{roots: roots, now: now}, nil
+	return &tpmVerifier{config: c, roots: roots}, nil
 }
 
 // Challenge makes a credential that only the TPM of the announced keys can open. Clients that announce none get none.
@@ -48,10 +43,10 @@ func (v *tpmVerifier) Challenge(_ context.Context, params json.RawMessage) (*Cha
 
 // Verify is part of Verifier.
 func (v *tpmVerifier) Verify(_ context.Context, r Request) ([]Result, error) {
-	if len(r.ReportData) == 0 {
+	if len(r.ReportData) == 0 && !v.config.Unbound {
 		return nil, errors.New("verifying TPM evidence: no report data to bind it to")
 	}
-	o := tpm.Options{ExpectedReportData: r.ReportData, InitDataDigest: r.InitData, EKRoots: v.roots, Now: v.now()}
+	o := tpm.Options{ExpectedReportData: r.ReportData, InitDataDigest: r.InitData, EKRoots: v.roots, Now: v.config.Now()}
 	o.Credential, _ = r.Challenge.(*tpm.Credential)
 	claims, err := tpm.Verify(r.Evidence, o)
 	if err != nil {

@@ -1,18 +1,18 @@
 // Package verifier lists the kinds of evidence the broker can verify.
 //
 // Builtin is the whole list. Each entry is one package that checks signatures and bindings and returns claims; what to
-// think of the claims is the business of broker/appraise. A verifier that cannot start stays in the list, disabled, with
+// think of the claims is the business of broker/appraise. A verifier that is not configured stays in the list, disabled, with
 // its reason, and shows up in the status.
 package verifier
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
 
-	"github.com/cloister/cloister/broker/verifier/tpm"
 	"github.com/cloister/cloister/wire/kbs"
 )
 
@@ -65,18 +65,6 @@ type Entry struct {
 	New func() (Verifier, error)
 }
 
-// Config is the configuration of all verifiers.
-type Config struct {
-	TPM tpm.Config
-}
-
-// Builtin is the list of verifiers.
-func Builtin(c Config) []Entry {
-	return []Entry{
-		{TEE: "tpm", New: func() (Verifier, error) { return newTPM(c.TPM) }},
-	}
-}
-
 // Status is the state of one verifier.
 type Status struct {
 	TEE      string `json:"tee"`
@@ -90,22 +78,43 @@ type Set struct {
 	status []Status
 }
 
-// NewSet starts every verifier of a list.
-func NewSet(entries []Entry) *Set {
+// ErrOff is wrapped by the error of a verifier that the configuration does not ask for.
+var ErrOff = errors.New("not configured")
+
+// NewSet starts every verifier of a list. One that is off stays in the list with the reason; one that was asked for and cannot
+// start is an error, so that nobody finds out by its refusals.
+func NewSet(entries []Entry) (*Set, error) {
 	s := &Set{ready: map[string]Verifier{}}
+	var errs []error
 	for _, e := range entries {
 		v, err := e.New()
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrOff):
 			s.status = append(s.status, Status{TEE: e.TEE, Disabled: err.Error()})
-			continue
+		case err != nil:
+			errs = append(errs, fmt.Errorf("starting the verifier of %s: %w", e.TEE, err))
+		default:
+			s.ready[e.TEE] = v
+			s.status = append(s.status, Status{TEE: e.TEE, Ready: true})
 		}
-		s.ready[e.TEE] = v
-		s.status = append(s.status, Status{TEE: e.TEE, Ready: true})
 	}
-	return s
+	return s, errors.Join(errs...)
 }
 
-// Get returns the verifier of a TEE.
+// Canonical is the one name of a TEE that has several spellings in use.
+func Canonical(tee string) string {
+	switch tee {
+	case "azsnpvtpm":
+		return "az-snp-vtpm"
+	case "aztdxvtpm":
+		return "az-tdx-vtpm"
+	case "dpu", "nvidiadpu":
+		return "nvidia-dpu"
+	}
+	return tee
+}
+
+// Get returns the verifier of a TEE, by its canonical name.
 func (s *Set) Get(tee string) (Verifier, error) {
 	if v, ok := s.ready[tee]; ok {
 		return v, nil
