@@ -171,6 +171,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 		Resources:           resource.NewStore(b.db, key),
 		AttestationPolicies: attestationPolicies, ResourcePolicies: resourcePolicies,
 		References: refs, Audit: b.audit, Decisions: decisions, Admins: admins,
+		Limits:      server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
 		TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: o.Version,
 	})
 	return nil

@@ -52,6 +52,7 @@ type Entry struct {
 const (
 	maxLine   = 64 << 10
 	maxReason = 4 << 10
+	maxField  = 1 << 10
 )
 
 var genesis = hex.EncodeToString(make([]byte, sha256.Size))
@@ -150,8 +151,12 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 func clean(e *Entry) {
 	for _, s := range []*string{&e.Event, &e.Decision, &e.RequestID, &e.Remote, &e.Session, &e.TEE, &e.Attestation,
 		&e.Subject, &e.Policy, &e.Status, &e.Reason} {
-		if len(*s) > maxReason {
-			*s = (*s)[:maxReason] + "..."
+		most := maxField
+		if s == &e.Reason {
+			most = maxReason
+		}
+		if len(*s) > most {
+			*s = (*s)[:most] + "..."
 		}
 		*s = strings.ToValidUTF8(*s, "?")
 	}

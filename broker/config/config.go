@@ -33,6 +33,7 @@ func Example() string { return example }
 type Config struct {
 	DataDir         string          `toml:"data_dir"`
 	Server          Server          `toml:"server"`
+	Limits          Limits          `toml:"limits"`
 	Attestation     Attestation     `toml:"attestation"`
 	AttestationAPI  AttestationAPI  `toml:"attestation_api"`
 	TrustedTokens   TrustedTokens   `toml:"trusted_tokens"`
@@ -57,6 +58,13 @@ type Server struct {
 	TLSKey          string   `toml:"tls_key"`
 	InsecureHTTP    bool     `toml:"insecure_http"`
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
+}
+
+// Limits bound what one address may ask for, and what the broker does at once; zero means no limit.
+type Limits struct {
+	RequestsPerSecond int `toml:"requests_per_second"`
+	Burst             int `toml:"burst"`
+	Attestations      int `toml:"attestations"`
 }
 
 // Attestation bounds sessions and tokens.
@@ -203,6 +211,7 @@ func Default() Config {
 			TLSHosts:        []string{"localhost", "127.0.0.1", "10.0.2.2"},
 			ShutdownTimeout: Duration(10 * time.Second),
 		},
+		Limits: Limits{RequestsPerSecond: 20, Burst: 400, Attestations: 64},
 		Attestation: Attestation{
 			SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
 		},
@@ -342,6 +351,10 @@ func (c Config) Validate() error {
 	c.Admin.validate(fault)
 	if err := c.Collateral.Validate(); err != nil {
 		fault("collateral: %w", err)
+	}
+	if l := c.Limits; l.RequestsPerSecond < 0 || l.Burst < 0 || l.Attestations < 0 || (l.RequestsPerSecond > 0 && l.Burst == 0) {
+		fault("limits are %d requests a second with a burst of %d and %d attestations, want none below 0 and a burst of at least 1",
+			l.RequestsPerSecond, l.Burst, l.Attestations)
 	}
 	if n := c.Attestation.MaxSessions; n < 1 || n > 1_000_000 {
 		fault("attestation.max_sessions is %d, want 1 to 1000000", n)

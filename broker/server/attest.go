@@ -30,6 +30,14 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 		s.failBody(w, r, kbs.ErrorAttestation, err)
 		return
 	}
+	release, ok := s.limiter.slot(r)
+	if !ok {
+		s.metrics.attestationErrors.Inc()
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "the broker is busy with other attestations", http.StatusServiceUnavailable)
+		return
+	}
+	defer release()
 	entry := audit.Entry{Event: "attest"}
 	refuse := func(err error) {
 		s.metrics.attestationErrors.Inc()

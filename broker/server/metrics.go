@@ -23,7 +23,7 @@ type metrics struct {
 	attestations, attestationErrors                  prometheus.Counter
 	attestationSuccesses, attestationFailures        *prometheus.CounterVec
 	authRequests, authSuccesses, authErrors          prometheus.Counter
-	auditErrors                                      prometheus.Counter
+	auditErrors, limited                             prometheus.Counter
 }
 
 func newMetrics(version string, sessions func() float64) *metrics {
@@ -63,6 +63,7 @@ func newMetrics(version string, sessions func() float64) *metrics {
 	m.authSuccesses = counter("kbs_auth_successes_total", "Challenges given.")
 	m.authErrors = counter("kbs_auth_errors_total", "Challenges refused.")
 	m.auditErrors = counter("cloister_audit_errors_total", "Audit entries that could not be written.")
+	m.limited = counter("cloister_limited_requests_total", "Requests refused because their address asks too often.")
 	commit, date := buildInfo()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "kbs_build_info", Help: "Always 1; the labels tell the build.",

@@ -82,6 +82,12 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 			s.metrics.observe(r, a, time.Since(start))
 			s.Log.DebugContext(ctx, "request", "id", id, "method", r.Method, "status", a.status, "remote", remote(r))
 		}()
+		if limited(r.URL.Path) && !s.limiter.admit(remote(r)) {
+			s.metrics.limited.Inc()
+			a.Header().Set("Retry-After", "1")
+			http.Error(a, "too many requests from this address", http.StatusTooManyRequests)
+			return
+		}
 		if !plainPath(r.URL) {
 			s.fail(a, r, refusal{http.StatusNotFound, kbs.ErrorInvalidRequestPath, "the path is not in plain form: no escapes, no empty, \".\" or \"..\" parts"})
 			return

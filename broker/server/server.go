@@ -118,6 +118,7 @@ type Parts struct {
 	Audit               auditLog
 	Decisions           decisions
 	Admins              admins
+	Limits              Limits
 	// TEEKeyPaths are more places, as JSON pointers, where tokens of other services carry the guest's key.
 	TEEKeyPaths []string
 	// Secure says that clients reach the server over TLS, so that cookies may be bound to it.
@@ -131,13 +132,14 @@ type Parts struct {
 type Server struct {
 	Parts
 	metrics *metrics
+	limiter *limiter
 	started time.Time
 	handler http.Handler
 }
 
 // New makes a Server.
 func New(p Parts) *Server {
-	s := &Server{Parts: p, started: p.Now()}
+	s := &Server{Parts: p, started: p.Now(), limiter: newLimiter(p.Limits, p.Now)}
 	s.metrics = newMetrics(p.Version, func() float64 { return float64(p.Sessions.Len()) })
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /kbs/v0/auth", s.auth)
