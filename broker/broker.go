@@ -113,6 +113,12 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if b.audit, err = audit.Open(b.file(AuditFile), b.now); err != nil {
 		return err
 	}
+	if err := b.checkAuditHead(ctx); err != nil {
+		return err
+	}
+	if err := b.checkStoreKey(ctx); err != nil {
+		return err
+	}
 	key, err := seal.LoadOrCreate(b.file(StoreKeyFile))
 	if err != nil {
 		return err
@@ -261,6 +267,9 @@ func (b *Broker) Close() error {
 	var errs []error
 	if b.collateral != nil {
 		b.collateral.Close()
+	}
+	if b.audit != nil && b.db != nil && b.server != nil {
+		errs = append(errs, b.saveAuditHead(context.Background()))
 	}
 	if b.audit != nil {
 		errs = append(errs, b.audit.Close())

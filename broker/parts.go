@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/keyset"
+	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/broker/verifier/nvidia"
@@ -116,4 +119,56 @@ func (b *Broker) verifierConfig() verifier.Config {
 		v.NRAS = &nvidia.RemoteConfig{URL: c.NVIDIA.NRASURL, JWKSURL: c.NVIDIA.JWKSURL}
 	}
 	return v
+}
+
+// auditHead is the last audit entry that is known to have been written.
+type auditHead struct {
+	Seq  uint64 `json:"seq"`
+	Hash string `json:"hash"`
+}
+
+const auditHeadKey = "audit-head"
+
+// checkAuditHead compares the audit log with what the store remembers of it: a chain shows changed lines, not missing ones at its
+// end, nor a log that was deleted as a whole.
+func (b *Broker) checkAuditHead(ctx context.Context) error {
+	raw, err := b.db.Get(ctx, store.Keys, auditHeadKey)
+	if err == nil {
+		var head auditHead
+		if err := json.Unmarshal(raw, &head); err != nil {
+			return fmt.Errorf("reading what the store knows of the audit log: %w", err)
+		}
+		if err := b.audit.Holds(ctx, head.Seq, head.Hash); err != nil {
+			return fmt.Errorf("%w; hint: put the log back from a backup", err)
+		}
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("reading what the store knows of the audit log: %w", err)
+	}
+	return b.saveAuditHead(ctx)
+}
+
+func (b *Broker) saveAuditHead(ctx context.Context) error {
+	var head auditHead
+	head.Seq, head.Hash = b.audit.Head()
+	raw, err := json.Marshal(head)
+	if err != nil {
+		return err
+	}
+	if err := b.db.Put(ctx, store.Keys, map[string][]byte{auditHeadKey: raw}); err != nil {
+		return fmt.Errorf("noting the end of the audit log: %w", err)
+	}
+	return nil
+}
+
+// checkStoreKey refuses to make a new storage key for a store that was sealed with another.
+func (b *Broker) checkStoreKey(ctx context.Context) error {
+	if _, err := os.Stat(b.file(StoreKeyFile)); !errors.Is(err, fs.ErrNotExist) {
+		return nil // there, or unreadable, which the next step says better
+	}
+	_, err := b.db.Get(ctx, store.Keys, token.KeyPlace)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return errors.Join(err, fmt.Errorf("%s is missing, and %s is sealed with it; hint: put the key back from a backup, secrets cannot be read without it",
+		b.file(StoreKeyFile), b.file(StoreFile)))
 }

@@ -185,6 +185,25 @@ func (l *Log) Head() (uint64, string) {
 	return l.seq, l.last
 }
 
+// Holds checks that an entry seen earlier is still there. A log that was deleted or cut off since then is not.
+func (l *Log) Holds(ctx context.Context, seq uint64, hash string) error {
+	if seq == 0 {
+		return nil
+	}
+	found, err := l.Since(ctx, seq-1, 1)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		n, _ := l.Head()
+		return fmt.Errorf("audit log %s ends with entry %d, entry %d was there: it has been deleted or cut off", l.path, n, seq)
+	}
+	if found[0].Hash != hash {
+		return fmt.Errorf("entry %d of audit log %s has hash %.16s, it was %.16s: the log is another one", seq, l.path, found[0].Hash, hash)
+	}
+	return nil
+}
+
 // Since returns up to max entries whose number is greater than seq, oldest first.
 func (l *Log) Since(ctx context.Context, seq uint64, max int) ([]Entry, error) {
 	l.mu.Lock()

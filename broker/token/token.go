@@ -36,7 +36,8 @@ const MaxSize = 8 << 20
 // ErrInvalid is wrapped by every refusal of a token.
 var ErrInvalid = errors.New("attestation token is not valid")
 
-const keyPlace = "token-signing-key"
+// KeyPlace is where the store has the signing key.
+const KeyPlace = "token-signing-key"
 
 type backend interface {
 	Get(ctx context.Context, ns, key string) ([]byte, error)
@@ -68,7 +69,7 @@ type Signer struct {
 
 // LoadOrCreateKey returns the signing key of the store, making it at the first start.
 func LoadOrCreateKey(ctx context.Context, db backend, seal sealer) (*ecdsa.PrivateKey, error) {
-	sealed, err := db.Get(ctx, store.Keys, keyPlace)
+	sealed, err := db.Get(ctx, store.Keys, KeyPlace)
 	if errors.Is(err, store.ErrNotFound) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -78,10 +79,10 @@ func LoadOrCreateKey(ctx context.Context, db backend, seal sealer) (*ecdsa.Priva
 		if err != nil {
 			return nil, fmt.Errorf("encoding token signing key: %w", err)
 		}
-		if sealed, err = seal.Seal(keyPlace, der); err != nil {
+		if sealed, err = seal.Seal(KeyPlace, der); err != nil {
 			return nil, err
 		}
-		if _, err := db.PutNew(ctx, store.Keys, keyPlace, sealed); err != nil {
+		if _, err := db.PutNew(ctx, store.Keys, KeyPlace, sealed); err != nil {
 			return nil, fmt.Errorf("storing token signing key: %w", err)
 		}
 		return key, nil
@@ -89,7 +90,7 @@ func LoadOrCreateKey(ctx context.Context, db backend, seal sealer) (*ecdsa.Priva
 	if err != nil {
 		return nil, fmt.Errorf("reading token signing key: %w", err)
 	}
-	der, err := seal.Open(keyPlace, sealed)
+	der, err := seal.Open(KeyPlace, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("opening token signing key: %w", err)
 	}
