@@ -77,6 +77,9 @@ func newWorld(t *testing.T, change func(*config.Config)) *world {
 		change(&cfg)
 	}
 	w.start(cfg)
+	if cfg.Admin.Mode != config.AdminToken {
+		return w
+	}
 	w.boot(w.tpm)
 	w.must(w.admin.PutResource(t.Context(), "default/key/1", []byte(secretText)))
 	w.must(w.admin.RegisterReferenceValues(t.Context(), map[string]any{
@@ -104,8 +107,10 @@ func (w *world) start(cfg config.Config) {
 	})
 	w.t.Cleanup(w.stop)
 	w.url = srv.URL
-	w.admin, err = client.New(client.Config{URL: srv.URL, AdminTokenFile: filepath.Join(cfg.DataDir, AdminTokenFile)})
-	w.must(err)
+	if cfg.Admin.Mode == config.AdminToken {
+		w.admin, err = client.New(client.Config{URL: srv.URL, AdminTokenFile: filepath.Join(cfg.DataDir, AdminTokenFile)})
+		w.must(err)
+	}
 }
 
 // boot makes a TPM look as after the measured boot of the approved guest.

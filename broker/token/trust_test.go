@@ -132,6 +132,8 @@ func TestTrust(t *testing.T) {
 		{"key in the header", sign(t, otherKey, jose.ES256, good(nil), jwk(otherKey)), Trust{Roots: roots}, "without certificates"},
 		{"key in the header, no roots", sign(t, key, jose.ES256, good(nil), jwk(key, leaf)), Trust{Keys: keys}, "no certificates to check"},
 		{"chain of another root", sign(t, otherKey, jose.ES256, good(nil), jwk(otherKey, stray)), Trust{Roots: roots}, "no trusted one"},
+		{"key in the header and in a set", sign(t, key, jose.ES256, good(nil), jwk(key)), Trust{Keys: keys}, ""},
+		{"key in the header and in no set", sign(t, otherKey, jose.ES256, good(nil), jwk(otherKey)), Trust{Keys: keys}, "no certificates to check"},
 		{"unknown key id", sign(t, key, jose.ES256, good(nil), map[string]any{"kid": "two"}), Trust{Keys: keys}, `"two" is in none`},
 		{"symmetric key of the set", sign(t, []byte("a symmetric key is nobody's identity"), jose.HS256, good(nil), map[string]any{"kid": "hmac"}), Trust{Keys: keys}, "algorithm"},
 		{"public key as HMAC secret", sign(t, point, jose.HS256, good(nil), map[string]any{"kid": "one"}), Trust{Keys: keys}, "algorithm"},
