@@ -382,6 +382,9 @@ func (a Admin) validate(fault func(format string, args ...any)) {
 		if (p.JWKSet == "") == (p.PublicKey == "") {
 			fault("admin.identity_providers[%d]: want either jwk_set or public_key", i)
 		}
+		if p.Audience == "" {
+			fault("admin.identity_providers[%d]: audience is empty, so tokens for other services would count here", i)
+		}
 	}
 }
 

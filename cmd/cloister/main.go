@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case err == nil:
 		return exitDone
 	case errors.As(err, &exit):
-		return int(exit)
+		return exit.code()
 	case errors.As(err, &usage), !app.started: // what fails before a command starts is how it was called
 		printError(stderr, err)
 		return exitUsage
@@ -54,6 +54,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// code is what the process ends with. A status that does not fit must not come out as success.
+func (e exitError) code() int {
+	if e < 0 || e > 255 {
+		return exitRefused
+	}
+	return int(e)
+}
 
 // usageError marks a wrong use of the command line.
 type usageError struct{ error }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cloister/cloister/tee/tpm"
@@ -163,6 +164,9 @@ func checkEK(c *Credential, o Options) error {
 	if cert.IsCA {
 		return errors.New("the endorsement certificate is that of an authority")
 	}
+	if !endorses(cert) {
+		return errors.New("the endorsement certificate is for other uses, want tcg-kp-EKCertificate (2.23.133.8.1)")
+	}
 	if o.EKRoots == nil {
 		return errors.New("the broker knows no TPM maker (tpm.ek_roots is empty)")
 	}
@@ -180,6 +184,16 @@ func checkEK(c *Credential, o Options) error {
 		return fmt.Errorf("the endorsement certificate of %q does not lead to a known TPM maker: %w", cert.Issuer, err)
 	}
 	return nil
+}
+
+var oidEKCertificate = asn1.ObjectIdentifier{2, 23, 133, 8, 1}
+
+// endorses reports whether a certificate is for an endorsement key. Some makers name no use at all.
+func endorses(cert *x509.Certificate) bool {
+	if len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(cert.UnknownExtKeyUsage, oidEKCertificate.Equal)
 }
 
 // EncodePublic is a public key as the claim ak_public and the reference value trusted_aks have it.
