@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -20,14 +21,36 @@ func main() {
 	defer stop()
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
+	what := flag.String("what", "broker,boot", "what to measure, separated by commas")
 	flag.Parse()
-	if err := run(ctx, *bin, *runs); err != nil {
+	if err := run(ctx, *bin, *runs, strings.Split(*what, ",")); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin string, runs int) error {
+func run(ctx context.Context, bin string, runs int, what []string) error {
+	for _, name := range what {
+		switch name {
+		case "broker":
+			w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+			if err := runBroker(ctx, w); err != nil {
+				return err
+			}
+			w.Flush()
+		case "boot":
+			if err := runBoot(ctx, bin, runs); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("there is no benchmark %q, want broker or boot", name)
+		}
+	}
+	return nil
+}
+
+// runBoot measures from nothing to a ready sandbox, beside the same machine with a shell as init.
+func runBoot(ctx context.Context, bin string, runs int) error {
 	b, err := newBoots(ctx, bin)
 	if err != nil {
 		return err
