@@ -69,6 +69,9 @@ type Log struct {
 	last   string
 	marks  []mark
 	broken error
+
+	queue   []*waiting
+	writing bool // somebody is at the file
 }
 
 // mark is a place in the file where reading can begin: what was verified up to there.
@@ -120,31 +123,82 @@ func (l *Log) Close() error {
 	return l.file.Close()
 }
 
-// Append writes one entry and returns when it is on disk.
+// waiting is an entry on its way to the disk.
+type waiting struct {
+	entry Entry
+	done  chan error
+}
+
+// maxBatch is how many entries are written at once.
+const maxBatch = 256
+
+// Append writes one entry and returns when it is on disk. Entries that arrive while others are being written wait and then go to
+// the disk together, since it is the wait for the disk that costs.
 func (l *Log) Append(ctx context.Context, e Entry) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("writing audit log: %w", err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.broken != nil {
-		return fmt.Errorf("writing audit log: an earlier write failed: %w", l.broken)
-	}
 	clean(&e)
-	e.Seq, e.Time, e.Prev = l.seq+1, l.now().UTC(), l.last
-	hash, line, err := encode(e)
+	w := &waiting{entry: e, done: make(chan error, 1)}
+	l.mu.Lock()
+	l.queue = append(l.queue, w)
+	if l.writing {
+		l.mu.Unlock()
+		return <-w.done
+	}
+	l.writing = true
+	for len(l.queue) > 0 {
+		n := min(len(l.queue), maxBatch)
+		batch := l.queue[:n:n]
+		l.queue = l.queue[n:]
+		l.flush(batch)
+	}
+	l.queue, l.writing = nil, false
+	l.mu.Unlock()
+	return <-w.done
+}
+
+// flush numbers, chains and writes a batch. It holds the lock except while it waits for the disk.
+func (l *Log) flush(batch []*waiting) {
+	if l.broken != nil {
+		for _, w := range batch {
+			w.done <- fmt.Errorf("writing audit log: an earlier write failed: %w", l.broken)
+		}
+		return
+	}
+	var lines []byte
+	var passed []Entry
+	var ends []int64
+	seq, last := l.seq, l.last
+	written := batch[:0:0]
+	for _, w := range batch {
+		w.entry.Seq, w.entry.Time, w.entry.Prev = seq+1, l.now().UTC(), last
+		hash, line, err := encode(w.entry)
+		if err == nil && len(line) > maxLine {
+			err = fmt.Errorf("writing audit log: entry has %d bytes, at most %d are taken", len(line), maxLine)
+		}
+		if err != nil {
+			w.done <- err
+			continue
+		}
+		w.entry.Hash = hash
+		seq, last = w.entry.Seq, hash
+		lines = append(lines, line...)
+		passed, ends, written = append(passed, w.entry), append(ends, l.size+int64(len(lines))), append(written, w)
+	}
+	l.mu.Unlock()
+	err := l.write(lines)
+	l.mu.Lock()
 	if err != nil {
-		return err
+		err = fmt.Errorf("writing audit log: %w", err)
+	} else {
+		for i, e := range passed {
+			l.passed(e, ends[i])
+		}
 	}
-	if len(line) > maxLine {
-		return fmt.Errorf("writing audit log: entry has %d bytes, at most %d are taken", len(line), maxLine)
+	for _, w := range written {
+		w.done <- err
 	}
-	if err := l.write(line); err != nil {
-		return fmt.Errorf("writing audit log: %w", err)
-	}
-	e.Hash = hash
-	l.passed(e, l.size+int64(len(line)))
-	return nil
 }
 
 // clean bounds the text of an entry and makes it valid UTF-8: text that JSON would change on the way breaks the hash.
@@ -162,7 +216,7 @@ func clean(e *Entry) {
 	}
 }
 
-// write appends and syncs; after a failed write it takes the half line back, or gives up on the file for good.
+// write appends and syncs; only the one who has set writing calls it. After a failed write it takes the half line back, or gives up on the file for good.
 func (l *Log) write(line []byte) error {
 	_, err := l.file.Write(line)
 	if err == nil {
@@ -173,7 +227,9 @@ func (l *Log) write(line []byte) error {
 	}
 	_, seekErr := l.file.Seek(l.size, io.SeekStart)
 	if undo := errors.Join(l.file.Truncate(l.size), seekErr); undo != nil {
+		l.mu.Lock()
 		l.broken = errors.Join(err, undo)
+		l.mu.Unlock()
 	}
 	return err
 }

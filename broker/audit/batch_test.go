@@ -1,0 +1,59 @@
+package audit
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestTogether appends from many goroutines: every acknowledged entry is in one unbroken chain.
+func TestTogether(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := Open(path, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			for j := range 25 {
+				if err := l.Append(t.Context(), Entry{Event: "test", Decision: Allow, Subject: fmt.Sprintf("%d-%d", i, j)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, last, err := Verify(bytes.NewReader(raw))
+	if seq, head := l.Head(); err != nil || n != 1000 || seq != 1000 || head != last {
+		t.Errorf("%d entries, head %d, %v; want 1000 in an unbroken chain", n, seq, err)
+	}
+	seen := map[string]bool{}
+	entries, err := l.Since(t.Context(), 0, 2000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		seen[e.Subject] = true
+	}
+	if len(seen) != 1000 {
+		t.Errorf("%d different entries, want 1000", len(seen))
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// After the file has gone away nobody is told that an entry is written.
+	for range 3 {
+		if err := l.Append(t.Context(), Entry{Event: "late"}); err == nil {
+			t.Error("an entry is acknowledged that cannot be on disk")
+		}
+	}
+}
