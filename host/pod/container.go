@@ -18,7 +18,6 @@ const (
 	drainTimeout = 10 * time.Second
 	// killTimeout is how long the guest may take to report the end of a killed container.
 	killTimeout = 15 * time.Second
-	maxBackoff  = 5 * time.Minute
 	readSize    = 32 << 10
 	// signals as the guest's kernel numbers them
 	sigTerm = 15
@@ -30,7 +29,7 @@ func (s *supervisor) containers(ctx, base context.Context) (int, error) {
 	life, end := context.WithCancel(base)
 	defer end()
 	for i := range s.opts.Plan.Containers {
-		c := &s.opts.Plan.Containers[i]
+		c := manage(&s.opts.Plan.Containers[i])
 		if !c.Init {
 			continue
 		}
@@ -43,10 +42,10 @@ func (s *supervisor) containers(ctx, base context.Context) (int, error) {
 		index, code int
 		err         error
 	}
-	var running []*launch.Container
+	var running []*managed
 	done := make(chan ended)
 	for i := range s.opts.Plan.Containers {
-		c := &s.opts.Plan.Containers[i]
+		c := manage(&s.opts.Plan.Containers[i])
 		if c.Init {
 			continue
 		}
@@ -100,38 +99,37 @@ func (s *supervisor) containers(ctx, base context.Context) (int, error) {
 }
 
 // initContainer runs a container to its end. One that fails is run again unless its policy is Never.
-func (s *supervisor) initContainer(ctx, life context.Context, c *launch.Container) (int, error) {
-	once := *c
-	if c.RestartPolicy == "Always" {
-		once.RestartPolicy = "OnFailure" // an init container that succeeded is done
+func (s *supervisor) initContainer(ctx, life context.Context, c *managed) (int, error) {
+	if c.restart == launch.RestartAlways {
+		c.restart = launch.RestartOnFailure // an init container that succeeded is done
 	}
-	if err := s.createAndStart(ctx, &once); err != nil {
+	if err := s.createAndStart(ctx, c); err != nil {
 		return 0, err
 	}
-	killed := context.AfterFunc(ctx, func() { s.signal(life, c, sigKill, "") })
+	killed := context.AfterFunc(ctx, func() { s.signal(life, c, sigKill, false) })
 	defer killed()
-	code, err := s.follow(ctx, life, &once)
+	code, err := s.follow(ctx, life, c)
 	if err == nil && ctx.Err() != nil {
 		return code, context.Cause(ctx)
 	}
 	return code, err
 }
 
-func (s *supervisor) createAndStart(ctx context.Context, c *launch.Container) error {
-	a := s.agent
+func (s *supervisor) createAndStart(ctx context.Context, c *managed) error {
+	a, req := s.agent, c.request()
 	err := s.step(StepCreate, c.Name, func() error {
 		return a.call(ctx, s.opts.CreateTimeout, "creating container "+c.Name, func(cc context.Context) error {
-			_, err := a.CreateContainer(cc, c.Create)
+			_, err := a.CreateContainer(cc, req)
 			return err
 		})
 	})
 	if err != nil {
 		return err
 	}
-	s.state.container(c.Name, func(x *ContainerState) { x.State = ContainerCreated })
+	s.state.container(c.Name, func(x *ContainerState) { x.State, x.ID = ContainerCreated, req.GetContainerId() })
 	return s.step(StepStart, c.Name, func() error {
 		err := a.call(ctx, callTimeout, "starting container "+c.Name, func(cc context.Context) error {
-			_, err := a.StartContainer(cc, &agent.StartContainerRequest{ContainerId: c.Create.GetContainerId()})
+			_, err := a.StartContainer(cc, &agent.StartContainerRequest{ContainerId: req.GetContainerId()})
 			return err
 		})
 		if err == nil {
@@ -143,35 +141,22 @@ func (s *supervisor) createAndStart(ctx context.Context, c *launch.Container) er
 }
 
 // follow waits for the end of a started container, and of its restarts.
-func (s *supervisor) follow(ctx, life context.Context, c *launch.Container) (int, error) {
-	backoff := time.Second
+func (s *supervisor) follow(ctx, life context.Context, c *managed) (int, error) {
+	var pause backoff
 	for {
+		start := s.opts.Clock.Now()
 		code, err := s.waitExit(life, c)
 		if err != nil {
 			return 0, err
 		}
-		again := c.RestartPolicy == "Always" || c.RestartPolicy == "OnFailure" && code != 0
+		again := c.restart == launch.RestartAlways || c.restart == launch.RestartOnFailure && code != 0
 		if !again || ctx.Err() != nil {
 			return code, nil
 		}
-		t := time.NewTimer(backoff)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if s.opts.Clock.Sleep(ctx, pause.next(s.opts.Clock.Now().Sub(start))) != nil {
 			return code, nil
 		}
-		backoff = min(2*backoff, maxBackoff)
-		err = s.step(StepRestart, c.Name, func() error {
-			return s.agent.call(ctx, callTimeout, "removing container "+c.Name+" for its restart", func(cc context.Context) error {
-				_, err := s.agent.RemoveContainer(cc, &agent.RemoveContainerRequest{ContainerId: c.Create.GetContainerId()})
-				return err
-			})
-		})
-		if err == nil {
-			s.state.container(c.Name, func(x *ContainerState) { x.Restarts++ })
-			err = s.createAndStart(ctx, c)
-		}
+		err = s.restart(ctx, c)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return code, nil // the pod stops while the container was between two runs
@@ -181,8 +166,24 @@ func (s *supervisor) follow(ctx, life context.Context, c *launch.Container) (int
 	}
 }
 
+// restart takes an ended container away and makes the next one of the same entry in the policy.
+func (s *supervisor) restart(ctx context.Context, c *managed) error {
+	err := s.step(StepRestart, c.Name, func() error {
+		return s.agent.call(ctx, callTimeout, "removing container "+c.Name+" for its restart", func(cc context.Context) error {
+			_, err := s.agent.RemoveContainer(cc, &agent.RemoveContainerRequest{ContainerId: c.id()})
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	c.renew()
+	s.state.container(c.Name, func(x *ContainerState) { x.Restarts++ })
+	return s.createAndStart(ctx, c)
+}
+
 // waitExit copies the output of a process and waits for its end.
-func (s *supervisor) waitExit(life context.Context, c *launch.Container) (int, error) {
+func (s *supervisor) waitExit(life context.Context, c *managed) (int, error) {
 	log, err := s.out.open(c.Name)
 	if err != nil {
 		return 0, err
@@ -192,12 +193,12 @@ func (s *supervisor) waitExit(life context.Context, c *launch.Container) (int, e
 			s.opts.Logger.Warn("output was not kept", "pod", s.opts.Plan.Name, "container", c.Name, "error", err)
 		}
 	}()
-	id, exec := c.Create.GetContainerId(), execID(c)
+	id, exec := c.id(), c.execID()
 	rctx, stopReading := context.WithCancel(life)
 	defer stopReading()
 	var readers sync.WaitGroup
 	readers.Go(func() { readStream(rctx, s.agent.ReadStdout, id, exec, log.stream("stdout")) })
-	if !c.Create.GetOCI().GetProcess().GetTerminal() {
+	if !c.request().GetOCI().GetProcess().GetTerminal() {
 		readers.Go(func() { readStream(rctx, s.agent.ReadStderr, id, exec, log.stream("stderr")) })
 	}
 	var code int
@@ -222,14 +223,6 @@ func (s *supervisor) waitExit(life context.Context, c *launch.Container) (int, e
 	return code, nil
 }
 
-// execID is the name of a container's first process.
-func execID(c *launch.Container) string {
-	if id := c.Create.GetExecId(); id != "" {
-		return id
-	}
-	return c.Create.GetContainerId()
-}
-
 // readFunc is ReadStdout or ReadStderr.
 type readFunc func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)
 
@@ -247,7 +240,7 @@ func readStream(ctx context.Context, read readFunc, container, exec string, w io
 }
 
 // stopContainers ends the running containers: politely, then not.
-func (s *supervisor) stopContainers(life context.Context, end context.CancelFunc, running []*launch.Container) {
+func (s *supervisor) stopContainers(life context.Context, end context.CancelFunc, running []*managed) {
 	grace := s.stopGrace()
 	s.state.update(func(x *State) { x.Phase = Stopping })
 	s.emit(Event{Time: time.Now().UTC(), Step: StepStop})
@@ -258,11 +251,8 @@ func (s *supervisor) stopContainers(life context.Context, end context.CancelFunc
 	for _, st := range steps {
 		var sent sync.WaitGroup
 		for _, c := range running {
-			exec := ""
-			if st.signal == sigTerm {
-				exec = execID(c)
-			}
-			sent.Go(func() { s.signal(life, c, st.signal, exec) })
+			// The polite signal is for the first process, the other for all of the container.
+			sent.Go(func() { s.signal(life, c, st.signal, st.signal == sigTerm) })
 		}
 		sent.Wait()
 		t := time.NewTimer(st.wait)
@@ -277,9 +267,13 @@ func (s *supervisor) stopContainers(life context.Context, end context.CancelFunc
 }
 
 // signal sends a signal. That the process has ended meanwhile is what was wanted.
-func (s *supervisor) signal(ctx context.Context, c *launch.Container, sig uint32, exec string) {
+func (s *supervisor) signal(ctx context.Context, c *managed, sig uint32, firstOnly bool) {
+	req := &agent.SignalProcessRequest{ContainerId: c.id(), Signal: sig}
+	if firstOnly {
+		req.ExecId = c.execID()
+	}
 	err := s.agent.call(ctx, callTimeout, fmt.Sprintf("sending signal %d to container %s", sig, c.Name), func(cc context.Context) error {
-		_, err := s.agent.SignalProcess(cc, &agent.SignalProcessRequest{ContainerId: c.Create.GetContainerId(), ExecId: exec, Signal: sig})
+		_, err := s.agent.SignalProcess(cc, req)
 		return err
 	})
 	if err != nil && !errors.Is(err, context.Canceled) {

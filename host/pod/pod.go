@@ -65,6 +65,8 @@ type Options struct {
 	Logger  *slog.Logger
 	// StartVM replaces the virtual machine monitor; nil is vmm.Start.
 	StartVM func(ctx context.Context, cfg vmm.Config) (Machine, error)
+	// Clock times the restarts of containers; nil is the machine's.
+	Clock Clock
 }
 
 // Machine is what the supervisor needs of a VM.
@@ -137,6 +139,9 @@ func (o *Options) complete() error {
 	setDefault(&o.CreateTimeout, DefaultCreateTimeout)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = machineClock{}
 	}
 	if o.StartVM == nil {
 		o.StartVM = func(ctx context.Context, cfg vmm.Config) (Machine, error) {

@@ -347,21 +347,6 @@ func TestInitContainerFailure(t *testing.T) {
 	e.gone(t)
 }
 
-func TestRestartOnFailure(t *testing.T) {
-	e := newEnv(t, container("app", false, "OnFailure"))
-	runs := make(chan int, 1)
-	runs <- 1
-	e.guest.Programs["id-app"] = func(context.Context, *fakeguest.Process) int {
-		left := <-runs
-		runs <- left - 1
-		return left
-	}
-	res, err := Run(t.Context(), e.opts)
-	if err != nil || res.ExitCode != 0 || res.State.Containers[0].Restarts != 1 {
-		t.Errorf("%+v, %v", res, err)
-	}
-}
-
 func TestStopFromAnotherProcess(t *testing.T) {
 	for name, prog := range map[string]fakeguest.Program{"polite": untilTerm, "stubborn": stubborn} {
 		t.Run(name, func(t *testing.T) {

@@ -8,12 +8,14 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 
 	"github.com/containerd/ttrpc"
 	"github.com/hashicorp/yamux"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/wire/agent"
 )
@@ -23,12 +25,15 @@ type Program func(ctx context.Context, p *Process) int
 
 // Guest is a fake guest. Its fields are set before Serve.
 type Guest struct {
-	// Programs are the containers' programs by container id; one that is missing exits with 0 at once.
+	// Programs are the containers' programs by container id, without the number of a restart; one that is missing exits with
+	// 0 at once.
 	Programs map[string]Program
 	// Exec is run by ExecProcess.
 	Exec Program
 	// Denied maps a request's name, for example "CreateContainerRequest", to the text of the denial.
 	Denied map[string]string
+	// Gate, when not nil, decides about each request as the real guest's does.
+	Gate Gate
 	// Log is sent on the log port.
 	Log string
 	// Block, when not nil for a request's name, holds the request until the channel is closed.
@@ -39,6 +44,12 @@ type Guest struct {
 	files     map[string][]byte
 	processes map[string]*Process
 	session   *yamux.Session
+}
+
+// Gate is the part of the guest's policy engine that requests meet.
+type Gate interface {
+	Allow(ctx context.Context, rule string, req proto.Message) error
+	Exited(ctx context.Context, containerID string, status int) error
 }
 
 // Serve serves the guest until the connection ends or the sandbox is destroyed.
@@ -128,7 +139,15 @@ func (g *Guest) killAll() {
 }
 
 // enter records a request, holds it if told so, and says whether it is denied.
-func (g *Guest) enter(ctx context.Context, name string) error {
+func (g *Guest) enter(ctx context.Context, name string, req proto.Message) error {
+	if err := g.hold(ctx, name); err != nil {
+		return err
+	}
+	return g.judge(ctx, name, req)
+}
+
+// hold is enter for requests that no policy is asked about.
+func (g *Guest) hold(ctx context.Context, name string) error {
 	g.mu.Lock()
 	g.calls = append(g.calls, name)
 	text, denied := g.Denied[name]
@@ -147,10 +166,32 @@ func (g *Guest) enter(ctx context.Context, name string) error {
 	return nil
 }
 
+// judge asks the gate, if there is one.
+func (g *Guest) judge(ctx context.Context, name string, req proto.Message) error {
+	if g.Gate == nil {
+		return nil
+	}
+	if err := g.Gate.Allow(ctx, name, req); err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	return nil
+}
+
+// program is what a container runs: that of its id, or of the id that it is a restart of.
+func (g *Guest) program(id string) Program {
+	if p, ok := g.Programs[id]; ok {
+		return p
+	}
+	if i := strings.LastIndex(id, "-r"); i > 0 {
+		return g.Programs[id[:i]]
+	}
+	return nil
+}
+
 type health struct{ g *Guest }
 
 func (h health) Check(ctx context.Context, _ *agent.CheckRequest) (*agent.HealthCheckResponse, error) {
-	return &agent.HealthCheckResponse{Status: agent.HealthCheckResponse_SERVING}, h.g.enter(ctx, "Check")
+	return &agent.HealthCheckResponse{Status: agent.HealthCheckResponse_SERVING}, h.g.hold(ctx, "Check")
 }
 
 func (h health) Version(context.Context, *agent.CheckRequest) (*agent.VersionCheckResponse, error) {

@@ -3,6 +3,7 @@ package fakeguest
 import (
 	"context"
 	"io"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc/codes"
@@ -93,19 +94,19 @@ func (s service) add(container, exec string, prog Program, spec *agent.Process) 
 }
 
 func (s service) UpdateInterface(ctx context.Context, r *agent.UpdateInterfaceRequest) (*agent.Interface, error) {
-	return r.GetInterface(), s.guest.enter(ctx, "UpdateInterfaceRequest")
+	return r.GetInterface(), s.guest.enter(ctx, "UpdateInterfaceRequest", r)
 }
 
 func (s service) UpdateRoutes(ctx context.Context, r *agent.UpdateRoutesRequest) (*agent.Routes, error) {
-	return r.GetRoutes(), s.guest.enter(ctx, "UpdateRoutesRequest")
+	return r.GetRoutes(), s.guest.enter(ctx, "UpdateRoutesRequest", r)
 }
 
-func (s service) CreateSandbox(ctx context.Context, _ *agent.CreateSandboxRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, s.guest.enter(ctx, "CreateSandboxRequest")
+func (s service) CreateSandbox(ctx context.Context, r *agent.CreateSandboxRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, s.guest.enter(ctx, "CreateSandboxRequest", r)
 }
 
-func (s service) DestroySandbox(ctx context.Context, _ *agent.DestroySandboxRequest) (*emptypb.Empty, error) {
-	if err := s.guest.enter(ctx, "DestroySandboxRequest"); err != nil {
+func (s service) DestroySandbox(ctx context.Context, r *agent.DestroySandboxRequest) (*emptypb.Empty, error) {
+	if err := s.guest.enter(ctx, "DestroySandboxRequest", r); err != nil {
 		return nil, err
 	}
 	s.guest.killAll()
@@ -114,7 +115,7 @@ func (s service) DestroySandbox(ctx context.Context, _ *agent.DestroySandboxRequ
 }
 
 func (s service) CopyFile(ctx context.Context, r *agent.CopyFileRequest) (*emptypb.Empty, error) {
-	if err := s.guest.enter(ctx, "CopyFileRequest"); err != nil {
+	if err := s.guest.enter(ctx, "CopyFileRequest", r); err != nil {
 		return nil, err
 	}
 	s.guest.mu.Lock()
@@ -131,15 +132,15 @@ func (s service) CopyFile(ctx context.Context, r *agent.CopyFileRequest) (*empty
 }
 
 func (s service) CreateContainer(ctx context.Context, r *agent.CreateContainerRequest) (*emptypb.Empty, error) {
-	if err := s.guest.enter(ctx, "CreateContainerRequest"); err != nil {
+	if err := s.guest.enter(ctx, "CreateContainerRequest", r); err != nil {
 		return nil, err
 	}
-	s.add(r.GetContainerId(), r.GetExecId(), s.guest.Programs[r.GetContainerId()], r.GetOCI().GetProcess())
+	s.add(r.GetContainerId(), r.GetExecId(), s.guest.program(r.GetContainerId()), r.GetOCI().GetProcess())
 	return &emptypb.Empty{}, nil
 }
 
 func (s service) StartContainer(ctx context.Context, r *agent.StartContainerRequest) (*emptypb.Empty, error) {
-	if err := s.guest.enter(ctx, "StartContainerRequest"); err != nil {
+	if err := s.guest.enter(ctx, "StartContainerRequest", r); err != nil {
 		return nil, err
 	}
 	p, err := s.process(r.GetContainerId(), "")
@@ -150,12 +151,22 @@ func (s service) StartContainer(ctx context.Context, r *agent.StartContainerRequ
 	return &emptypb.Empty{}, nil
 }
 
-func (s service) RemoveContainer(ctx context.Context, _ *agent.RemoveContainerRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, s.guest.enter(ctx, "RemoveContainerRequest")
+func (s service) RemoveContainer(ctx context.Context, r *agent.RemoveContainerRequest) (*emptypb.Empty, error) {
+	if err := s.guest.enter(ctx, "RemoveContainerRequest", r); err != nil {
+		return nil, err
+	}
+	s.guest.mu.Lock()
+	defer s.guest.mu.Unlock()
+	for key := range s.guest.processes {
+		if strings.HasPrefix(key, r.GetContainerId()+"/") {
+			delete(s.guest.processes, key)
+		}
+	}
+	return &emptypb.Empty{}, nil
 }
 
 func (s service) ExecProcess(ctx context.Context, r *agent.ExecProcessRequest) (*emptypb.Empty, error) {
-	if err := s.guest.enter(ctx, "ExecProcessRequest"); err != nil {
+	if err := s.guest.enter(ctx, "ExecProcessRequest", r); err != nil {
 		return nil, err
 	}
 	p := s.add(r.GetContainerId(), r.GetExecId(), s.guest.Exec, r.GetProcess())
@@ -164,7 +175,7 @@ func (s service) ExecProcess(ctx context.Context, r *agent.ExecProcessRequest) (
 }
 
 func (s service) SignalProcess(ctx context.Context, r *agent.SignalProcessRequest) (*emptypb.Empty, error) {
-	if err := s.guest.enter(ctx, "SignalProcessRequest"); err != nil {
+	if err := s.guest.enter(ctx, "SignalProcessRequest", r); err != nil {
 		return nil, err
 	}
 	p, err := s.process(r.GetContainerId(), r.GetExecId())
@@ -183,19 +194,30 @@ func (s service) SignalProcess(ctx context.Context, r *agent.SignalProcessReques
 }
 
 func (s service) WaitProcess(ctx context.Context, r *agent.WaitProcessRequest) (*agent.WaitProcessResponse, error) {
+	if err := s.guest.judge(ctx, "WaitProcessRequest", r); err != nil {
+		return nil, err
+	}
 	p, err := s.process(r.GetContainerId(), r.GetExecId())
 	if err != nil {
 		return nil, err
 	}
 	select {
 	case <-p.done:
+		if first := r.GetExecId() == "" || r.GetExecId() == r.GetContainerId(); first && s.guest.Gate != nil {
+			if err := s.guest.Gate.Exited(ctx, r.GetContainerId(), p.code); err != nil {
+				return nil, err
+			}
+		}
 		return &agent.WaitProcessResponse{Status: int32(p.code)}, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
 
-func (s service) read(r *agent.ReadStreamRequest, pick func(*Process) *io.PipeReader) (*agent.ReadStreamResponse, error) {
+func (s service) read(ctx context.Context, r *agent.ReadStreamRequest, pick func(*Process) *io.PipeReader) (*agent.ReadStreamResponse, error) {
+	if err := s.guest.judge(ctx, "ReadStreamRequest", r); err != nil {
+		return nil, err
+	}
 	p, err := s.process(r.GetContainerId(), r.GetExecId())
 	if err != nil {
 		return nil, err
@@ -208,12 +230,12 @@ func (s service) read(r *agent.ReadStreamRequest, pick func(*Process) *io.PipeRe
 	return &agent.ReadStreamResponse{Data: buf[:n]}, nil
 }
 
-func (s service) ReadStdout(_ context.Context, r *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error) {
-	return s.read(r, func(p *Process) *io.PipeReader { return p.stdout })
+func (s service) ReadStdout(ctx context.Context, r *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error) {
+	return s.read(ctx, r, func(p *Process) *io.PipeReader { return p.stdout })
 }
 
-func (s service) ReadStderr(_ context.Context, r *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error) {
-	return s.read(r, func(p *Process) *io.PipeReader { return p.stderr })
+func (s service) ReadStderr(ctx context.Context, r *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error) {
+	return s.read(ctx, r, func(p *Process) *io.PipeReader { return p.stderr })
 }
 
 func (s service) WriteStdin(_ context.Context, r *agent.WriteStreamRequest) (*agent.WriteStreamResponse, error) {
