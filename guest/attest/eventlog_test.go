@@ -197,15 +197,3 @@ func TestEventLogRecovers(t *testing.T) {
 		}
 	})
 }
-
-func TestDetectSaysWhy(t *testing.T) {
-	a, err := attest.Detect(t.Context())
-	if err == nil {
-		t.Skipf("this machine has a %s", a.TEE())
-	}
-	for _, tee := range []string{"tdx", "snp"} {
-		if !bytes.Contains([]byte(err.Error()), []byte(tee)) {
-			t.Errorf("the reason does not name %s: %v", tee, err)
-		}
-	}
-}

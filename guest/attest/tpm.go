@@ -30,13 +30,8 @@ type TPM struct {
 	ek *endorsementKey
 }
 
-// NewTPM opens a TPM device; an empty name means the kernel's resource manager,
-// or else the first TPM.
-func NewTPM(ctx context.Context, dev string) (*TPM, error) {
-	names := []string{"/dev/tpmrm0", "/dev/tpm0"}
-	if dev != "" {
-		names = []string{dev}
-	}
+// openTPM opens the first of the devices that there is.
+func openTPM(names ...string) (*TPM, error) {
 	var errs []error
 	for _, name := range names {
 		t, err := linuxtpm.Open(name)

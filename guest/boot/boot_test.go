@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cloister/cloister/guest/attest"
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/initdata"
@@ -255,5 +256,37 @@ func TestReservedDevices(t *testing.T) {
 	reserved := reservedDevices(sys)
 	if !reserved(253, 65536) || !reserved(247, 1) || reserved(10, 229) || reserved(25, 65536) {
 		t.Error("the wrong devices are reserved")
+	}
+}
+
+// TestPlatformWithoutAttester boots where a TEE stands beside a TPM: the TPM is the host's and proves less.
+func TestPlatformWithoutAttester(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "dev"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"tdx_guest", "tpmrm0", "tpm0"} {
+		if err := os.WriteFile(filepath.Join(root, "dev", name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	events, err := OpenUevents()
+	if err != nil {
+		t.Skipf("no device events: %v", err)
+	}
+	defer events.Close()
+	m := &machine{log: slog.New(slog.DiscardHandler), events: events, root: root, cfg: DefaultConfig()}
+	m.cfg.Initdata = InitdataRequired
+	if err := m.openPlatform(t.Context()); !errors.Is(err, attest.ErrUnsupported) || !strings.Contains(err.Error(), "tdx") {
+		t.Errorf("with initdata: got %v, expected that TDX cannot be attested", err)
+	}
+	m.cfg.Initdata = InitdataNone
+	if err := m.openPlatform(t.Context()); err != nil || m.prover != nil {
+		t.Fatalf("without initdata: got %v, %v", m.prover, err)
+	}
+	m.cfg.Components = ComponentsAttestation
+	m.data = &Initdata{Data: map[string]string{partAttestation: "[token_configs.kbs]\nurl = \"https://kbs.example\"\n"}}
+	if err := m.startServices(t.Context()); !errors.Is(err, attest.ErrUnsupported) {
+		t.Errorf("a broker without evidence: got %v", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -37,7 +38,9 @@ type machine struct {
 	events  *Uevents
 	reaper  *reap.Reaper
 	net     *network.Stack
-	tpm     *attest.TPM
+	root    string          // of the files that show the platform; / outside of tests
+	prover  attest.Attester // nil when there is none, for the reason noProof
+	noProof error
 	data    *Initdata // nil when none was announced
 	gate    *gate.Engine
 	hub     *services
@@ -46,7 +49,7 @@ type machine struct {
 // Run is the life of PID 1: it brings the guest up, serves until the sandbox is destroyed, the host has gone or ctx
 // ends, and switches the machine off. It never returns.
 func Run(ctx context.Context, version string) {
-	m := &machine{version: version, began: time.Now(), kernel: uptime(), console: os.Stderr}
+	m := &machine{version: version, began: time.Now(), kernel: uptime(), console: os.Stderr, root: "/"}
 	if err := m.run(ctx); err != nil && ctx.Err() == nil {
 		fatal(m.console, err)
 	}
@@ -70,7 +73,7 @@ func (m *machine) run(ctx context.Context) error {
 	}{
 		{"modules", m.loadModules},
 		{"network", m.openNetwork},
-		{"tpm", m.openTPM},
+		{"platform", m.openPlatform},
 		{"initdata", m.measure},
 		{"policy", m.loadPolicy},
 		{"services", m.startServices},
@@ -143,29 +146,29 @@ func (m *machine) openNetwork(context.Context) error {
 	return m.net.UpLoopback()
 }
 
-// openTPM opens the TPM. Without initdata the guest has no secrets and may do without.
-func (m *machine) openTPM(ctx context.Context) error {
-	if m.cfg.Initdata == InitdataRequired {
-		wait, cancel := context.WithTimeout(ctx, m.cfg.HotplugTimeout)
-		defer cancel()
-		if err := m.events.WaitFor(wait, "the TPM that initdata is measured into", func() (bool, error) {
-			return exists("/dev/tpmrm0") || exists("/dev/tpm0"), nil
-		}); err != nil {
-			return err
+// openPlatform opens what proves what this guest is. Without initdata the guest has no secrets and may do without; a
+// platform that this build cannot attest is never replaced by a weaker one.
+func (m *machine) openPlatform(ctx context.Context) error {
+	detect := func() (bool, error) {
+		m.prover, m.noProof = attest.Detect(ctx, m.root)
+		if errors.Is(m.noProof, fs.ErrNotExist) {
+			return false, nil
 		}
+		return m.noProof == nil, m.noProof
 	}
-	tpm, err := attest.NewTPM(ctx, "")
-	if err != nil && m.cfg.Initdata == InitdataNone {
-		m.log.Info("no TPM", "reason", err)
+	if m.cfg.Initdata == InitdataNone {
+		if _, err := detect(); err != nil || m.prover == nil {
+			m.log.Info("no proof of this guest", "reason", m.noProof)
+		}
 		return nil
 	}
-	m.tpm = tpm
+	wait, cancel := context.WithTimeout(ctx, m.cfg.HotplugTimeout)
+	defer cancel()
+	err := m.events.WaitFor(wait, "the TPM that initdata is measured into", detect)
+	if err != nil && errors.Is(m.noProof, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", err, m.noProof)
+	}
 	return err
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // measure reads the initdata, measures it and only then interprets it.
@@ -188,7 +191,11 @@ func (m *machine) measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.data, err = measureInitdata(ctx, m.tpm, text); err != nil {
+	register, ok := m.prover.(pcrExtender)
+	if !ok {
+		return fmt.Errorf("measuring initdata: platform %s has no PCR", m.prover.TEE())
+	}
+	if m.data, err = measureInitdata(ctx, register, text); err != nil {
 		return err
 	}
 	return m.data.store(InitdataDir)

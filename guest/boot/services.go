@@ -2,7 +2,6 @@ package boot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/cloister/cloister/guest/agent"
@@ -41,30 +40,24 @@ func (m *machine) startServices(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var attester attest.Attester // stays nil without a TPM: a nil pointer in an interface is not nil
-	if m.tpm != nil {
-		attester = m.tpm
-	}
 	var broker hub.Broker
 	var tokens attest.TokenSource
 	if kbs, ok := cfg.Broker(string(data.Text), m.log); ok {
-		if attester == nil {
-			return errors.New("the initdata names a broker, but this machine cannot attest: it has no TPM")
+		if m.prover == nil {
+			return fmt.Errorf("the initdata names a broker, but this machine cannot attest: %w", m.noProof)
 		}
-		client, err := attest.NewKBSClient(kbs, attester)
+		client, err := attest.NewKBSClient(kbs, m.prover)
 		if err != nil {
 			return fmt.Errorf("broker of the initdata: %w", err)
 		}
 		broker, tokens = client, client
 	}
 	events := cfg.AA.EventLog
-	prover, err := attest.NewAgent(ctx, attester, tokens, events.Enable, attest.DefaultLogDir, events.InitPCR, m.log)
+	prover, err := attest.NewAgent(ctx, m.prover, tokens, events.Enable, attest.DefaultLogDir, events.InitPCR, m.log)
 	if err != nil {
 		return fmt.Errorf("starting the attestation agent: %w", err)
 	}
-	if attester == nil {
-		prover.Reason = errors.New("this machine has no TPM and no other source of evidence")
-	}
+	prover.Reason = m.noProof
 	imageConfig := cfg.CDH.Image
 	imageConfig.Logger = m.log
 	images, err := image.New(imageConfig, hub.Resources{Broker: broker})
