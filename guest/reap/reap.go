@@ -221,16 +221,36 @@ func (c *Collector) Watch(pid int) (*Process, error) {
 	if p, ok := r.waited[pid]; ok {
 		return p, nil
 	}
-	if s, ok := r.unclaimed[pid]; ok {
-		delete(r.unclaimed, pid)
-		p := &Process{pid: pid, reaper: r, done: make(chan struct{}), status: s}
-		close(p.done)
-		return p, nil
-	}
-	if err := unix.Kill(pid, 0); err != nil {
+	s, ended := r.unclaimed[pid]
+	delete(r.unclaimed, pid)
+	err := isChild(pid)
+	switch {
+	case err == nil:
+		// A child that is there has not been reaped, so a status under its number is that of an earlier holder.
+		return r.register(pid), nil
+	case !ended:
 		return nil, fmt.Errorf("watching process %d: %w", pid, err)
 	}
-	return r.register(pid), nil
+	p := &Process{pid: pid, reaper: r, done: make(chan struct{}), status: s}
+	close(p.done)
+	return p, nil
+}
+
+// isChild returns nil when pid is now the number of a child of ours that was not reaped. A stranger, or a thread, that
+// has got the number of a reaped child is none.
+func isChild(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		// WNOWAIT leaves the status to the sweep.
+		err := unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // Close ends the collection; it may be called more than once.

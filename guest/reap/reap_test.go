@@ -201,6 +201,56 @@ func TestWatchAdopted(t *testing.T) {
 	})
 }
 
+// TestWatchReusedPid watches pids whose earlier holders have left a status.
+func TestWatchReusedPid(t *testing.T) {
+	ctx := testContext(t)
+	earlier := Status{Code: 9}
+	left := func(pid int) {
+		shared.mu.Lock()
+		defer shared.mu.Unlock()
+		shared.unclaimed[pid] = earlier
+	}
+	c := shared.Collect()
+	defer c.Close()
+	res, err := shared.Run(ctx, shell("sleep 60 >/dev/null 2>&1 & echo $!"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(res.Stdout)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left(pid)
+	p, err := c.Watch(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.Done():
+		t.Errorf("a live process is reported as ended with %s", p.Status())
+	default:
+	}
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := p.Wait(ctx); err != nil || s.ExitCode() != 143 {
+		t.Errorf("got %v, %v, expected its own status", s, err)
+	}
+	// The number has gone to a process that is no child of ours.
+	stranger := os.Getpid()
+	left(stranger)
+	p, err = c.Watch(stranger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := p.Wait(ctx); err != nil || s != earlier {
+		t.Errorf("got %v, %v, expected the status of the child", s, err)
+	}
+	if _, err := c.Watch(stranger); !errors.Is(err, unix.ECHILD) {
+		t.Errorf("watching a stranger: got %v, expected that it is no child", err)
+	}
+}
+
 func TestStartAfterStop(t *testing.T) {
 	r := New(slog.New(slog.DiscardHandler))
 	r.stop()
