@@ -21,7 +21,13 @@ type resolved struct {
 // pullFrom pulls from one source: manifest, policy, layers, root file system.
 func (c *Client) pullFrom(ctx context.Context, s *settings, src source, bundlePath string) (string, error) {
 	start := time.Now()
-	reg := newRegistry(c.transport, src.ref, src.insecure, s.credentials.lookup(src.ref), c.log)
+	cred := s.credentials.lookup(src.ref)
+	if src.insecure && cred != (credential{}) {
+		// Before the first request: whoever is on the way could ask for the login, on loopback as well.
+		return "", fmt.Errorf("credentials are configured for %s, and the registry configuration makes it insecure: "+
+			"they would be sent in the clear over plain HTTP, expected HTTPS or no credentials", src.ref.Name())
+	}
+	reg := newRegistry(c.transport, src.ref, src.insecure, cred, c.log)
 	img, err := c.resolve(ctx, reg, src.ref)
 	if err != nil {
 		return "", err

@@ -99,7 +99,7 @@ func authJSON(registry, user, password string) []byte {
 
 func TestLogin(t *testing.T) {
 	for _, basic := range []bool{false, true} {
-		locked, ref := loginRegistry(t, testregistry.Options{User: "me", Password: "s3cret-password", Basic: basic})
+		locked, ref := loginRegistry(t, testregistry.Options{User: "me", Password: "s3cret-password", Basic: basic, TLS: true})
 		const uri = "kbs:///default/credential/registry"
 		for _, tc := range []struct {
 			name, auth string
@@ -112,7 +112,8 @@ func TestLogin(t *testing.T) {
 			{"none", "", []string{"authenticating"}},
 		} {
 			t.Run(tc.name, func(t *testing.T) {
-				cfg, keys := Config{}, &keyMap{keys: map[string][]byte{}}
+				cfg := Config{RegistryConfig: &RegistryConfig{}, ExtraRoots: []string{string(locked.RootPEM())}}
+				keys := &keyMap{keys: map[string][]byte{}}
 				if tc.auth != "" {
 					cfg.CredentialsURI, keys.keys[uri] = uri, []byte(tc.auth)
 				}
@@ -129,6 +130,29 @@ func TestLogin(t *testing.T) {
 					t.Errorf("the error holds the password: %v", err)
 				}
 			})
+		}
+	}
+}
+
+// TestNoLoginInTheClear keeps credentials from a registry on plain HTTP, whether it asks for them or not.
+func TestNoLoginInTheClear(t *testing.T) {
+	const uri = "kbs:///default/credential/registry"
+	for _, basic := range []bool{false, true} {
+		locked, ref := loginRegistry(t, testregistry.Options{User: "me", Password: "s3cret-password", Basic: basic})
+		asked := false
+		locked.Handle("/manifests/"+ref[strings.Index(ref, "@")+1:], func(http.ResponseWriter, *http.Request) { asked = true })
+		keys := &keyMap{keys: map[string][]byte{uri: authJSON(locked.Addr(), "me", "s3cret-password")}}
+		c, _ := newClient(t, locked, Config{CredentialsURI: uri}, keys)
+		_, err := c.PullImage(testContext(t), ref, bundleDir(t))
+		wantError(t, err, "credentials are configured for "+locked.Addr()+"/team/app", "plain HTTP")
+		if asked {
+			t.Error("the registry was asked for the image")
+		}
+		keys.keys[uri] = authJSON("other.example", "me", "s3cret-password")
+		c, _ = newClient(t, locked, Config{CredentialsURI: uri}, keys)
+		_, err = c.PullImage(testContext(t), ref, bundleDir(t))
+		if err == nil || strings.Contains(err.Error(), "plain HTTP") {
+			t.Errorf("credentials of another registry: got %v", err)
 		}
 	}
 }
