@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 )
 
@@ -127,10 +128,16 @@ func (m *manifest) check() error {
 	if m.Config.Size < 0 || m.Config.Size > maxConfigBytes {
 		return fmt.Errorf("image configuration has %d bytes, the limit is %d", m.Config.Size, maxConfigBytes)
 	}
+	var sum int64
 	for i, l := range m.Layers {
 		if l.Digest.Algorithm == "" || l.Size <= 0 {
 			return fmt.Errorf("layer %d has no digest or size", i+1)
 		}
+		// A sum that wrapped around would be below every limit.
+		if l.Size > math.MaxInt64-sum {
+			return fmt.Errorf("layer %d has %d bytes, with the layers below it more than the limit of %d", i+1, l.Size, int64(math.MaxInt64))
+		}
+		sum += l.Size
 		if _, err := parseLayerType(l.MediaType); err != nil {
 			return fmt.Errorf("layer %d: %w", i+1, err)
 		}

@@ -77,7 +77,9 @@ func TestParseManifestRefuses(t *testing.T) {
 		"huge configuration": {replace(`"size":2`, `"size":99999999`), "", "limit"},
 		"no configuration":   {replace(`"config":{"mediaType":"x","digest":"`+digestA+`","size":2},`, ""), "", "no configuration"},
 		"unknown layer type": {replace("layer.v1.tar", "layer.v1.rar"), "", "unhandled media type"},
-		"double encrypted":   {replace("layer.v1.tar", "layer.v1.tar+encrypted+encrypted"), "", "unhandled media type"},
+		"sizes overflow": {replace(`"size":5}`, `"size":4611686018427387904},{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"`+
+			digestA+`","size":4611686018427387904}`), "", "layer 2 has 4611686018427387904 bytes"},
+		"double encrypted": {replace("layer.v1.tar", "layer.v1.tar+encrypted+encrypted"), "", "unhandled media type"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := parseManifest([]byte(tc.text), tc.contentType)
@@ -99,6 +101,14 @@ func FuzzParseManifest(f *testing.F) {
 		}
 		if m != nil && (len(m.Layers) == 0 || len(m.Layers) > maxLayers) {
 			t.Fatal("layers out of bounds")
+		}
+		if m != nil {
+			var sum int64
+			for _, l := range m.Layers {
+				if sum += l.Size; l.Size <= 0 || sum <= 0 {
+					t.Fatal("sizes out of bounds")
+				}
+			}
 		}
 		if ix != nil {
 			if d, err := ix.choose("amd64"); err == nil && d.Digest.Algorithm == "" {

@@ -133,7 +133,7 @@ func (c *Client) fetchLayers(ctx context.Context, reg *registry, img *resolved) 
 			continue
 		}
 		missing = append(missing, l)
-		size += l.desc.Size
+		size += l.desc.Size // cannot overflow: the manifest's check has added up all layers
 	}
 	defer func() {
 		if err != nil {
