@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
@@ -124,9 +125,38 @@ func keyPEM(key crypto.PrivateKey) (string, error) {
 // ErrEventsOff means that runtime events are not recorded by configuration.
 var ErrEventsOff = errors.New("the event log is not enabled (eventlog_config.enable_eventlog)")
 
-// Measure records a runtime event. It returns ErrEventsOff or ErrNoRegisters
+// Domain is that of the events of the guest itself.
+const Domain = "github.com/confidential-containers"
+
+// ErrReserved means that a container has named a domain of the guest.
+var ErrReserved = errors.New("the event domain is reserved for the guest")
+
+// reserved says whether a domain is for the guest's own events: its name, in any case, and all below it.
+func reserved(domain string) bool {
+	d := strings.ToLower(domain)
+	for _, own := range []string{Domain, "github.com/cloister"} {
+		if d == own || strings.HasPrefix(d, own+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// MeasureForContainer is Measure for an event that a process of the pod reports. It cannot speak in the guest's name.
+func (g *Agent) MeasureForContainer(ctx context.Context, domain, operation, content string) error {
+	if reserved(domain) {
+		return fmt.Errorf("measuring a runtime event: domain %s: %w", domain, ErrReserved)
+	}
+	return g.measure(domain, operation, content, func(e eventlog.AAEL) error { return g.EventLog.ExtendForContainer(ctx, e) })
+}
+
+// Measure records a runtime event of the guest. It returns ErrEventsOff or ErrNoRegisters
 // where that is the answer.
 func (g *Agent) Measure(ctx context.Context, domain, operation, content string, register *uint64) error {
+	return g.measure(domain, operation, content, func(e eventlog.AAEL) error { return g.EventLog.Extend(ctx, e, register) })
+}
+
+func (g *Agent) measure(domain, operation, content string, extend func(eventlog.AAEL) error) error {
 	if !g.EventsEnabled {
 		return ErrEventsOff
 	}
@@ -137,7 +167,7 @@ func (g *Agent) Measure(ctx context.Context, domain, operation, content string, 
 	if err != nil {
 		return fmt.Errorf("measuring a runtime event: %w", err)
 	}
-	return g.EventLog.Extend(ctx, event, register)
+	return extend(event)
 }
 
 // Register adds the agent's ttrpc service to a server.

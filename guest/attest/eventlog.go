@@ -21,7 +21,17 @@ const (
 
 	maxEventText = 64 << 10
 	maxRegisters = 64
+
+	// Bounds of the whole log: it lies in memory and has to fit into evidence.
+	maxLogEvents = 4096
+	maxLogBytes  = 512 << 10
+	// containerShare is the part of the log that containers may fill: one that floods it must not keep the guest from
+	// recording what it does itself.
+	containerShare = 2
 )
+
+// ErrLogFull means that the runtime event log takes no more events.
+var ErrLogFull = errors.New("the runtime event log is full")
 
 // EventLog extends measurement registers and records what was measured, so that
 // a verifier can replay it. A write-ahead file is made before a register
@@ -33,7 +43,8 @@ type EventLog struct {
 	alg      eventlog.Alg
 	register uint64
 
-	lock chan struct{} // holds one token
+	lock   chan struct{} // holds one token
+	events int           // in the log; guarded by lock
 }
 
 // OpenEventLog opens the log in dir and finishes what a crash left half done.
@@ -55,11 +66,25 @@ func OpenEventLog(ctx context.Context, dir string, regs Registers, register *uin
 	if err := l.recover(ctx); err != nil {
 		return nil, fmt.Errorf("finishing the interrupted runtime event: %w", err)
 	}
+	var err error
+	if l.events, err = l.count(); err != nil {
+		return nil, fmt.Errorf("opening the runtime event log: %w", err)
+	}
 	return l, nil
 }
 
-// Extend measures one event. register is nil for the default one.
+// Extend measures one event of the guest. register is nil for the default one.
 func (l *EventLog) Extend(ctx context.Context, event eventlog.AAEL, register *uint64) error {
+	return l.add(ctx, event, register, 1)
+}
+
+// ExtendForContainer measures one event of a container.
+func (l *EventLog) ExtendForContainer(ctx context.Context, event eventlog.AAEL) error {
+	return l.add(ctx, event, nil, containerShare)
+}
+
+// add measures an event while the log is below its bounds divided by share.
+func (l *EventLog) add(ctx context.Context, event eventlog.AAEL, register *uint64, share int) error {
 	text := event.Text()
 	if len(text) > maxEventText {
 		return fmt.Errorf("measuring a runtime event: %d bytes, expected at most %d", len(text), maxEventText)
@@ -78,20 +103,26 @@ func (l *EventLog) Extend(ctx context.Context, event eventlog.AAEL, register *ui
 	case <-ctx.Done():
 		return fmt.Errorf("measuring a runtime event: %w", ctx.Err())
 	}
-	if err := l.extend(ctx, text, reg, index); err != nil {
+	if err := l.extend(ctx, text, reg, index, share); err != nil {
 		return fmt.Errorf("measuring a runtime event: %w", err)
 	}
+	l.events++
 	return nil
 }
 
-func (l *EventLog) extend(ctx context.Context, text string, reg uint64, index uint32) error {
+func (l *EventLog) extend(ctx context.Context, text string, reg uint64, index uint32, share int) error {
 	data := eventlog.AAELData(text)
-	digest := l.alg.Sum(data)
-	value, err := l.regs.ReadRegister(ctx, reg)
+	record := eventlog.AAELRecord(index, l.alg, data)
+	offset, err := l.size()
 	if err != nil {
 		return err
 	}
-	offset, err := l.size()
+	if size := offset + int64(len(record)); l.events >= maxLogEvents/share || size > maxLogBytes/int64(share) {
+		return fmt.Errorf("%w: it would have %d events in %d bytes, expected at most %d in %d",
+			ErrLogFull, l.events+1, size, maxLogEvents/share, maxLogBytes/share)
+	}
+	digest := l.alg.Sum(data)
+	value, err := l.regs.ReadRegister(ctx, reg)
 	if err != nil {
 		return err
 	}
@@ -104,7 +135,7 @@ func (l *EventLog) extend(ctx context.Context, text string, reg uint64, index ui
 	if err := l.regs.ExtendRegister(ctx, reg, digest); err != nil {
 		return errors.Join(err, l.abandon(ctx, reg, value))
 	}
-	return l.finish(eventlog.AAELRecord(index, l.alg, data), offset)
+	return l.finish(record, offset)
 }
 
 // abandon drops the write-ahead file of an extension that failed, once it is
@@ -207,6 +238,31 @@ func (l *EventLog) size() (int64, error) {
 		return 0, err
 	}
 	return fi.Size(), nil
+}
+
+// count counts the records of a log that was left by an earlier process.
+func (l *EventLog) count() (int, error) {
+	f, err := os.Open(l.path(logName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	log, err := readBounded(f, maxLogBytes, "the log")
+	if err != nil {
+		return 0, err
+	}
+	// A record is index, type, number of digests (one), algorithm, digest, length and data.
+	head, n := 4+4+4+2+l.alg.New().Size(), 0
+	for ; len(log) > 0; n++ {
+		if len(log) < head+4 || uint64(binary.LittleEndian.Uint32(log[head:])) > uint64(len(log)-head-4) {
+			return 0, fmt.Errorf("record %d is cut", n+1)
+		}
+		log = log[head+4+int(binary.LittleEndian.Uint32(log[head:])):]
+	}
+	return n, nil
 }
 
 // writeSynced writes b at an offset, cuts the file after it, and waits until it

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cloister/cloister/guest/attest"
@@ -107,7 +108,7 @@ func TestEventLog(t *testing.T) {
 		content  string
 		register *uint64
 		ok       bool
-	}{{"one", nil, true}, {"two words", nil, true}, {"other register", &two, true}, {"x", &nine, false}, {string(make([]byte, 1<<20)), nil, false}} {
+	}{{"one", nil, true}, {"two words", nil, true}, {"other register", &two, true}, {"x", &nine, false}, {strings.Repeat("x", 1<<20), nil, false}} {
 		if err := l.Extend(ctx, event(t, step.content), step.register); (err == nil) != step.ok {
 			t.Errorf("%.20q: %v", step.content, err)
 		}
@@ -115,6 +116,45 @@ func TestEventLog(t *testing.T) {
 	checkLog(t, dir, f, 3)
 	if _, err := attest.OpenEventLog(ctx, dir, f, &nine); err == nil {
 		t.Error("opened with a register that does not exist")
+	}
+}
+
+// TestEventLogIsBounded has a container flood the log, by number and by size; the guest's own events still find room.
+func TestEventLogIsBounded(t *testing.T) {
+	ctx := t.Context()
+	for name, content := range map[string]string{"many": "", "large": strings.Repeat("x", 60<<10)} {
+		t.Run(name, func(t *testing.T) {
+			dir, f := t.TempDir(), newRegisters()
+			g := must(attest.NewAgent(ctx, f, nil, true, dir, nil, nil))(t)
+			fill := func(measure func() error, limit int) (n int) {
+				for ; ; n++ {
+					before := f.values[1]
+					switch err := measure(); {
+					case errors.Is(err, attest.ErrLogFull):
+						if !bytes.Equal(before, f.values[1]) {
+							t.Error("a refused event was measured")
+						}
+						return n
+					case err != nil || n > limit:
+						t.Fatalf("after %d events: %v", n, err)
+					}
+				}
+			}
+			container := func() error { return g.MeasureForContainer(ctx, "example.org", "op", content) }
+			guest := func() error { return g.Measure(ctx, attest.Domain, "PullImage", content, nil) }
+			n := fill(container, 2048)
+			if name == "many" {
+				g = must(attest.NewAgent(ctx, f, nil, true, dir, nil, nil))(t) // the bound outlives the process
+				if err := container(); !errors.Is(err, attest.ErrLogFull) || !strings.Contains(err.Error(), "2049 events") {
+					t.Errorf("after a restart: %v", err)
+				}
+			}
+			n += fill(guest, 4096)
+			if want := map[string]int{"many": 4096, "large": 8}[name]; n != want {
+				t.Errorf("%d events, expected %d", n, want)
+			}
+			checkLog(t, dir, f, n)
+		})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/cloister/cloister/guest/attest"
@@ -80,6 +81,9 @@ type Hub struct {
 	rest    Feature
 	version string
 	log     *slog.Logger
+
+	pullMu sync.Mutex
+	pulls  map[string]bool // contents of the events already measured
 }
 
 // New makes a hub. Nothing is fetched or served yet.
@@ -122,7 +126,8 @@ func (h *Hub) fetchCredentials(ctx context.Context, root string) error {
 	return nil
 }
 
-// PullImage pulls an image and measures that it was pulled. Where events are
+// PullImage pulls an image and measures that it was pulled, once: a container
+// that restarts for months must not fill the log. Where events are
 // not recorded there is nothing to measure; a measurement that fails fails the
 // pull.
 func (h *Hub) PullImage(ctx context.Context, ref, bundlePath string) (string, error) {
@@ -137,13 +142,32 @@ func (h *Hub) PullImage(ctx context.Context, ref, bundlePath string) (string, er
 	if err != nil {
 		return "", fmt.Errorf("measuring the pull of %s: %w", ref, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	err = h.agent.Measure(ctx, "github.com/confidential-containers", "PullImage", string(content), nil)
-	if err != nil && !errors.Is(err, attest.ErrEventsOff) && !errors.Is(err, attest.ErrNoRegisters) {
+	if err := h.measurePull(ctx, string(content)); err != nil {
 		return "", fmt.Errorf("measuring the pull of %s: %w", ref, err)
 	}
 	return digest, nil
+}
+
+func (h *Hub) measurePull(ctx context.Context, content string) error {
+	h.pullMu.Lock()
+	defer h.pullMu.Unlock()
+	if h.pulls[content] {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err := h.agent.Measure(ctx, attest.Domain, "PullImage", content, nil)
+	if errors.Is(err, attest.ErrEventsOff) || errors.Is(err, attest.ErrNoRegisters) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if h.pulls == nil {
+		h.pulls = map[string]bool{}
+	}
+	h.pulls[content] = true
+	return nil
 }
 
 // brief is the text of an error for a caller over an API: what failed, and the

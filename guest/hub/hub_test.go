@@ -300,6 +300,10 @@ func TestAttestationAgentService(t *testing.T) {
 	if _, err := h.PullImage(ctx, "r", "/b"); err != nil || string(regs.value) == before {
 		t.Errorf("a pull was not measured (%v)", err)
 	}
+	before = string(regs.value)
+	if _, err := h.PullImage(ctx, "r", "/b"); err != nil || string(regs.value) != before {
+		t.Errorf("a pull was measured twice (%v)", err)
+	}
 	five := uint64(5)
 	_, err = a.ExtendRuntimeMeasurement(ctx, &aa.ExtendRuntimeMeasurementRequest{Domain: "d", Operation: "o", Content: "c", RegisterIndex: &five})
 	wantStatus(t, err, codes.Internal)

@@ -154,7 +154,7 @@ func (h *Hub) event(w http.ResponseWriter, r *http.Request) {
 		Success string `json:"success"`
 		Message string `json:"message,omitempty"`
 	}
-	err = h.agent.Measure(r.Context(), *e.Domain, *e.Operation, *e.Content, nil)
+	err = h.agent.MeasureForContainer(r.Context(), *e.Domain, *e.Operation, *e.Content)
 	switch {
 	case err == nil:
 		writeJSON(w, answer{Success: "true"})
@@ -162,6 +162,9 @@ func (h *Hub) event(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, answer{"false", "The platform does not support runtime measurement"})
 	case errors.Is(err, attest.ErrEventsOff):
 		writeJSON(w, answer{"false", "Attestation Agent does not enable eventlog recording"})
+	case errors.Is(err, attest.ErrReserved), errors.Is(err, attest.ErrLogFull):
+		// The program can do something about these.
+		h.failed(w, "Extend Runtime Measurement failed: "+err.Error(), err)
 	default:
 		h.failed(w, "Extend Runtime Measurement failed", err)
 	}

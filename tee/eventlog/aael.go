@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // aaelTag marks EV_EVENT_TAG data as an event of the Attestation Agent.
@@ -16,15 +17,17 @@ type AAEL struct {
 }
 
 // NewAAEL checks that the parts can be written and read back unambiguously:
-// no white space in domain and operation, no line feed in the content.
+// no white space in domain and operation, no line feed in the content, and
+// nowhere a NUL, which some verifiers drop, so that other words would appear.
 func NewAAEL(domain, operation, content string) (AAEL, error) {
+	bad := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
 	switch {
-	case domain == "" || strings.ContainsAny(domain, " \t\r\n\v\f"):
-		return AAEL{}, errors.New("event domain must be non-empty and without white space")
-	case operation == "" || strings.ContainsAny(operation, " \t\r\n\v\f"):
-		return AAEL{}, errors.New("event operation must be non-empty and without white space")
-	case strings.Contains(content, "\n"):
-		return AAEL{}, errors.New("event content must not contain a line feed")
+	case domain == "" || strings.ContainsFunc(domain, bad):
+		return AAEL{}, errors.New("event domain must be non-empty and without white space and control characters")
+	case operation == "" || strings.ContainsFunc(operation, bad):
+		return AAEL{}, errors.New("event operation must be non-empty and without white space and control characters")
+	case strings.ContainsAny(content, "\n\x00"):
+		return AAEL{}, errors.New("event content must not contain a line feed or a NUL")
 	}
 	return AAEL{domain, operation, content}, nil
 }
