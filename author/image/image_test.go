@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -384,6 +385,44 @@ func TestSign(t *testing.T) {
 	if _, err := Sign(ctx, reg.Addr()+"/none:v1", nil, SignOptions{}); err == nil {
 		t.Error("signed what is not there")
 	}
+}
+
+// TestSignComputesTheDigest signs at a registry that claims another digest than that of the manifest it gives.
+func TestSignComputesTheDigest(t *testing.T) {
+	ctx, reg := start(t)
+	img, err := random.Image(100, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := reg.Addr() + "/team/app:v1"
+	digest, err := Push(ctx, img, ref, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, _, err := GenerateKeyPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim := "sha256:" + strings.Repeat("0", 64)
+	opts := SignOptions{Options: Options{Transport: headClaims{claim}}}
+	_, err = Sign(ctx, ref, private, opts)
+	if err == nil || !strings.Contains(err.Error(), claim) || !strings.Contains(err.Error(), digest) {
+		t.Errorf("got %v, expected both digests", err)
+	}
+	if info, err := Inspect(ctx, ref, Options{}); err != nil || len(info.Signatures) != 0 {
+		t.Errorf("signatures %v, %v, expected none", info.Signatures, err)
+	}
+}
+
+// headClaims has every HEAD of a manifest answer with a digest.
+type headClaims struct{ digest string }
+
+func (h headClaims) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	if err == nil && r.Method == http.MethodHead && strings.HasSuffix(r.URL.Path, "/manifests/v1") {
+		resp.Header.Set("Docker-Content-Digest", h.digest)
+	}
+	return resp, err
 }
 
 func TestLocationRefuses(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -76,7 +77,7 @@ func Sign(ctx context.Context, ref string, privatePEM []byte, opts SignOptions) 
 	if err != nil {
 		return Signed{}, err
 	}
-	desc, err := remote.Head(parsed, opts.remote(ctx)...)
+	digest, err := manifestDigest(ctx, parsed, opts.Options)
 	if err != nil {
 		return Signed{}, fmt.Errorf("signing %s: %w", ref, err)
 	}
@@ -85,7 +86,7 @@ func Sign(ctx context.Context, ref string, privatePEM []byte, opts SignOptions) 
 	if identity == "" {
 		identity = repo.Name()
 	}
-	payload, err := cosignPayload(identity, desc.Digest)
+	payload, err := cosignPayload(identity, digest)
 	if err != nil {
 		return Signed{}, fmt.Errorf("signing %s: %w", ref, err)
 	}
@@ -93,7 +94,7 @@ func Sign(ctx context.Context, ref string, privatePEM []byte, opts SignOptions) 
 	if err != nil {
 		return Signed{}, fmt.Errorf("signing %s: %w", ref, err)
 	}
-	tag := repo.Tag(signatureTag(desc.Digest))
+	tag := repo.Tag(signatureTag(digest))
 	img, err := appendSignature(ctx, tag, payload, signature, opts.Options)
 	if err != nil {
 		return Signed{}, fmt.Errorf("signing %s: %w", ref, err)
@@ -101,7 +102,33 @@ func Sign(ctx context.Context, ref string, privatePEM []byte, opts SignOptions) 
 	if err := remote.Write(tag, img, opts.remote(ctx)...); err != nil {
 		return Signed{}, fmt.Errorf("pushing the signature of %s: %w", ref, err)
 	}
-	return Signed{Reference: repo.Digest(desc.Digest.String()).Name(), Digest: desc.Digest.String(), Signature: tag.Name()}, nil
+	return Signed{Reference: repo.Digest(digest.String()).Name(), Digest: digest.String(), Signature: tag.Name()}, nil
+}
+
+// manifestDigest is the digest of the manifest or index that ref names, computed from its content: a registry that only
+// says a digest could have anything signed.
+func manifestDigest(ctx context.Context, ref name.Reference, opts Options) (v1.Hash, error) {
+	claim, err := remote.Head(ref, opts.remote(ctx)...)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	desc, err := remote.Get(ref, opts.remote(ctx)...)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	if !desc.MediaType.IsImage() && !desc.MediaType.IsIndex() {
+		return v1.Hash{}, fmt.Errorf("it is of type %q, expected an image manifest or index", desc.MediaType)
+	}
+	hash, err := v1.Hasher(claim.Digest.Algorithm)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	hash.Write(desc.Manifest)
+	digest := v1.Hash{Algorithm: claim.Digest.Algorithm, Hex: hex.EncodeToString(hash.Sum(nil))}
+	if digest != claim.Digest {
+		return v1.Hash{}, fmt.Errorf("the registry says that it names %s, the manifest it gives is %s", claim.Digest, digest)
+	}
+	return digest, nil
 }
 
 func signatureTag(d v1.Hash) string { return d.Algorithm + "-" + d.Hex + ".sig" }
