@@ -30,8 +30,11 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agent.CreateContainerR
 		return nil, err
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.dropContainer(id))
+		if err == nil {
+			return
+		}
+		if derr := a.dropContainer(id); derr != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %w", container.ErrRemains, derr))
 		}
 	}()
 	// The request is the host's; what the guest changes is a copy.

@@ -11,13 +11,15 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cloister/cloister/guest/container"
 	"github.com/cloister/cloister/wire/policyinput"
 )
 
 // Gate decides requests. Refusals are errors of guest/gate.
 type Gate interface {
-	// Allow returns nil when the policy rule of that name allows the request.
-	Allow(ctx context.Context, rule string, req proto.Message) error
+	// Begin returns no error when the policy rule of that name allows the request. undo takes the decision back when
+	// nothing of what was requested has happened.
+	Begin(ctx context.Context, rule string, req proto.Message) (undo func(context.Context) error, err error)
 	// AllowRead decides a request whose refusal hides data instead of failing.
 	AllowRead(ctx context.Context, req proto.Message) (bool, error)
 	// Exited tells the policy how the first process of a container has ended.
@@ -42,6 +44,13 @@ func decidedLater(fullMethod string) bool {
 	return false
 }
 
+// leavesNothing says whether a failed request has left everything as it was, so that it may be allowed once more. For a
+// container this means that it has never been there: one whose remains cannot be removed, or whose id is taken, keeps the
+// decision. A request to end something is never taken back.
+func leavesNothing(fullMethod string, err error) bool {
+	return fullMethod == agentPrefix+"CreateContainer" && !errors.Is(err, container.ErrRemains) && !errors.Is(err, container.ErrExists)
+}
+
 // gated returns the interceptor that stands in front of every method of every service. The health service alone, which
 // takes no wishes, is not asked about.
 func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
@@ -56,8 +65,10 @@ func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
 			return method(ctx, unmarshal)
 		}
 		asked := false
+		var undo func(context.Context) error
 		resp, err := method(ctx, func(v any) error {
-			if err := unmarshal(v); err != nil {
+			err := unmarshal(v)
+			if err != nil {
 				return err
 			}
 			req, ok := v.(proto.Message)
@@ -65,8 +76,15 @@ func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
 				return fmt.Errorf("%s: %T is not a message the policy can judge", info.FullMethod, v)
 			}
 			asked = true
-			return gate.Allow(ctx, policyinput.RuleName(req), req)
+			undo, err = gate.Begin(ctx, policyinput.RuleName(req), req)
+			return err
 		})
+		if err != nil && undo != nil && leavesNothing(info.FullMethod, err) {
+			// The caller may have gone, which can be why the request has failed.
+			if err := undo(context.WithoutCancel(ctx)); err != nil {
+				log.Warn("a failed request counts as done", "method", path.Base(info.FullMethod), "error", err)
+			}
+		}
 		if err == nil && !asked {
 			// Every generated method decodes its request first; one that does not must not become a way around.
 			return nil, errors.New(info.FullMethod + " was answered without a decision")

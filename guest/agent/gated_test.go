@@ -16,7 +16,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/cloister/cloister/guest/container"
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/wire/agent"
 )
@@ -27,12 +29,12 @@ type recordingGate struct {
 	allow bool
 }
 
-func (g *recordingGate) Allow(_ context.Context, rule string, _ proto.Message) error {
+func (g *recordingGate) Begin(_ context.Context, rule string, _ proto.Message) (func(context.Context) error, error) {
 	g.asked.Store(rule)
 	if g.allow {
-		return nil
+		return func(context.Context) error { return nil }, nil
 	}
-	return &gate.DeniedError{Rule: rule, Reasons: []string{"because"}}
+	return nil, &gate.DeniedError{Rule: rule, Reasons: []string{"because"}}
 }
 
 func (g *recordingGate) AllowRead(context.Context, proto.Message) (bool, error) {
@@ -43,7 +45,8 @@ func (g *recordingGate) AllowRead(context.Context, proto.Message) (bool, error) 
 func (g *recordingGate) Exited(context.Context, string, int) error { return nil }
 
 func (g *recordingGate) SetPolicy(context.Context, string) error {
-	return g.Allow(context.Background(), "SetPolicyRequest", nil)
+	_, err := g.Begin(context.Background(), "SetPolicyRequest", nil)
+	return err
 }
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -122,6 +125,73 @@ func TestMethodThatSkipsDecodingFails(t *testing.T) {
 	})
 	if err == nil {
 		t.Fatal("answered without a decision")
+	}
+}
+
+// failing is an agent whose creates and removals fail.
+type failing struct {
+	agent.AgentServiceService
+	err error
+}
+
+func (f *failing) CreateContainer(context.Context, *agent.CreateContainerRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.err
+}
+
+func (f *failing) RemoveContainer(context.Context, *agent.RemoveContainerRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.err
+}
+
+// TestFailedCreateIsTakenBack has a gate that allows each container once.
+func TestFailedCreateIsTakenBack(t *testing.T) {
+	policy := `package agent_policy
+import rego.v1
+default CreateContainerRequest := false
+default RemoveContainerRequest := false
+CreateContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": concat("", ["/pstate/", input.container_id]), "value": 1}]} if {
+	not data.pstate[input.container_id]
+}
+RemoveContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": concat("", ["/pstate/", input.container_id]), "value": 2}]} if {
+	data.pstate[input.container_id] == 1
+}`
+	g, err := gate.New(policy, gate.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := &failing{}
+	client := agent.NewAgentServiceClient(serve(t, g, svc))
+	create := func(err error) codes.Code {
+		svc.err = err
+		_, err = client.CreateContainer(t.Context(), &agent.CreateContainerRequest{ContainerId: "c1"})
+		return status.Code(err)
+	}
+	for range 2 {
+		if got := create(errors.New("the registry is away")); got != codes.Internal {
+			t.Errorf("a create that fails: got %v, expected that it was tried", got)
+		}
+	}
+	if got := create(nil); got != codes.OK {
+		t.Errorf("a create after failed ones: got %v", got)
+	}
+	if got := create(nil); got != codes.PermissionDenied {
+		t.Errorf("a second create: got %v, expected a denial", got)
+	}
+	svc.err = errors.New("busy")
+	for _, want := range []codes.Code{codes.Internal, codes.PermissionDenied} { // a removal counts, whatever came of it
+		if _, err := client.RemoveContainer(t.Context(), &agent.RemoveContainerRequest{ContainerId: "c1"}); status.Code(err) != want {
+			t.Errorf("a removal: got %v, expected %v", err, want)
+		}
+	}
+	for name, err := range map[string]error{
+		"remains": fmt.Errorf("cleaning up: %w", container.ErrRemains), "exists": fmt.Errorf("making: %w", container.ErrExists),
+	} {
+		req := &agent.CreateContainerRequest{ContainerId: name}
+		svc.err = err
+		_, first := client.CreateContainer(t.Context(), req)
+		_, second := client.CreateContainer(t.Context(), req)
+		if status.Code(first) == codes.PermissionDenied || status.Code(second) != codes.PermissionDenied {
+			t.Errorf("a create that leaves something (%s): got %v, then %v", name, first, second)
+		}
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 var (
 	ErrNoProcess = errors.New("no such process")
 	ErrExists    = errors.New("exists already")
+	// ErrRemains means that a container could neither be made nor removed without a trace.
+	ErrRemains = errors.New("parts of the container remain")
 )
 
 // Container is one container of the pod.

@@ -64,13 +64,16 @@ func (r *Runtime) Create(ctx context.Context, id, execID string, spec *Spec, bin
 	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("container %s exists: %w", id, err)
+			return nil, fmt.Errorf("container %s: %w: %w", id, ErrExists, err)
 		}
 		return nil, fmt.Errorf("making the container directory: %w", err)
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.discard(context.WithoutCancel(ctx)))
+		if err == nil {
+			return
+		}
+		if derr := c.discard(context.WithoutCancel(ctx)); derr != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %w", ErrRemains, derr))
 		}
 	}()
 	if c.unstage, err = stageBinds(spec, bindRoots, filepath.Join(c.dir, "mounts")); err != nil {

@@ -93,11 +93,39 @@ func (e *Engine) Insecure() bool {
 // request may proceed, *DeniedError when the policy refuses it, *InternalError
 // when the policy gives no usable answer (which is a refusal as well).
 func (e *Engine) Allow(ctx context.Context, rule string, req proto.Message) error {
+	_, err := e.Begin(ctx, rule, req)
+	return err
+}
+
+// Begin is Allow for a request that may still fail. undo then takes back what the decision has changed in the state, so
+// that the same request can be allowed again. It does nothing and returns an error when later decisions have changed the
+// same members, or the policy was replaced: what was built on the decision must not lose its ground.
+func (e *Engine) Begin(ctx context.Context, rule string, req proto.Message) (undo func(context.Context) error, err error) {
+	if err := e.acquire(ctx); err != nil {
+		return nil, &InternalError{Rule: rule, Err: err}
+	}
+	defer func() { <-e.lock }()
+	p := e.policy
+	changes, err := e.allowLocked(ctx, rule, req)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error { return e.undo(ctx, rule, p, changes) }, nil
+}
+
+func (e *Engine) undo(ctx context.Context, rule string, p *policy, changes []change) error {
 	if err := e.acquire(ctx); err != nil {
 		return &InternalError{Rule: rule, Err: err}
 	}
 	defer func() { <-e.lock }()
-	return e.allowLocked(ctx, rule, req)
+	err := errStateMoved
+	if e.policy == p {
+		err = p.revert(ctx, changes)
+	}
+	if err != nil {
+		return &InternalError{Rule: rule, Err: fmt.Errorf("taking back a decision: %w", err)}
+	}
+	return nil
 }
 
 // AllowRead decides a ReadStreamRequest, whose refusal redacts the data instead
@@ -127,7 +155,7 @@ func (e *Engine) Exited(ctx context.Context, containerID string, status int) err
 		return nil
 	}
 	if err == nil {
-		err = e.policy.applyOps(ctx, d.ops)
+		_, err = e.policy.applyOps(ctx, d.ops)
 	}
 	if err != nil {
 		return &InternalError{Rule: rule, Err: err}
@@ -148,7 +176,7 @@ func (e *Engine) SetPolicy(ctx context.Context, text string) error {
 	if err != nil {
 		return &PolicyError{Err: err}
 	}
-	if err := e.decideLocked(ctx, rule, in); err != nil {
+	if _, err := e.decideLocked(ctx, rule, in); err != nil {
 		return err
 	}
 	p, err := e.load(ctx, text)
@@ -168,36 +196,37 @@ func (e *Engine) acquire(ctx context.Context) error {
 	}
 }
 
-func (e *Engine) allowLocked(ctx context.Context, rule string, req proto.Message) error {
+func (e *Engine) allowLocked(ctx context.Context, rule string, req proto.Message) ([]change, error) {
 	q, err := e.policy.query(rule)
 	if err != nil {
-		return &InternalError{Rule: rule, Err: err}
+		return nil, &InternalError{Rule: rule, Err: err}
 	}
 	in, err := encodeInput(req, q.readsBytes)
 	if err != nil {
-		return &InternalError{Rule: rule, Err: err}
+		return nil, &InternalError{Rule: rule, Err: err}
 	}
 	return e.decideLocked(ctx, rule, in)
 }
 
-func (e *Engine) decideLocked(ctx context.Context, rule string, in *input) error {
+func (e *Engine) decideLocked(ctx context.Context, rule string, in *input) ([]change, error) {
 	p := e.policy
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	var prints printBuffer
 	d, err := p.decide(ctx, rule, in, &prints)
 	if err == nil && d.allowed {
-		if err = p.applyOps(ctx, d.ops); err == nil {
-			return nil
+		var changes []change
+		if changes, err = p.applyOps(ctx, d.ops); err == nil {
+			return changes, nil
 		}
 		err = fmt.Errorf("applying state changes: %w", err)
 	}
 	if p.insecureAllowFailing {
 		e.log.Warn("insecure: request refused by the policy is let through", "rule", rule)
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return &InternalError{Rule: rule, Err: err}
+		return nil, &InternalError{Rule: rule, Err: err}
 	}
-	return &DeniedError{Rule: rule, Reasons: p.explain(ctx, rule, in), Prints: prints.text(in.secrets)}
+	return nil, &DeniedError{Rule: rule, Reasons: p.explain(ctx, rule, in), Prints: prints.text(in.secrets)}
 }

@@ -126,6 +126,71 @@ StartContainerRequest := {"allowed": true, "ops": [
 	}
 }
 
+func TestUndo(t *testing.T) {
+	text := head + `
+StartContainerRequest := {"allowed": true, "ops": input_ops[input.container_id]}
+input_ops := {
+	"add": [{"op": "add", "path": "/pstate/a", "value": {"n": 1}}],
+	"deep": [{"op": "replace", "path": "/pstate/a/n", "value": 2}],
+	"list": [{"op": "add", "path": "/pstate/l/-", "value": 3}, {"op": "remove", "path": "/pstate/l/0"}],
+	"init": [{"op": "add", "path": "/pstate/l", "value": [1, 2]}],
+	"move": [{"op": "remove", "path": "/pstate/a"}, {"op": "add", "path": "/pstate/b", "value": true}],
+	"none": [],
+}
+SetPolicyRequest := true
+`
+	ctx := t.Context()
+	e := engine(t, text)
+	begin := func(what string) func(context.Context) error {
+		t.Helper()
+		undo, err := e.Begin(ctx, "StartContainerRequest", &agent.StartContainerRequest{ContainerId: what})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return undo
+	}
+	state := func(want string) {
+		t.Helper()
+		v, err := e.policy.state(ctx)
+		if err != nil || v.String() != want {
+			t.Errorf("state is %v, %v, expected %s", v, err, want)
+		}
+	}
+	undo := func(f func(context.Context) error, ok bool) {
+		t.Helper()
+		if err := f(ctx); (err == nil) != ok {
+			t.Errorf("undo: %v", err)
+		}
+	}
+	undo(begin("none"), true)
+	undo(begin("add"), true)
+	state(`{}`)
+	begin("init")
+	undo(begin("list"), true)
+	state(`{"l": [1, 2]}`)
+	first := begin("add")
+	undo(begin("deep"), true)
+	state(`{"a": {"n": 1}, "l": [1, 2]}`)
+	deep := begin("deep")
+	undo(first, false) // what came after was built on it
+	state(`{"a": {"n": 2}, "l": [1, 2]}`)
+	move := begin("move")
+	state(`{"b": true, "l": [1, 2]}`)
+	undo(deep, false)
+	undo(move, true)
+	undo(move, false) // once
+	undo(deep, true)
+	undo(first, true)
+	state(`{"l": [1, 2]}`)
+	last := begin("add")
+	if err := e.SetPolicy(ctx, text); err != nil {
+		t.Fatal(err)
+	}
+	begin("add")
+	undo(last, false)
+	state(`{"a": {"n": 1}}`)
+}
+
 func TestForbiddenBuiltins(t *testing.T) {
 	for _, call := range []string{
 		`http.send({"method": "get", "url": "http://127.0.0.1"})`, `opa.runtime()`, `time.now_ns()`, `rand.intn("x", 2)`,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -100,20 +101,122 @@ func parsePointer(s string) (storage.Path, error) {
 	return parts, nil
 }
 
-// applyOps applies all operations or none.
-func (p *policy) applyOps(ctx context.Context, ops []operation) error {
+// change is what a decision has done to one member of the state; nil stands for an absent member.
+type change struct {
+	key           string
+	before, after ast.Value
+}
+
+// applyOps applies all operations or none, and tells what they changed.
+func (p *policy) applyOps(ctx context.Context, ops []operation) ([]change, error) {
 	if len(ops) == 0 {
+		return nil, nil
+	}
+	txn, err := p.store.NewTransaction(ctx, storage.WriteParams)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := p.write(ctx, txn, ops)
+	if err != nil {
+		p.store.Abort(ctx, txn)
+		return nil, err
+	}
+	return changes, p.store.Commit(ctx, txn)
+}
+
+func (p *policy) write(ctx context.Context, txn storage.Transaction, ops []operation) ([]change, error) {
+	var changes []change
+	for _, op := range ops {
+		key := op.path[1]
+		if slices.ContainsFunc(changes, func(c change) bool { return c.key == key }) {
+			continue
+		}
+		before, err := p.member(ctx, txn, key)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, change{key: key, before: before})
+	}
+	for i, op := range ops {
+		if err := p.store.Write(ctx, txn, op.op, op.path, op.value); err != nil {
+			return nil, fmt.Errorf("state change %d: %w", i, err)
+		}
+	}
+	for i := range changes {
+		var err error
+		if changes[i].after, err = p.member(ctx, txn, changes[i].key); err != nil {
+			return nil, err
+		}
+	}
+	return changes, nil
+}
+
+// member reads a copy of one member of the state.
+func (p *policy) member(ctx context.Context, txn storage.Transaction, key string) (ast.Value, error) {
+	v, err := p.store.Read(ctx, txn, storage.Path{"pstate", key})
+	if storage.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading policy state: %w", err)
+	}
+	if av, ok := v.(ast.Value); ok {
+		if v, err = ast.JSON(av); err != nil {
+			return nil, fmt.Errorf("reading policy state: %w", err)
+		}
+	}
+	return ast.InterfaceToValue(v)
+}
+
+// errStateMoved means that the changes of a decision were built upon and cannot be taken back.
+var errStateMoved = errors.New("the policy's state has changed since")
+
+// revert takes changes back, all or none, provided that what they touched is still as they left it.
+func (p *policy) revert(ctx context.Context, changes []change) error {
+	if len(changes) == 0 {
 		return nil
 	}
 	txn, err := p.store.NewTransaction(ctx, storage.WriteParams)
 	if err != nil {
 		return err
 	}
-	for i, op := range ops {
-		if err := p.store.Write(ctx, txn, op.op, op.path, op.value); err != nil {
-			p.store.Abort(ctx, txn)
-			return fmt.Errorf("state change %d: %w", i, err)
-		}
+	if err := p.writeBack(ctx, txn, changes); err != nil {
+		p.store.Abort(ctx, txn)
+		return err
 	}
 	return p.store.Commit(ctx, txn)
+}
+
+func (p *policy) writeBack(ctx context.Context, txn storage.Transaction, changes []change) error {
+	for _, c := range changes {
+		now, err := p.member(ctx, txn, c.key)
+		if err != nil {
+			return err
+		}
+		if !sameMember(now, c.after) {
+			return errStateMoved
+		}
+		path := storage.Path{"pstate", c.key}
+		switch {
+		case sameMember(c.before, c.after):
+		case c.before == nil:
+			err = p.store.Write(ctx, txn, storage.RemoveOp, path, nil)
+		default:
+			var v any
+			if v, err = ast.JSON(c.before); err == nil {
+				err = p.store.Write(ctx, txn, storage.AddOp, path, v)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sameMember(a, b ast.Value) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return a.Compare(b) == 0
 }

@@ -49,6 +49,47 @@ func TestContainerIDs(t *testing.T) {
 	denied(t, ask(e, restart(next)), []string{"retired"}, nil)
 }
 
+// TestFailedCreate creates a container that cannot be made at first, in a pod that restarts nothing.
+func TestFailedCreate(t *testing.T) {
+	plan, _ := loadPlan(t, "testdata/full.yaml")
+	for i := range plan.Containers {
+		plan.Containers[i].RestartPolicy = "Never"
+	}
+	e := newEngine(t, plan, policy.Options{})
+	mustAllow(t, e, plan.Sandbox)
+	sendFiles(t, e, plan)
+	setup := plan.Containers[0].Create
+	start := &agent.StartContainerRequest{ContainerId: setup.ContainerId}
+	remove := &agent.RemoveContainerRequest{ContainerId: setup.ContainerId}
+	begin := func() func() error {
+		undo, err := e.Begin(t.Context(), "CreateContainerRequest", setup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() error { return undo(t.Context()) }
+	}
+	for range 2 {
+		undo := begin()
+		denied(t, ask(e, setup), []string{"live"}, nil)
+		if err := undo(); err != nil {
+			t.Fatal(err)
+		}
+		denied(t, ask(e, start), nil, nil)
+	}
+	// A host that has already gone on cannot win the id back.
+	undo := begin()
+	mustAllow(t, e, start)
+	if err := undo(); err == nil {
+		t.Error("a create was taken back after its container was started")
+	}
+	denied(t, ask(e, setup), []string{"live"}, nil)
+	mustAllow(t, e, remove)
+	if err := undo(); err == nil {
+		t.Error("a create was taken back after its container was removed")
+	}
+	denied(t, ask(e, setup), []string{"retired"}, nil)
+}
+
 func TestNeverRestarts(t *testing.T) {
 	plan, _ := loadPlan(t, "testdata/full.yaml")
 	for i := range plan.Containers {
