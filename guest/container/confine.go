@@ -73,7 +73,9 @@ func kernelFS(fstype string) bool {
 	return false
 }
 
-// checkSysctl accepts settings that belong to a namespace of the pod. Settings of the network are the pod's own.
+// checkSysctl accepts settings that belong to a namespace of the container. The network is the guest's only one: what a
+// container changes there holds for the guest's services and for all others, so of those only the settings are accepted
+// that Kubernetes calls safe, which cannot forward, redirect or open anything.
 func checkSysctl(key string) error {
 	for part := range strings.SplitSeq(strings.ReplaceAll(key, "/", "."), ".") {
 		if part == "" {
@@ -84,9 +86,16 @@ func checkSysctl(key string) error {
 	case "kernel.domainname", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
 		"kernel.shmmni", "kernel.shm_rmid_forced":
 		return nil
-	}
-	if strings.HasPrefix(key, "net.") || strings.HasPrefix(key, "fs.mqueue.") {
+	case "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range",
+		"net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl",
+		"net.ipv4.tcp_keepalive_probes":
 		return nil
+	}
+	switch {
+	case strings.HasPrefix(key, "fs.mqueue."):
+		return nil
+	case strings.HasPrefix(key, "net."):
+		return refuse("sysctl %s would change the network of the whole pod, expected one that Kubernetes calls safe", clip(key))
 	}
 	return refuse("sysctl %s is not of a namespace of the pod", clip(key))
 }

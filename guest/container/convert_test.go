@@ -39,7 +39,7 @@ func spec() *agent.Spec {
 		},
 		Annotations: map[string]string{"a": "b"},
 		Linux: &agent.Linux{
-			CgroupsPath: "kubepods.slice:cri:c1", Sysctl: map[string]string{"net.core.somaxconn": "1024", "kernel.shmmax": "1"},
+			CgroupsPath: "kubepods.slice:cri:c1", Sysctl: map[string]string{"net.ipv4.tcp_syncookies": "1", "kernel.shmmax": "1"},
 			Namespaces: []*agent.LinuxNamespace{{Type: "ipc", Path: "/proc/1/ns/ipc"}, {Type: "mount"}, {Type: "network", Path: "/var/run/netns/x"}},
 			Resources: &agent.LinuxResources{
 				Devices: []*agent.LinuxDeviceCgroup{{Allow: true, Type: "a", Access: "rwm"}}, Memory: &agent.LinuxMemory{Limit: 1 << 20},
@@ -76,8 +76,25 @@ func TestConvert(t *testing.T) {
 	if string(got)+"\n" != string(want) {
 		t.Errorf("configuration differs from %s (UPDATE_GOLDEN=1 rewrites it):\n%s", golden, got)
 	}
-	if out.NetSysctl["net.core.somaxconn"] != "1024" {
+	if out.NetSysctl["net.ipv4.tcp_syncookies"] != "1" {
 		t.Errorf("network settings: %v", out.NetSysctl)
+	}
+}
+
+// TestSafeSysctls accepts what a pod may set, and names what it may not.
+func TestSafeSysctls(t *testing.T) {
+	for _, key := range []string{
+		"kernel.shm_rmid_forced", "kernel.msgmax", "fs.mqueue.msg_max",
+		"net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range",
+		"net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl",
+		"net.ipv4.tcp_keepalive_probes",
+	} {
+		if err := checkSysctl(key); err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	if err := checkSysctl("net.ipv4.ip_forward"); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), "net.ipv4.ip_forward") {
+		t.Errorf("got %v, expected a refusal that names the setting", err)
 	}
 }
 
@@ -130,6 +147,11 @@ func TestConfinement(t *testing.T) {
 		"sysctl hostname":           sysctl("kernel.hostname"),
 		"sysctl vm":                 sysctl("vm.overcommit_memory"),
 		"sysctl with ..":            sysctl("net/../kernel/core_pattern"),
+		"sysctl forwarding":         sysctl("net.ipv4.ip_forward"),
+		"sysctl route_localnet":     sysctl("net.ipv4.conf.all.route_localnet"),
+		"sysctl of all sockets":     sysctl("net.core.somaxconn"),
+		"sysctl ipv6":               sysctl("net.ipv6.conf.all.forwarding"),
+		"sysctl with slashes":       sysctl("net/ipv4/ip_forward"),
 		"sysctl empty part":         sysctl("net..x"),
 		"hooks":                     func(s *agent.Spec) { s.Hooks = &agent.Hooks{CreateRuntime: []*agent.Hook{{Path: "/bin/sh"}}} },
 		"start hooks":               func(s *agent.Spec) { s.Hooks = &agent.Hooks{StartContainer: []*agent.Hook{{Path: "/bin/sh"}}} },
