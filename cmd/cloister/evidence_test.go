@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,16 +33,30 @@ func TestEvidenceVerifyKey(t *testing.T) {
 		if err := os.WriteFile(file, raw, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		files, keys = append(files, file), append(keys, e.AKPublic)
+		der, err := base64.StdEncoding.DecodeString(e.AKPublic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := filepath.Join(filepath.Dir(file), "ak.pem")
+		if err := os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(key+".b64", []byte(e.AKPublic+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		files, keys = append(files, file), append(keys, key)
 	}
 	for _, tc := range []struct {
 		args []string
 		code int
 		says string
 	}{
-		{[]string{files[0]}, exitDone, "attestation key not checked"},
-		{[]string{"--ak", keys[0], files[0]}, exitDone, "attestation key checked"},
-		{[]string{"--ak", keys[0], files[1]}, exitRefused, "signed by the key " + keys[1]},
+		{[]string{files[0]}, exitRefused, unknownKey},
+		{[]string{"--json", files[0]}, exitRefused, `"genuine": false`},
+		{[]string{"--ak", keys[0], files[0]}, exitDone, "genuine tpm evidence"},
+		{[]string{"--ak", keys[1], "--ak", keys[0] + ".b64", "--json", files[0]}, exitDone, `"genuine": true`},
+		{[]string{"--ak", keys[0], files[1]}, exitRefused, "hint: pin the key"},
+		{[]string{"--ak", files[0], files[0]}, exitRefused, "neither a PEM public key nor base64"},
 	} {
 		var out bytes.Buffer
 		code := run(t.Context(), append([]string{"evidence", "verify", "--tee", "tpm"}, tc.args...), nil, &out, &out)
