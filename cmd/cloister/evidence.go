@@ -62,7 +62,8 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 				return fmt.Errorf("reading the evidence: %w", err)
 			}
 			o := tpm.Options{Now: time.Now()}
-			if o.ExpectedReportData, err = parseNonce(nonce); err != nil {
+			var form string
+			if o.ExpectedReportData, form, err = parseNonce(nonce); err != nil {
 				return err
 			}
 			if initdataFile != "" {
@@ -74,7 +75,7 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 				o.InitDataDigest = sum[:]
 			}
 			claims, err := tpm.Verify(evidence, o)
-			v := verdict{TEE: tee, Valid: err == nil, Claims: claims, Nonce: "checked", Key: "checked"}
+			v := verdict{TEE: tee, Valid: err == nil, Claims: claims, Nonce: "checked, read as " + form, Key: "checked"}
 			if nonce == "" {
 				v.Nonce = "not checked"
 			}
@@ -90,6 +91,9 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 				v.Why = err.Error()
 			case err != nil:
 				v.Error = err.Error()
+				if form != "" {
+					err = hint(err, "--nonce was read as %s", form)
+				}
 			}
 			if a.json {
 				return errors.Join(a.printJSON(v), silent(err))
@@ -156,16 +160,16 @@ func readKeys(files []string) ([]string, error) {
 	return keys, nil
 }
 
-// parseNonce accepts hex or base64.
-func parseNonce(text string) ([]byte, error) {
+// parseNonce accepts hex or base64. Much hex is base64 as well, so it also says how the text was read.
+func parseNonce(text string) (nonce []byte, form string, err error) {
 	if text == "" {
-		return nil, nil
+		return nil, "", nil
 	}
 	if b, err := hex.DecodeString(text); err == nil {
-		return b, nil
+		return b, fmt.Sprintf("%d bytes of hex", len(b)), nil
 	}
 	if b, err := base64.StdEncoding.DecodeString(text); err == nil {
-		return b, nil
+		return b, fmt.Sprintf("%d bytes of base64", len(b)), nil
 	}
-	return nil, usageError{errors.New("--nonce is neither hex nor base64")}
+	return nil, "", usageError{errors.New("--nonce is neither hex nor base64")}
 }

@@ -56,6 +56,8 @@ func TestEvidenceVerifyKey(t *testing.T) {
 		{[]string{"--ak", keys[0], files[0]}, exitDone, "genuine tpm evidence"},
 		{[]string{"--ak", keys[1], "--ak", keys[0] + ".b64", "--json", files[0]}, exitDone, `"genuine": true`},
 		{[]string{"--ak", keys[0], files[1]}, exitRefused, "hint: pin the key"},
+		{[]string{"--nonce", "abcd", files[0]}, exitRefused, "--nonce was read as 2 bytes of hex"},
+		{[]string{"--ak", keys[0], "--nonce", strings.Repeat("00", 32), files[0]}, exitDone, "nonce checked, read as 32 bytes of hex"},
 		{[]string{"--ak", files[0], files[0]}, exitRefused, "neither a PEM public key nor base64"},
 	} {
 		var out bytes.Buffer
