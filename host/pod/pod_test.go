@@ -31,6 +31,7 @@ type fakeVM struct {
 	once    sync.Once
 	exited  chan struct{}
 	reason  string
+	atOnce  bool // Stop was called without patience
 }
 
 func startFake(g *fakeguest.Guest, reason string) (*fakeVM, error) {
@@ -64,9 +65,13 @@ func (v *fakeVM) Exited() <-chan struct{} { return v.exited }
 func (v *fakeVM) Err() error {
 	return &vmm.ExitError{Name: "fake", Reason: v.reason, Console: []string{"console line"}}
 }
-func (v *fakeVM) Stop(context.Context) error { v.end(); return nil }
-func (v *fakeVM) FatalReason() string        { return v.reason }
-func (v *fakeVM) ConsoleTail(int) []string   { return []string{"console line"} }
+func (v *fakeVM) Stop(ctx context.Context) error {
+	v.atOnce = ctx.Err() != nil
+	v.end()
+	return nil
+}
+func (v *fakeVM) FatalReason() string      { return v.reason }
+func (v *fakeVM) ConsoleTail(int) []string { return []string{"console line"} }
 
 // env is a pod with a fake guest.
 type env struct {
@@ -393,6 +398,11 @@ func TestCancelWhileStarting(t *testing.T) {
 		t.Run(request, func(t *testing.T) {
 			e := newEnv(t, container("app", false, ""))
 			e.guest.Block = map[string]chan struct{}{request: make(chan struct{})}
+			var vm *fakeVM
+			e.opts.StartVM = func(context.Context, vmm.Config) (m Machine, err error) {
+				vm, err = startFake(e.guest, "")
+				return vm, err
+			}
 			ctx, cancel := context.WithCancel(t.Context())
 			e.opts.OnEvent = func(ev Event) {
 				if ev.Step == StepVMStart && request == "Check" || ev.Step == StepSandbox {
@@ -402,6 +412,10 @@ func TestCancelWhileStarting(t *testing.T) {
 			_, err := Run(ctx, e.opts)
 			if !errors.Is(err, errStopped) {
 				t.Errorf("got %v", err)
+			}
+			// A guest that has not come up does not power off when it is asked to.
+			if early := request == "Check"; vm.atOnce != early {
+				t.Errorf("VM stopped at once: %v, want %v", vm.atOnce, early)
 			}
 			e.gone(t)
 		})

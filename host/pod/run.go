@@ -304,6 +304,9 @@ func (s *supervisor) teardown(ctx context.Context) error {
 		}
 		sctx, cancel := context.WithTimeout(ctx, goneTimeout)
 		defer cancel()
+		if !s.reached(StepSandbox) {
+			cancel() // nothing ran that could want to end in order, and firmware does not know the power button
+		}
 		err := s.vm.Stop(sctx)
 		if s.agent != nil {
 			s.agent.Close()
