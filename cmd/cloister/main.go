@@ -15,14 +15,35 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer stop()
+	ctx := interruptible()
 	// The ttrpc library reports closed streams to this global logger; our own errors say what a user has to know.
 	logrus.SetOutput(io.Discard)
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// Exit codes, the same for every verb.
+// interruptible is a context that SIGINT and SIGTERM end. It lasts as long as the process.
+func interruptible() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		if s, ok := (<-signals).(unix.Signal); ok {
+			cancel(interruption{s})
+		}
+	}()
+	return ctx
+}
+
+// interruption is the cause of a context that a signal ended. It counts as context.Canceled.
+type interruption struct{ unix.Signal }
+
+func (i interruption) Error() string        { return fmt.Sprintf("ended by %s", unix.SignalName(i.Signal)) }
+func (i interruption) Is(target error) bool { return target == context.Canceled }
+
+// code is the exit code by which shells know a program that a signal ended.
+func (i interruption) code() int { return 128 + int(i.Signal) }
+
+// Exit codes, the same for every verb. A verb that a signal ended before it was done adds 128 to the number of the signal.
 const (
 	exitDone    = 0
 	exitRefused = 1 // refused or failed
@@ -37,11 +58,17 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	err := root.ExecuteContext(ctx)
 	var exit exitError
 	var usage usageError
+	var signal interruption
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &exit):
 		return exit.code()
+	case errors.As(context.Cause(ctx), &signal):
+		if !errors.Is(err, context.Canceled) { // that it was interrupted is known to whoever did it
+			printError(stderr, err)
+		}
+		return signal.code()
 	case errors.As(err, &usage), !app.started: // what fails before a command starts is how it was called
 		printError(stderr, err)
 		return exitUsage
