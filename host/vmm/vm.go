@@ -252,7 +252,7 @@ func (v *VM) event(name string, data json.RawMessage) {
 
 // watch waits for the end of QEMU and clears everything away.
 func (v *VM) watch() {
-	<-v.qemu.done
+	tpmLost := v.waitQEMU()
 	<-v.qmp.done
 	<-v.consoleDone
 	v.mu.Lock()
@@ -264,11 +264,48 @@ func (v *VM) watch() {
 		if v.qemu.err != nil {
 			e.Status = v.qemu.err.Error()
 		}
+		if tpmLost {
+			e.Reason = "the software TPM ended"
+			if v.tpm.err != nil {
+				e.Reason += " with " + v.tpm.err.Error()
+			}
+			e.Messages = append(v.tpm.stderr.lines(5), e.Messages...)
+		}
 		v.err = e
 	}
 	v.mu.Unlock()
 	v.release()
 	close(v.exited)
+}
+
+// waitQEMU waits for the end of QEMU. When the TPM ends before it, QEMU is killed: a guest without its TPM can neither measure nor prove
+// anything any more, and would only fail later and with a worse explanation.
+func (v *VM) waitQEMU() (tpmLost bool) {
+	var tpmDone chan struct{}
+	if v.tpm != nil {
+		tpmDone = v.tpm.done
+	}
+	select {
+	case <-v.qemu.done:
+		return false
+	case <-tpmDone:
+	}
+	// A QEMU that is ending takes the TPM along, and can be seen a moment later.
+	t := time.NewTimer(quitTimeout)
+	defer t.Stop()
+	select {
+	case <-v.qemu.done:
+		return false
+	case <-t.C:
+	}
+	v.mu.Lock()
+	ending := v.shutdown != "" || v.stopping.Load()
+	v.mu.Unlock()
+	if !ending {
+		v.qemu.kill()
+	}
+	<-v.qemu.done
+	return !ending
 }
 
 // release ends the TPM, closes our ends and removes the directory. QEMU has ended.

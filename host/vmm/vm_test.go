@@ -101,6 +101,29 @@ func TestKilledVMIsReported(t *testing.T) {
 	}
 }
 
+func TestKilledTPMIsReported(t *testing.T) {
+	cfg, ctx := testConfig(t), testContext(t)
+	vm, err := Start(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(vm.tpm.pid(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-vm.Exited():
+	case <-ctx.Done():
+		t.Fatal("the end of the TPM was not noticed")
+	}
+	var e *ExitError
+	if !errors.As(vm.Err(), &e) || e.Reason != "the software TPM ended with signal: killed" {
+		t.Errorf("got %v", vm.Err())
+	}
+	if err := unix.Kill(vm.PID(), 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("QEMU is still there: %v", err)
+	}
+}
+
 func TestTPMChain(t *testing.T) {
 	_, ctx := testConfig(t), testContext(t)
 	dir := t.TempDir()
