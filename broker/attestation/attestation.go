@@ -6,9 +6,11 @@ package attestation
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/cloister/cloister/broker/appraise"
@@ -123,12 +125,19 @@ func (s *Service) Challenge(ctx context.Context, tee string, params json.RawMess
 	return c.Challenge(ctx, params)
 }
 
+// withheld are the members of the init data's claims that records keep by digest only. A policy lists the environment of
+// every container, and with it what stands in a Secret; who reads records or the store must not learn it.
+var withheld = []string{"policy.rego", "agent_policy_claims"}
+
 // keptEvidence is the claims as records keep them. What a guest can make as long as it likes is left out when it is long:
 // records must not fill the disk.
 func keptEvidence(annotated map[string]any) (json.RawMessage, error) {
 	const most = 64 << 10
 	kept := map[string]any{}
 	for name, v := range annotated {
+		if name == "init_data_claims" {
+			v = withoutPolicy(v)
+		}
 		raw, err := json.Marshal(v)
 		if err != nil {
 			return nil, fmt.Errorf("encoding claims: %w", err)
@@ -152,4 +161,30 @@ func keptEvidence(annotated map[string]any) (json.RawMessage, error) {
 		kept[name] = v
 	}
 	return json.Marshal(kept)
+}
+
+// withoutPolicy replaces what is withheld by its digest: that of a text is over its bytes, that of other claims over their JSON.
+func withoutPolicy(claims any) any {
+	m, ok := claims.(map[string]any)
+	if !ok {
+		return claims
+	}
+	m = maps.Clone(m)
+	for _, name := range withheld {
+		v, ok := m[name]
+		if !ok {
+			continue
+		}
+		text, ok := v.(string)
+		if !ok {
+			raw, err := json.Marshal(v)
+			if err != nil {
+				m[name] = "left out"
+				continue
+			}
+			text = string(raw)
+		}
+		m[name] = fmt.Sprintf("left out: sha256:%x", sha256.Sum256([]byte(text)))
+	}
+	return m
 }
