@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -205,3 +206,65 @@ func mergeEnv(base []string, over []variable) []string {
 	}
 	return out
 }
+
+// ClearSecrets lists where values of Secrets that are not sealed end in the requests of the pod, and so in its policy: in
+// variables, in what is made of those by $(NAME), and in arguments. Files of Secret volumes are bound by digest instead.
+func ClearSecrets(m *Manifest) []string {
+	var out []string
+	for _, list := range [][]Container{m.Pod.Spec.InitContainers, m.Pod.Spec.Containers} {
+		for i := range list {
+			x := &list[i]
+			secret := m.clearVariables(x)
+			for _, name := range slices.Sorted(maps.Keys(secret)) {
+				out = append(out, fmt.Sprintf("variable %s of container %s", name, x.Name))
+			}
+			if slices.ContainsFunc(slices.Concat(x.Command, x.Args), func(s string) bool { return mentions(s, secret) }) {
+				out = append(out, "the arguments of container "+x.Name)
+			}
+		}
+	}
+	return out
+}
+
+// clearVariables are the variables of a container that hold what is not sealed of a Secret.
+func (m *Manifest) clearVariables(x *Container) map[string]bool {
+	secret := map[string]bool{}
+	for _, e := range x.EnvFrom {
+		if e.SecretRef == nil {
+			continue
+		}
+		data, _ := m.secret(e.SecretRef.Name)
+		for k, v := range data {
+			if !sealed(v) && envName.MatchString(e.Prefix+k) && printable(v) {
+				secret[e.Prefix+k] = true
+			}
+		}
+	}
+	for _, e := range x.Env {
+		hit := mentions(e.Value, secret)
+		if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
+			data, _ := m.secret(e.ValueFrom.SecretKeyRef.Name)
+			v, ok := data[e.ValueFrom.SecretKeyRef.Key]
+			hit = ok && !sealed(v)
+		}
+		if hit {
+			secret[e.Name] = true
+		} else {
+			delete(secret, e.Name) // a later entry replaces an earlier one
+		}
+	}
+	return secret
+}
+
+// mentions says whether a text refers to one of the variables as $(NAME).
+func mentions(text string, names map[string]bool) bool {
+	for name := range names {
+		if strings.Contains(text, "$("+name+")") {
+			return true
+		}
+	}
+	return false
+}
+
+// sealed values are opened in the guest; what the host sees of them is encrypted.
+func sealed(v string) bool { return strings.HasPrefix(v, "sealed.") }

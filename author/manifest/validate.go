@@ -211,9 +211,9 @@ func (c *checker) objectVolume(p, kind, name string, data map[string]string, fou
 // warnUnsealed: what stands in a Secret passes through the host.
 func (c *checker) warnUnsealed(name string, data map[string]string) {
 	for _, v := range data {
-		if !strings.HasPrefix(v, "sealed.") {
+		if !sealed(v) {
 			c.manifest.Warnings = append(c.manifest.Warnings,
-				fmt.Sprintf("Secret %q is not sealed: the host and everyone who sees the initdata can read it", name))
+				fmt.Sprintf("Secret %q is not sealed: the host can read it; what must stay secret belongs in the broker", name))
 			return
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,16 +14,33 @@ func addOutput(c *cobra.Command, to *string) {
 }
 
 // write puts data into a file, or on standard output when no file is named.
-func (a *app) write(file string, data []byte) error {
+func (a *app) write(file string, data []byte) error { return a.writeMode(file, data, 0o644) }
+
+// writeMode is write with the mode of the file, which also one that exists gets.
+func (a *app) writeMode(file string, data []byte, mode os.FileMode) error {
 	if file == "" {
 		_, err := a.stdout.Write(data)
 		return err
 	}
-	if err := os.WriteFile(file, data, 0o644); err != nil {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return fmt.Errorf("writing the result: %w", err)
+	}
+	// Only regular files have a mode of their own: that of /dev/stdout is not ours.
+	if info, serr := f.Stat(); mode == privateMode && serr == nil && info.Mode().IsRegular() {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		_, err = f.Write(data)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("writing the result: %w", err)
 	}
 	return nil
 }
+
+// privateMode is the mode of files with secrets.
+const privateMode = 0o600
 
 func sortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))

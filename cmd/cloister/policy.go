@@ -29,17 +29,26 @@ func (f *policyFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&f.denyLogs, "deny-logs", false, "do not hand the containers' output to the host")
 }
 
-// generate makes the policy of the pod in file.
-func (f *policyFlags) generate(c *cobra.Command, a *app, pf *podFlags, file string) (string, error) {
+// generate makes the policy of the pod in file, and says which mode a file with it must have.
+func (f *policyFlags) generate(c *cobra.Command, a *app, pf *podFlags, file string) (text string, mode os.FileMode, err error) {
 	m, plan, err := pf.podAndPlan(c.Context(), a, file)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	o := policy.Options{AllowExecStdin: f.allowExecStdin, DenyLogs: f.denyLogs, ExecCommands: manifest.ExecCommands(m)}
 	for _, command := range f.allowExec {
 		o.AllowExec = append(o.AllowExec, strings.Fields(command))
 	}
-	return policy.Generate(plan, o)
+	mode = 0o644
+	if clear := manifest.ClearSecrets(m); len(clear) > 0 {
+		mode = privateMode
+		for _, where := range clear {
+			fmt.Fprintf(a.stderr, "warning: %s holds a Secret, which stands in clear in the policy and the initdata\n", where)
+		}
+		fmt.Fprintln(a.stderr, "hint: put it into the broker with `cloister secret put` and name it by a sealed secret, or let the container read it from http://127.0.0.1:8006/cdh/resource/")
+	}
+	text, err = policy.Generate(plan, o)
+	return text, mode, err
 }
 
 func policyGenerateCmd(a *app) *cobra.Command {
@@ -51,11 +60,11 @@ func policyGenerateCmd(a *app) *cobra.Command {
 		Short: "Print the Rego policy that admits exactly this pod",
 		Args:  exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			text, err := f.generate(c, a, &pf, args[0])
+			text, mode, err := f.generate(c, a, &pf, args[0])
 			if err != nil {
 				return err
 			}
-			return a.write(out, []byte(text))
+			return a.writeMode(out, []byte(text), mode)
 		},
 	}
 	pf.add(c)
@@ -87,14 +96,14 @@ func initdataNewCmd(a *app) *cobra.Command {
 		Args:  exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			o := policy.InitDataOptions{ImageSecurityPolicyURI: imagePolicy, RegistryAuthURI: auth, InsecureKBS: insecureKBS}
+			var mode os.FileMode
 			var err error
 			if policyFile != "" {
-				text, err := os.ReadFile(policyFile)
-				if err != nil {
-					return fmt.Errorf("reading the policy: %w", err)
-				}
-				o.Policy = string(text)
-			} else if o.Policy, err = f.generate(c, a, &pf, args[0]); err != nil {
+				o.Policy, mode, err = readPolicy(policyFile)
+			} else {
+				o.Policy, mode, err = f.generate(c, a, &pf, args[0])
+			}
+			if err != nil {
 				return err
 			}
 			if o.Registries, err = pf.registries(); err != nil {
@@ -121,9 +130,9 @@ func initdataNewCmd(a *app) *cobra.Command {
 				return err
 			}
 			if annotation {
-				return a.write(out, []byte(initdata.EncodeAnnotation(text)+"\n"))
+				return a.writeMode(out, []byte(initdata.EncodeAnnotation(text)+"\n"), mode)
 			}
-			if err := a.write(out, text); err != nil || out == "" {
+			if err := a.writeMode(out, text, mode); err != nil || out == "" {
 				return err
 			}
 			return a.describeInitdata(out, text)
@@ -141,6 +150,22 @@ func initdataNewCmd(a *app) *cobra.Command {
 	c.Flags().StringArrayVar(&roots, "extra-root", nil, "PEM file with a certificate trusted for registries (repeatable)")
 	c.Flags().BoolVar(&annotation, "annotation", false, "print it as the value of the annotation io.katacontainers.config.hypervisor.cc_init_data")
 	return c
+}
+
+// readPolicy reads a policy. What is made of one that nobody else may read, nobody else may read either.
+func readPolicy(file string) (text string, mode os.FileMode, err error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return "", 0, fmt.Errorf("reading the policy: %w", err)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return "", 0, fmt.Errorf("reading the policy: %w", err)
+	}
+	if info.Mode().Perm()&0o077 == 0 {
+		return string(raw), privateMode, nil
+	}
+	return string(raw), 0o644, nil
 }
 
 func initdataInspectCmd(a *app) *cobra.Command {
