@@ -13,12 +13,13 @@ import (
 
 	"github.com/cloister/cloister/broker/atomicfile"
 	"github.com/cloister/cloister/broker/config"
+	"github.com/cloister/cloister/broker/verifier/tpm"
 )
 
 const usage = `cloister-broker verifies guests and gives them their secrets.
 
 Usage:
-  cloister-broker serve [--config FILE] [--data DIR] [--listen ADDR] [--ready-fd N] [--log-level LEVEL]
+  cloister-broker serve [--config FILE] [--data DIR] [--listen ADDR] [--tpm-ek-roots FILE] [--ready-fd N] [--log-level LEVEL]
   cloister-broker validate --config FILE
   cloister-broker example-config
   cloister-broker version
@@ -45,9 +46,21 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 		return exitUsage
 	default:
 		fmt.Fprintf(stderr, "cloister-broker: error: %v\n", err)
+		var h hintError
+		if errors.As(err, &h) {
+			fmt.Fprintf(stderr, "cloister-broker: hint: %s\n", h.hint)
+		}
 		return exitFailed
 	}
 }
+
+// hintError is an error with the advice that helps.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e hintError) Unwrap() error { return e.error }
 
 // usageError is a wrong command line.
 type usageError struct{ text string }
@@ -62,7 +75,7 @@ func run(ctx context.Context, args []string, version string, stdout, stderr io.W
 	case "serve":
 		return serve(ctx, args[1:], version, stdout, stderr)
 	case "validate":
-		return validate(args[1:], stdout, stderr)
+		return validate(args[1:], stdout)
 	case "example-config":
 		_, err := io.WriteString(stdout, config.Example())
 		return err
@@ -77,10 +90,15 @@ func run(ctx context.Context, args []string, version string, stdout, stderr io.W
 	}
 }
 
-// parse parses flags and refuses what is left over.
-func parse(flags *flag.FlagSet, args []string) error {
+// parse parses flags and refuses what is left over. Who asks for help gets the flags; a wrong flag is left to Main, which
+// prints the usage, so that it is not printed twice.
+func parse(flags *flag.FlagSet, args []string, stdout io.Writer) error {
+	flags.SetOutput(io.Discard)
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintf(stdout, "Flags of %s:\n", flags.Name())
+			flags.SetOutput(stdout)
+			flags.PrintDefaults()
 			return err
 		}
 		return usageError{err.Error()}
@@ -91,41 +109,48 @@ func parse(flags *flag.FlagSet, args []string) error {
 	return nil
 }
 
-func newFlags(name string, stderr io.Writer) *flag.FlagSet {
-	flags := flag.NewFlagSet("cloister-broker "+name, flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {
-		fmt.Fprintf(stderr, "Flags of cloister-broker %s:\n", name)
-		flags.PrintDefaults()
-	}
-	return flags
+func newFlags(name string) *flag.FlagSet {
+	return flag.NewFlagSet("cloister-broker "+name, flag.ContinueOnError)
 }
 
-func validate(args []string, stdout, stderr io.Writer) error {
-	flags := newFlags("validate", stderr)
+func validate(args []string, stdout io.Writer) error {
+	flags := newFlags("validate")
 	file := flags.String("config", "", "configuration `file`")
-	if err := parse(flags, args); err != nil {
+	if err := parse(flags, args, stdout); err != nil {
 		return err
 	}
 	if *file == "" {
 		return usageError{"--config is missing"}
 	}
-	if _, err := config.Load(*file); err != nil {
+	cfg, err := config.Load(*file)
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(stdout, "%s is valid\n", *file)
+	if err := checkRoots(cfg); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s is valid\n", *file)
 	return err
 }
 
+// checkRoots reads the roots that are named. A verifier that cannot start is no reason to end, but a mistyped name of a file
+// would leave a broker that refuses every guest.
+func checkRoots(cfg config.Config) error {
+	if _, err := (tpm.Config{EKRootFiles: cfg.TPM.EKRoots}).Roots(); err != nil {
+		return hintError{err, "--tpm-ek-roots and tpm.ek_roots name PEM files with certificates; `cloister doctor --tpm-ca FILE` writes that of this machine"}
+	}
+	return nil
+}
+
 func serve(ctx context.Context, args []string, version string, stdout, stderr io.Writer) (err error) {
-	flags := newFlags("serve", stderr)
+	flags := newFlags("serve")
 	file := flags.String("config", "", "configuration `file`; without it everything is at its default")
 	data := flags.String("data", "", "data `directory`, overrides data_dir")
 	listen := flags.String("listen", "", "`address` and port, overrides server.listen; port 0 takes a free one")
 	ekRoots := flags.String("tpm-ek-roots", "", "PEM `file` with the root of the TPMs to trust, added to tpm.ek_roots")
 	readyFD := flags.Int("ready-fd", -1, "write the ready line to this file `descriptor` instead of standard output, then close it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
-	if err := parse(flags, args); err != nil {
+	if err := parse(flags, args, stdout); err != nil {
 		return err
 	}
 	cfg := config.Default()
@@ -142,6 +167,9 @@ func serve(ctx context.Context, args []string, version string, stdout, stderr io
 	}
 	if *ekRoots != "" {
 		cfg.TPM.EKRoots = append(cfg.TPM.EKRoots, *ekRoots)
+	}
+	if err := checkRoots(cfg); err != nil {
+		return err
 	}
 	var min slog.Level
 	if err := min.UnmarshalText([]byte(*level)); err != nil {
