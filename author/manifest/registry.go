@@ -28,6 +28,13 @@ type RegistryResolver struct {
 	Architecture string
 }
 
+// PlainHTTPError refuses a registry that would be spoken to in plain HTTP and is not among the insecure hosts.
+type PlainHTTPError struct{ Image, Host string }
+
+func (e *PlainHTTPError) Error() string {
+	return fmt.Sprintf("image %q: registry %s would be spoken to in plain HTTP, which nobody has allowed", e.Image, e.Host)
+}
+
 // maxConfigBytes bounds the configuration of an image.
 const maxConfigBytes = 4 << 20
 
@@ -99,7 +106,7 @@ func (r *RegistryResolver) parse(image string) (name.Reference, error) {
 	}
 	if ref.Context().Scheme() == "http" && !strings.HasPrefix(image, "http:") {
 		// The library speaks plain HTTP to local addresses by itself; here that must be asked for.
-		return nil, fmt.Errorf("image %q: registry %s would be spoken to in plain HTTP; allow it as an insecure registry", image, host)
+		return nil, &PlainHTTPError{Image: image, Host: host}
 	}
 	return ref, nil
 }

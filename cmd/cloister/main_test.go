@@ -49,6 +49,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"nosuch", exitUsage}, {"run pod.yaml", exitUsage}, {"explain", exitUsage}, {"guest", exitUsage}, {"ps --nosuch", exitUsage},
 		{"key new --type nosuch x", exitUsage}, {"secret put kbs://wrong file", exitUsage}, {"broker status", exitUsage},
+		{"run --tee foo --initdata /nonexistent pod.yaml", exitUsage}, {"run --accel foo --initdata /nonexistent pod.yaml", exitUsage},
 		{"logs nosuch", exitRefused}, {"broker audit --verify /nonexistent", exitRefused}, {"version", exitDone},
 	} {
 		if got := run(t.Context(), strings.Fields(tc.args), nil, io.Discard, io.Discard); got != tc.code {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -66,6 +67,10 @@ func (f *podFlags) podAndPlan(ctx context.Context, a *app, file string) (*manife
 		return nil, nil, err
 	}
 	plan, err := manifest.Plan(ctx, m, &manifest.RegistryResolver{InsecureHosts: f.insecure, GuestHosts: names})
+	var plain *manifest.PlainHTTPError
+	if errors.As(err, &plain) {
+		return nil, nil, hint(err, "allow it by --insecure-registry %s", plain.Host)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

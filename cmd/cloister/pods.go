@@ -72,9 +72,17 @@ func runCmd(a *app) *cobra.Command {
 // spec turns the flags into what the supervisor needs.
 func (f *runFlags) spec(c *cobra.Command, dirs paths.Dirs, podFile string, a *app) (*pod.Spec, error) {
 	ctx := c.Context()
+	// What is wrong with the command line is said before anything is asked of a registry or started.
+	if err := errors.Join(oneOf("--tee", f.tee, doctor.TEEs), oneOf("--accel", f.accel, doctor.Accels)); err != nil {
+		return nil, usageError{err}
+	}
 	document, err := os.ReadFile(f.initdata)
 	if err != nil {
 		return nil, hint(fmt.Errorf("reading the initdata: %w", err), "make it with `cloister initdata new -o %s %s`", f.initdata, podFile)
+	}
+	// The guest would find the same fault, but only when it has booted.
+	if _, err := initdata.Parse(document); err != nil {
+		return nil, hint(fmt.Errorf("reading the initdata %s: %w", f.initdata, err), "make it with `cloister initdata new -o FILE %s`", podFile)
 	}
 	pm, plan, err := f.podAndPlan(ctx, a, podFile)
 	if err != nil {
@@ -126,6 +134,14 @@ func graceOf(flag time.Duration, seconds *int64) time.Duration {
 		return flag
 	}
 	return max(time.Duration(min(*seconds, 24*3600))*time.Second, 1)
+}
+
+// oneOf refuses values of a flag that no host could take.
+func oneOf(flag, value string, known []string) error {
+	if slices.Contains(known, value) {
+		return nil
+	}
+	return fmt.Errorf("%s is %q, expected one of %s", flag, value, strings.Join(known, ", "))
 }
 
 func (a *app) runForeground(c *cobra.Command, dirs paths.Dirs, spec *pod.Spec, times bool) error {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 
@@ -109,11 +111,15 @@ func initdataNewCmd(a *app) *cobra.Command {
 			if o.Registries, err = pf.registries(); err != nil {
 				return err
 			}
-			url, cert, err := a.broker.guestView(guestKBS)
+			kbs, cert, err := a.broker.guestView(guestKBS)
 			if err != nil {
 				return err
 			}
-			o.KBSURL, o.KBSCertPEM = url, cert
+			if loopback(kbs) {
+				fmt.Fprintf(a.stderr, "warning: the guest is told to find the broker at %s, which is the guest itself\n", kbs)
+				fmt.Fprintln(a.stderr, "hint: give --guest-kbs the URL as the guest reaches it; this machine is 10.0.2.2 inside a guest")
+			}
+			o.KBSURL, o.KBSCertPEM = kbs, cert
 			for _, file := range roots {
 				text, err := os.ReadFile(file)
 				if err != nil {
@@ -150,6 +156,20 @@ func initdataNewCmd(a *app) *cobra.Command {
 	c.Flags().StringArrayVar(&roots, "extra-root", nil, "PEM file with a certificate trusted for registries (repeatable)")
 	c.Flags().BoolVar(&annotation, "annotation", false, "print it as the value of the annotation io.katacontainers.config.hypervisor.cc_init_data")
 	return c
+}
+
+// loopback says whether a URL means the machine that uses it.
+func loopback(text string) bool {
+	u, err := url.Parse(text)
+	if err != nil {
+		return false
+	}
+	host := u.Hostname()
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return host == "localhost" || strings.HasSuffix(host, ".localhost")
+	}
+	return ip.Unmap().IsLoopback() || ip.IsUnspecified()
 }
 
 // readPolicy reads a policy. What is made of one that nobody else may read, nobody else may read either.

@@ -116,3 +116,30 @@ func TestSecretsInClear(t *testing.T) {
 		t.Errorf("initdata of a private policy: %v, %v", info, err)
 	}
 }
+
+// TestLoopbackBroker takes the broker's URL for the guest from where it is given.
+func TestLoopbackBroker(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "pod.yaml", strings.NewReplacer("ENV", "", "ARGS", "x").Replace(secretPod))
+	for _, tc := range []struct {
+		args []string
+		warn bool
+	}{
+		{[]string{"--kbs", "https://127.0.0.1:8080"}, true}, {[]string{"--kbs", "https://localhost:8080"}, true},
+		{[]string{"--guest-kbs", "https://[::1]:8080"}, true}, {[]string{"--kbs", "https://kbs.example"}, false},
+		{[]string{"--kbs", "https://127.0.0.1:8080", "--guest-kbs", "https://10.0.2.2:8080"}, false}, {nil, false},
+	} {
+		args := append([]string{"initdata", "new", "-o", "pod.toml", "--insecure-registry", f.registry, "pod.yaml"}, tc.args...)
+		if out := f.run(t, exitDone, args...); strings.Contains(out, "which is the guest itself") != tc.warn {
+			t.Errorf("%v: want a warning: %v: %s", tc.args, tc.warn, out)
+		}
+	}
+}
+
+func TestInsecureRegistryIsNamed(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "pod.yaml", strings.NewReplacer("ENV", "", "ARGS", "x").Replace(secretPod))
+	if out := f.run(t, exitRefused, "policy", "generate", "pod.yaml"); !strings.Contains(out, "hint: allow it by --insecure-registry "+f.registry) {
+		t.Errorf("no hint: %s", out)
+	}
+}

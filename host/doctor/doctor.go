@@ -130,6 +130,12 @@ func (r *Report) chooseTEE(tpmReady bool) {
 	}
 }
 
+// TEEs and Accels are what SelectTEE and SelectAccel can be asked for, so that other words can be refused without a look at the host.
+var (
+	TEEs   = []string{"auto", "tpm", "snp", "tdx", "se", "cca"}
+	Accels = []string{"auto", "kvm", "tcg"}
+)
+
 // SelectTEE answers which TEE to use when want was asked for ("auto" or "" takes what the host has). What is absent is an error.
 func (r *Report) SelectTEE(want string) (string, error) {
 	switch want {
@@ -146,7 +152,7 @@ func (r *Report) SelectTEE(want string) (string, error) {
 	}
 	c, known := r.hardware[want]
 	if !known {
-		return "", fmt.Errorf("TEE %q was asked for, expected one of auto, tpm, snp, tdx, se, cca", want)
+		return "", fmt.Errorf("TEE %q was asked for, expected one of %s", want, strings.Join(TEEs, ", "))
 	}
 	if c.Status != OK {
 		return "", fmt.Errorf("TEE %q was asked for, but this host has none: %s", want, c.Detail)
@@ -164,7 +170,7 @@ func (r *Report) SelectAccel(want string) (string, error) {
 	case "kvm":
 		return "", fmt.Errorf("accelerator kvm was asked for: %s", r.AccelReason)
 	}
-	return "", fmt.Errorf("accelerator %q was asked for, expected auto, kvm or tcg", want)
+	return "", fmt.Errorf("accelerator %q was asked for, expected one of %s", want, strings.Join(Accels, ", "))
 }
 
 // Err is nil when pods can run here; else it names everything required that is missing, with its hints.

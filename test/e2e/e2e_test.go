@@ -108,10 +108,10 @@ func TestPods(t *testing.T) {
 		e.refused(t, out, code, "tpm_pcr09", "request ")
 	})
 
-	t.Run("a malformed initdata stops the guest", func(t *testing.T) {
-		e.write(t, "broken.toml", "version = \"0.1.0\"\nalgorithm = ")
+	t.Run("an initdata with a malformed policy stops the guest", func(t *testing.T) {
+		e.write(t, "broken.toml", "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.rego\" = \"package\"\n")
 		out, code := e.run(t, "pod", "broken.toml")
-		e.refused(t, out, code, "initdata")
+		e.refused(t, out, code, "policy")
 	})
 
 	t.Run("an image signed with another key", func(t *testing.T) {
