@@ -41,6 +41,11 @@ func Stop(ctx context.Context, dirs paths.Dirs, name string, grace time.Duration
 		seconds = -1
 	}
 	conn, err := dialControl(ctx, dirs.Run, name, fmt.Sprintf("STOP %d", seconds))
+	if errors.Is(err, ErrNotFound) {
+		if s, lerr := Lookup(dirs, name); lerr == nil && s.Done() {
+			return fmt.Errorf("stopping: pod %s: %w", name, ErrEnded)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("stopping: %w", err)
 	}
@@ -186,6 +191,18 @@ func (x *execution) run(ctx context.Context, doing string, process *agent.Proces
 	defer drain.Stop()
 	readers.Wait()
 	return code, nil
+}
+
+// feed gives the pod's input to a container that has started, if it is the one that takes it. One that is started again gets no input: what
+// the first run was given is gone.
+func (s *supervisor) feed(ctx context.Context, c *launch.Container) {
+	if s.opts.Stdin == nil || s.opts.stdinTaker().Name != c.Name {
+		return
+	}
+	s.stdin.Do(func() {
+		x := &execution{a: s.agent, container: c.Create.GetContainerId(), exec: execID(c), opts: &ExecOptions{Stdin: s.opts.Stdin}}
+		go x.feed(ctx)
+	})
 }
 
 // feed copies our input to the program and then closes it.

@@ -201,6 +201,7 @@ func (s *supervisor) waitExit(life context.Context, c *managed) (int, error) {
 	if !c.request().GetOCI().GetProcess().GetTerminal() {
 		readers.Go(func() { readStream(rctx, s.agent.ReadStderr, id, exec, log.stream("stderr")) })
 	}
+	s.feed(rctx, c)
 	var code int
 	start := time.Now()
 	err = s.agent.call(life, 0, "waiting for container "+c.Name, func(cc context.Context) error {

@@ -60,6 +60,9 @@ type Options struct {
 	Dirs paths.Dirs
 	// Stdout and Stderr get the containers' output; nil drops it. With several containers each line starts with the container's name.
 	Stdout, Stderr io.Writer
+	// Stdin is the input of the first container that is declared with stdin: true; nil is none. A reader that blocks is left behind when
+	// the pod has ended.
+	Stdin io.Reader
 	// OnEvent is called for each step, one call at a time; it may be nil.
 	OnEvent func(Event)
 	Logger  *slog.Logger
@@ -131,6 +134,9 @@ func (o *Options) complete() error {
 			return fmt.Errorf("running pod %s: %w", o.Plan.Name, err)
 		}
 	}
+	if o.Stdin != nil && o.stdinTaker() == nil {
+		return fmt.Errorf("running pod %s: there is input, but no container with stdin: true to take it", o.Plan.Name)
+	}
 	if o.LogDir == "" {
 		o.LogDir = filepath.Join(o.Dirs.Pods(), o.Plan.Name)
 	}
@@ -150,6 +156,16 @@ func (o *Options) complete() error {
 				return nil, err
 			}
 			return vm, nil
+		}
+	}
+	return nil
+}
+
+// stdinTaker is the container that gets the pod's input.
+func (o *Options) stdinTaker() *launch.Container {
+	for i := range o.Plan.Containers {
+		if c := &o.Plan.Containers[i]; c.Stdin && !c.Init {
+			return c
 		}
 	}
 	return nil

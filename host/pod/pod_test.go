@@ -254,7 +254,7 @@ func TestPodLife(t *testing.T) {
 	if b, _ := os.ReadFile(filepath.Join(s.LogDir, "guest.log")); !strings.Contains(string(b), "hello") {
 		t.Errorf("guest log %q", b)
 	}
-	if err := Stop(t.Context(), e.dirs, "web", 0); !errors.Is(err, ErrNotFound) {
+	if err := Stop(t.Context(), e.dirs, "web", 0); !errors.Is(err, ErrEnded) {
 		t.Errorf("stopping an ended pod: %v", err)
 	}
 }
@@ -436,7 +436,15 @@ func TestGuestDies(t *testing.T) {
 	if !errors.As(err, &x) || !strings.Contains(err.Error(), "out of memory") || !strings.Contains(err.Error(), "console line") {
 		t.Errorf("got %v", err)
 	}
-	e.gone(t)
+	if c := e.gone(t).Containers[0]; c.State != ContainerExited || c.Ended == nil {
+		t.Errorf("the container of a guest that died is %s, want %s with its end", c.State, ContainerExited)
+	}
+	if err := Stop(t.Context(), e.dirs, "web", -1); !errors.Is(err, ErrEnded) {
+		t.Errorf("stopping a pod that has ended: %v, want %v", err, ErrEnded)
+	}
+	if err := Stop(t.Context(), e.dirs, "none", -1); !errors.Is(err, ErrNotFound) {
+		t.Errorf("stopping a pod that never was: %v, want %v", err, ErrNotFound)
+	}
 }
 
 func TestSilentGuest(t *testing.T) {
@@ -448,6 +456,29 @@ func TestSilentGuest(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	e.gone(t)
+}
+
+// TestStdin gives a pod's input to the container that asks for it, and to no other.
+func TestStdin(t *testing.T) {
+	e := newEnv(t, container("app", false, "Never"), container("reader", false, "Never"))
+	e.opts.Plan.Containers[1].Stdin = true
+	e.opts.Stdin = strings.NewReader("line\n")
+	e.guest.Programs["id-app"] = say("app", 0)
+	e.guest.Programs["id-reader"] = func(_ context.Context, p *fakeguest.Process) int {
+		in, _ := io.ReadAll(p.Stdin)
+		fmt.Fprintf(p.Stdout, "got %q\n", in)
+		return 0
+	}
+	if _, err := Run(t.Context(), e.opts); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(e.out.String(), `[reader] got "line\n"`) {
+		t.Errorf("output %q", e.out.String())
+	}
+	e.opts.Stdin, e.opts.Plan.Containers[1].Stdin = strings.NewReader("x"), false
+	if _, err := Run(t.Context(), e.opts); err == nil || !strings.Contains(err.Error(), "stdin: true") {
+		t.Errorf("input for a pod that takes none: %v", err)
+	}
 }
 
 func TestExec(t *testing.T) {

@@ -39,6 +39,7 @@ type supervisor struct {
 	logs  sync.WaitGroup
 
 	eventMu sync.Mutex
+	stdin   sync.Once
 
 	stopMu sync.Mutex
 	grace  time.Duration
@@ -356,6 +357,11 @@ func (s *supervisor) finish(ctx context.Context, code int, err, terr error) (Res
 	now := time.Now().UTC()
 	s.state.update(func(x *State) {
 		x.Ended, x.Phase = &now, Succeeded
+		for i := range x.Containers { // whose end nobody has seen: the VM's was theirs
+			if c := &x.Containers[i]; c.State == ContainerRunning {
+				c.State, c.Ended = ContainerExited, &now
+			}
+		}
 		if err != nil {
 			x.Phase, x.Error = Failed, err.Error()
 			return

@@ -162,6 +162,9 @@ func readLimited(name string, limit int64) ([]byte, error) {
 // ErrNotFound is wrapped by the error about a pod that does not exist.
 var ErrNotFound = errors.New("no such pod")
 
+// ErrEnded is wrapped by the error about a pod that existed and has ended.
+var ErrEnded = errors.New("the pod has ended")
+
 // Lookup returns the state of one pod, running or ended.
 func Lookup(dirs paths.Dirs, name string) (State, error) {
 	if err := checkName(name); err != nil {
