@@ -4,11 +4,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
+	"slices"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -56,6 +59,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root := newRoot(app)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if end := slices.Index(args, "--"); end >= 0 {
+		args = args[:end]
+	}
+	app.json = app.json || slices.Contains(args, "--json") // a wrong flag before it keeps it from being read
 	var exit exitError
 	var usage usageError
 	var signal interruption
@@ -66,14 +73,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exit.code()
 	case errors.As(context.Cause(ctx), &signal):
 		if !errors.Is(err, context.Canceled) { // that it was interrupted is known to whoever did it
-			printError(stderr, err)
+			app.printError(err)
 		}
 		return signal.code()
 	case errors.As(err, &usage), !app.started: // what fails before a command starts is how it was called
-		printError(stderr, err)
+		app.printError(err)
 		return exitUsage
 	}
-	printError(stderr, err)
+	app.printError(err)
 	return exitRefused
 }
 
@@ -109,10 +116,29 @@ func hint(err error, format string, args ...any) error {
 	return hintError{err, fmt.Sprintf(format, args...)}
 }
 
-func printError(w io.Writer, err error) {
-	fmt.Fprintf(w, "cloister: error: %v\n", err)
+// requestID is how the broker names the request in its refusals.
+var requestID = regexp.MustCompile(`\brequest ([0-9a-f]{32})\b`)
+
+// printError prints an error with its hint: as text, or with --json as one line of JSON.
+func (a *app) printError(err error) {
 	var h hintError
-	if errors.As(err, &h) {
-		fmt.Fprintf(w, "cloister: hint: %s\n", h.hint)
+	errors.As(err, &h)
+	if a.json {
+		line := struct {
+			Error   string `json:"error"`
+			Hint    string `json:"hint,omitempty"`
+			Request string `json:"request,omitempty"`
+		}{Error: err.Error(), Hint: h.hint}
+		if m := requestID.FindStringSubmatch(line.Error); m != nil {
+			line.Request = m[1]
+		}
+		enc := json.NewEncoder(a.stderr)
+		enc.SetEscapeHTML(false)
+		_ = enc.Encode(line) // to whom could it be told
+		return
+	}
+	fmt.Fprintf(a.stderr, "cloister: error: %v\n", err)
+	if h.hint != "" {
+		fmt.Fprintf(a.stderr, "cloister: hint: %s\n", h.hint)
 	}
 }

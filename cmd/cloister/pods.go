@@ -30,6 +30,7 @@ type runFlags struct {
 	kernelAppend string
 	detach       bool
 	times        bool
+	stdin        bool
 	grace        time.Duration
 }
 
@@ -46,14 +47,20 @@ func runCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if f.stdin && f.detach {
+				return usageError{errors.New("--stdin and --detach exclude each other: a detached pod has no input")}
+			}
+			if err := a.cleanStale(c, dirs); err != nil {
+				return err
+			}
 			spec, err := f.spec(c, dirs, args[0], a)
 			if err != nil {
 				return err
 			}
 			if f.detach {
-				return a.runDetached(c, dirs, spec)
+				return a.runDetached(c, dirs, spec, f.times)
 			}
-			return a.runForeground(c, dirs, spec, f.times)
+			return a.runForeground(c, dirs, spec, f.times, f.stdin)
 		},
 	}
 	f.podFlags.add(c)
@@ -63,6 +70,7 @@ func runCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")
 	c.Flags().StringVar(&f.kernelAppend, "kernel-append", "", "add to the kernel command line; this changes PCR 9, so it needs its own reference values")
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "return once the pod runs")
+	c.Flags().BoolVarP(&f.stdin, "stdin", "i", false, "give standard input to the first container with stdin: true")
 	c.Flags().BoolVar(&f.times, "times", false, "end with a table of how long each step took")
 	c.Flags().DurationVar(&f.grace, "grace", 0, "how long containers may take to end (default: the pod's terminationGracePeriodSeconds)")
 	needs(c, "initdata")
@@ -87,6 +95,9 @@ func (f *runFlags) spec(c *cobra.Command, dirs paths.Dirs, podFile string, a *ap
 	pm, plan, err := f.podAndPlan(ctx, a, podFile)
 	if err != nil {
 		return nil, err
+	}
+	if s, err := pod.Lookup(dirs, plan.Name); err == nil && !s.Done() {
+		return nil, explainRun(plan.Name, fmt.Errorf("running pod %s: %w", plan.Name, pod.ErrRunning))
 	}
 	report := doctor.Probe(ctx, doctor.Host{Home: dirs.Home})
 	if err := report.Err(); err != nil {
@@ -144,20 +155,21 @@ func oneOf(flag, value string, known []string) error {
 	return fmt.Errorf("%s is %q, expected one of %s", flag, value, strings.Join(known, ", "))
 }
 
-func (a *app) runForeground(c *cobra.Command, dirs paths.Dirs, spec *pod.Spec, times bool) error {
-	if err := a.cleanStale(c, dirs); err != nil {
-		return err
-	}
-	result, err := pod.Run(c.Context(), pod.Options{
+func (a *app) runForeground(c *cobra.Command, dirs paths.Dirs, spec *pod.Spec, times, stdin bool) error {
+	o := pod.Options{
 		Spec: *spec, Dirs: dirs, Stdout: a.stdout, Stderr: a.stderr,
 		OnEvent: func(e pod.Event) { a.printEvent(spec.Plan.Name, e) },
 		Logger:  slog.New(slog.NewTextHandler(io.Discard, nil)),
-	})
+	}
+	if stdin {
+		o.Stdin = a.stdin
+	}
+	result, err := pod.Run(c.Context(), o)
 	if times {
 		a.printTimes(result.State.Events)
 	}
 	if err != nil {
-		return explainRun(err)
+		return explainRun(spec.Plan.Name, err)
 	}
 	if result.ExitCode != 0 {
 		return exitError(result.ExitCode)
@@ -165,26 +177,42 @@ func (a *app) runForeground(c *cobra.Command, dirs paths.Dirs, spec *pod.Spec, t
 	return nil
 }
 
-func (a *app) runDetached(c *cobra.Command, dirs paths.Dirs, spec *pod.Spec) error {
-	if err := a.cleanStale(c, dirs); err != nil {
-		return err
-	}
+func (a *app) runDetached(c *cobra.Command, dirs paths.Dirs, spec *pod.Spec, times bool) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
 	}
-	err = pod.Spawn(c.Context(), exe, dirs, *spec, func(e pod.Event) { a.printEvent(spec.Plan.Name, e) })
-	if err != nil {
-		return explainRun(err)
+	name := spec.Plan.Name
+	var events []pod.Event
+	err = pod.Spawn(c.Context(), exe, dirs, *spec, func(e pod.Event) {
+		events = append(events, e)
+		a.printEvent(name, e)
+	})
+	if err == nil && !a.json {
+		fmt.Fprintf(a.stdout, "%s\n", name)
 	}
-	fmt.Fprintf(a.stdout, "%s\n", spec.Plan.Name)
-	return nil
+	if times && !a.json {
+		a.printTimes(events)
+	}
+	if err != nil {
+		return explainRun(name, err)
+	}
+	if !a.json {
+		return nil
+	}
+	state, err := pod.Lookup(dirs, name)
+	if err != nil {
+		return err
+	}
+	return a.printJSON(state) // as one entry of `ps --json`; its events have the times
 }
 
 // explainRun adds the command that helps to what the guest or the broker said.
-func explainRun(err error) error {
+func explainRun(name string, err error) error {
 	text := err.Error()
 	switch {
+	case strings.Contains(text, pod.ErrRunning.Error()): // text, because a supervisor in another process may have said it
+		return hint(err, "`cloister stop %s` ends it; a pod of another metadata.name can run beside it", name)
 	case strings.Contains(text, "is blocked by policy"):
 		return hint(err, "the pod's policy was made from another manifest or does not allow this; make it anew with `cloister initdata new`")
 	case strings.Contains(text, "reference value") || strings.Contains(text, "registered value"):
@@ -215,12 +243,20 @@ func (a *app) printEvent(name string, e pod.Event) {
 	fmt.Fprintf(a.stderr, "pod %s: %-24s %6.2fs\n", name, text, e.Took.Seconds())
 }
 
+// printTimes lists the steps, and the time from the beginning of the first to the end of the last.
 func (a *app) printTimes(events []pod.Event) {
+	if len(events) == 0 {
+		return
+	}
 	var rows [][]string
+	begin, end := events[0].Time.Add(-events[0].Took), events[0].Time
 	for _, e := range events {
 		rows = append(rows, []string{e.Step, e.Container, fmt.Sprintf("%.2fs", e.Took.Seconds())})
+		if e.Time.After(end) {
+			end = e.Time
+		}
 	}
-	a.table("step|container|time", rows)
+	a.table("step|container|time", append(rows, []string{"total", "", fmt.Sprintf("%.2fs", end.Sub(begin).Seconds())}))
 }
 
 // superviseName is the hidden command that a detached pod's supervisor runs.
@@ -335,7 +371,13 @@ func stopCmd(a *app) *cobra.Command {
 			}
 			var errs []error
 			for _, name := range args {
-				if err := pod.Stop(c.Context(), dirs, name, grace); err != nil {
+				switch err := pod.Stop(c.Context(), dirs, name, grace); {
+				case errors.Is(err, pod.ErrEnded): // what was wanted
+					fmt.Fprintf(a.stderr, "pod %s has ended already\n", name)
+				case errors.Is(err, pod.ErrNotFound):
+					errs = append(errs, hint(err, "`cloister ps --all` lists the pods"))
+					continue
+				case err != nil:
 					errs = append(errs, err)
 					continue
 				}

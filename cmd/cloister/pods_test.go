@@ -1,8 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/host/pod"
+	"github.com/cloister/cloister/internal/paths"
 )
 
 func TestGrace(t *testing.T) {
@@ -21,5 +28,44 @@ func TestGrace(t *testing.T) {
 	// Without the flag, stopping leaves the pod its own grace period: zero would be SIGKILL right after SIGTERM.
 	if got := stopCmd(&app{}).Flag("grace").DefValue; got != "-1s" {
 		t.Errorf("the grace period of `cloister stop` is %s by default, want -1s", got)
+	}
+}
+
+func TestTimesHaveATotal(t *testing.T) {
+	var out bytes.Buffer
+	at := time.Now()
+	(&app{stdout: &out}).printTimes([]pod.Event{
+		{Step: "vm-start", Time: at, Took: time.Second},
+		{Step: "exit", Container: "a", Time: at.Add(3 * time.Second), Took: 2 * time.Second},
+		{Step: "exit", Container: "b", Time: at.Add(2 * time.Second), Took: 2 * time.Second},
+	})
+	if text := strings.Join(strings.Fields(out.String()), " "); !strings.HasSuffix(text, "exit b 2.00s total 4.00s") {
+		t.Errorf("times: %s", out.String())
+	}
+}
+
+// TestNameClash runs a pod whose name another one has.
+func TestNameClash(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "pod.yaml", strings.NewReplacer("ENV", "", "ARGS", "x").Replace(secretPod))
+	f.run(t, exitDone, "initdata", "new", "-o", "pod.toml", "--insecure-registry", f.registry, "pod.yaml")
+	dirs, err := paths.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dirs.Run) })
+	dir := filepath.Join(dirs.Run, "web")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := paths.TryLock(filepath.Join(dir, "lock")) // as its supervisor does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Unlock()
+	f.write(t, filepath.Join(dir, "state.json"), `{"name": "web", "phase": "Running"}`)
+	out := f.run(t, exitRefused, "run", "--initdata", "pod.toml", "--insecure-registry", f.registry, "pod.yaml")
+	if !strings.Contains(out, pod.ErrRunning.Error()) || !strings.Contains(out, "hint: `cloister stop web`") || strings.Contains(out, "accelerator") {
+		t.Errorf("output: %s", out)
 	}
 }

@@ -241,6 +241,9 @@ func initdataDigestCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if a.json {
+				return a.printJSON(map[string]string{"file": args[0], "algorithm": alg, "digest": fmt.Sprintf("%x", sum)})
+			}
 			fmt.Fprintf(a.stdout, "%s:%x\n", alg, sum)
 			return nil
 		},
