@@ -173,6 +173,15 @@ func (c *Client) DeleteResource(ctx context.Context, path string) error {
 	return nil
 }
 
+// ListResources returns the paths of all secrets, in order.
+func (c *Client) ListResources(ctx context.Context) ([]string, error) {
+	var paths []string
+	if err := c.get(ctx, "/cloister/v1/resources", "", &paths); err != nil {
+		return nil, fmt.Errorf("listing resources: %w", err)
+	}
+	return paths, nil
+}
+
 // SetAttestationPolicy sets the policy of a device class, for example "default_cpu".
 func (c *Client) SetAttestationPolicy(ctx context.Context, id, text string) error {
 	err := c.post(ctx, "/kbs/v0/attestation-policy", map[string]string{

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -79,5 +80,24 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request, _ *audit.Entry)
 		return err
 	}
 	s.reply(w, r, rec)
+	return nil
+}
+
+// pathLister is a store of resources that can tell their names.
+type pathLister interface {
+	Paths(ctx context.Context) ([]string, error)
+}
+
+// listResources tells an admin the names of the resources, and nothing else of them.
+func (s *Server) listResources(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
+	l, ok := s.Resources.(pathLister)
+	if !ok {
+		return refusal{http.StatusNotImplemented, kbs.ErrorPluginInternal, "where the resources are kept, they cannot be listed"}
+	}
+	paths, err := l.Paths(r.Context())
+	if err != nil {
+		return fmt.Errorf("listing resources: %w", err)
+	}
+	s.reply(w, r, paths)
 	return nil
 }

@@ -156,6 +156,7 @@ func New(p Parts) *Server {
 	mux.HandleFunc("DELETE /kbs/v0/resource/{path...}", s.admin(kindPlugin, s.deleteResource))
 	mux.HandleFunc("/kbs/v0/{rest...}", s.unknownPlugin)
 	mux.HandleFunc("GET /cloister/v1/status", s.admin(kindAdmin, s.status))
+	mux.HandleFunc("GET /cloister/v1/resources", s.admin(kindAdmin, s.listResources))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))
 	mux.HandleFunc("GET /.well-known/jwks.json", s.keySet)
