@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -99,6 +100,7 @@ func (f *brokerFlags) guestView(guestURL string) (url, certPEM string, err error
 }
 
 func secretCmd(a *app) *cobra.Command {
+	var allowEmpty bool
 	put := &cobra.Command{
 		Use: "put URI FILE", Short: "Put the bytes of FILE into the broker as kbs:///repository/type/tag", Args: exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -110,12 +112,18 @@ func secretCmd(a *app) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("reading the secret: %w", err)
 			}
+			if len(secret) == 0 && !allowEmpty {
+				return hint(fmt.Errorf("the secret in %s has 0 bytes", args[1]), "if that is meant: --allow-empty")
+			}
 			client, err := a.broker.client()
 			if err != nil {
 				return err
 			}
 			if err := client.PutResource(c.Context(), path, secret); err != nil {
 				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"resource": "kbs:///" + path, "bytes": len(secret)})
 			}
 			fmt.Fprintf(a.stdout, "kbs:///%s: %d bytes\n", path, len(secret))
 			return nil
@@ -132,12 +140,41 @@ func secretCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return client.DeleteResource(c.Context(), path)
+			if err := client.DeleteResource(c.Context(), path); err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"resource": "kbs:///" + path, "removed": true})
+			}
+			fmt.Fprintf(a.stdout, "kbs:///%s: removed\n", path)
+			return nil
 		},
 	}
+	list := &cobra.Command{
+		Use: "list", Short: "List the names of the secrets of the broker", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := a.broker.client()
+			if err != nil {
+				return err
+			}
+			paths, err := client.ListResources(c.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(paths)
+			}
+			for _, p := range paths {
+				fmt.Fprintf(a.stdout, "kbs:///%s\n", p)
+			}
+			return nil
+		},
+	}
+	put.Flags().BoolVar(&allowEmpty, "allow-empty", false, "also put a file of 0 bytes")
 	a.broker.add(put)
 	a.broker.add(rm)
-	return group("secret", "Put secrets into the broker, for attested guests", put, rm)
+	a.broker.add(list)
+	return group("secret", "Put secrets into the broker, for attested guests", put, list, rm)
 }
 
 func resourcePath(uri string) (string, error) {
@@ -195,12 +232,18 @@ func brokerStatusCmd(a *app) *cobra.Command {
 func brokerAuditCmd(a *app) *cobra.Command {
 	var since uint64
 	var tail int
-	var verify string
+	var verify, head string
 	c := &cobra.Command{
 		Use: "audit", Short: "Print the decisions of the broker, or verify an audit file", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if tail < 0 {
+				return usageError{fmt.Errorf("--tail is %d, expected 0 (all) or more", tail)}
+			}
 			if verify != "" {
-				return a.verifyAudit(verify)
+				return a.verifyAudit(verify, head)
+			}
+			if head != "" {
+				return usageError{errors.New("--head is for --verify FILE: it must be one of the hashes in the file")}
 			}
 			entries, err := a.auditSince(c.Context(), since)
 			if err != nil {
@@ -214,9 +257,9 @@ func brokerAuditCmd(a *app) *cobra.Command {
 			}
 			var rows [][]string
 			for _, e := range entries {
-				rows = append(rows, []string{fmt.Sprint(e.Seq), e.Time.Local().Format("15:04:05"), e.Event, e.Decision, e.Subject, e.RequestID})
+				rows = append(rows, []string{fmt.Sprint(e.Seq), e.Time.Local().Format("15:04:05"), e.Event, e.Decision, e.Status, e.Subject, e.RequestID})
 			}
-			a.table("SEQ|TIME|EVENT|DECISION|SUBJECT|REQUEST", rows)
+			a.table("SEQ|TIME|EVENT|DECISION|STATUS|SUBJECT|REQUEST", rows)
 			for _, e := range entries {
 				if e.Reason != "" {
 					fmt.Fprintf(a.stdout, "%s: %s\n", e.RequestID, e.Reason)
@@ -229,6 +272,7 @@ func brokerAuditCmd(a *app) *cobra.Command {
 	c.Flags().Uint64Var(&since, "since", 0, "start after this entry")
 	c.Flags().IntVar(&tail, "tail", 0, "only the last entries")
 	c.Flags().StringVar(&verify, "verify", "", "check the hash chain of an audit file instead")
+	c.Flags().StringVar(&head, "head", "", "with --verify: audit_head of an earlier `cloister broker status --json`, which the file must hold")
 	return c
 }
 
@@ -252,18 +296,59 @@ func (a *app) auditSince(ctx context.Context, since uint64) ([]audit.Entry, erro
 	}
 }
 
-func (a *app) verifyAudit(file string) error {
+// verifyAudit checks a file from its first line to its last. That lines were cut off its end shows only against a head seen earlier.
+func (a *app) verifyAudit(file, head string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("opening the audit file: %w", err)
 	}
 	defer f.Close()
-	n, head, err := audit.Verify(f)
+	n, last, err := audit.Verify(f)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "%s: %d entries, unbroken, head %s\n", file, n, head)
+	at := uint64(0)
+	if head != "" {
+		if at, err = findHead(f, head, last); err != nil {
+			return hint(err, "lines that were there when the head was noted are gone, or it is the file of another broker")
+		}
+	}
+	if n == 0 {
+		fmt.Fprintf(a.stderr, "warning: %s has no entries: there was nothing to verify\n", file)
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"file": file, "entries": n, "head": last, "head_checked": head != ""})
+	}
+	switch {
+	case head != "":
+		fmt.Fprintf(a.stdout, "%s: %d entries, unbroken, head %s; the head given is that of entry %d\n", file, n, last, at)
+	default:
+		fmt.Fprintf(a.stdout, "%s: %d entries, unbroken, head %s\n", file, n, last)
+		fmt.Fprintln(a.stderr, "hint: what was cut off the end shows with --head HASH, the audit_head of an earlier `cloister broker status --json`")
+	}
 	return nil
+}
+
+// findHead looks for a hash in a file whose chain has been verified, and returns the number of its entry. The hash before the
+// first entry is found in every file.
+func findHead(f io.ReadSeeker, head, last string) (uint64, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return 0, fmt.Errorf("reading the audit file: %w", err)
+	}
+	if strings.Trim(head, "0") == "" && len(head) == len(last) {
+		return 0, nil
+	}
+	for dec := json.NewDecoder(f); ; {
+		var e audit.Entry
+		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
+			return 0, fmt.Errorf("no entry of the audit file has the hash %s, its last is %s", head, last)
+		} else if err != nil {
+			return 0, fmt.Errorf("reading the audit file: %w", err)
+		}
+		if e.Hash == head {
+			return e.Seq, nil
+		}
+	}
 }
 
 // mergeValues adds values to what the broker has, so that several pods and kernels can be expected side by side. Approvals
