@@ -225,6 +225,18 @@ func bomb() string {
 		strings.Repeat("x,", 1000) + "x]}\n" + strings.Repeat("  - *c\n", 1000)
 }
 
+func TestHostPortIsIgnored(t *testing.T) {
+	text := "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  containers:\n  - {name: c, image: x, ports: [{containerPort: 80, name: http, protocol: TCP}, {containerPort: 81, hostPort: 8081}]}\n"
+	m, err := Parse(Source{Name: "pod.yaml", Data: []byte(text)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"spec.containers[0].ports[1].hostPort is ignored: the host does not forward ports into the guest"}
+	if !slices.Equal(m.Warnings, want) {
+		t.Errorf("warnings %q, want %q", m.Warnings, want)
+	}
+}
+
 func TestUnsetIsNotUsed(t *testing.T) {
 	m, err := parse(t, withPod("      securityContext: {privileged: false}\n  hostNetwork: false\n  hostPID: null\n  nodeSelector: {a: b}\n"))
 	if err != nil {

@@ -111,14 +111,23 @@ type Container struct {
 	Stdin           bool            `k:"stdin"`
 	StdinOnce       any             `k:"stdinOnce" quiet:"true"`
 
-	Ports                    any `k:"ports" quiet:"true"`
-	ImagePullPolicy          any `k:"imagePullPolicy" quiet:"true"`
-	TerminationMessagePath   any `k:"terminationMessagePath" ignored:"termination messages are not collected"`
-	TerminationMessagePolicy any `k:"terminationMessagePolicy" ignored:"termination messages are not collected"`
+	Ports                    []ContainerPort `k:"ports"`
+	ImagePullPolicy          any             `k:"imagePullPolicy" quiet:"true"`
+	TerminationMessagePath   any             `k:"terminationMessagePath" ignored:"termination messages are not collected"`
+	TerminationMessagePolicy any             `k:"terminationMessagePolicy" ignored:"termination messages are not collected"`
 
 	RestartPolicy any `k:"restartPolicy" unsupported:"sidecar containers are not supported"`
 	VolumeDevices any `k:"volumeDevices" unsupported:"block devices are not supported"`
 	ResizePolicy  any `k:"resizePolicy" unsupported:"resources are fixed by the policy"`
+}
+
+// ContainerPort says on which port a container listens, which nobody has to know: the ports of a guest are those of its containers.
+type ContainerPort struct {
+	Name          any `k:"name" quiet:"true"`
+	ContainerPort any `k:"containerPort" quiet:"true"`
+	Protocol      any `k:"protocol" quiet:"true"`
+	HostPort      any `k:"hostPort" ignored:"the host does not forward ports into the guest"`
+	HostIP        any `k:"hostIP" ignored:"the host does not forward ports into the guest"`
 }
 
 // EnvVar is one environment variable.
