@@ -50,6 +50,7 @@ func TestExitCodes(t *testing.T) {
 		{"nosuch", exitUsage}, {"run pod.yaml", exitUsage}, {"explain", exitUsage}, {"guest", exitUsage}, {"ps --nosuch", exitUsage},
 		{"key new --type nosuch x", exitUsage}, {"secret put kbs://wrong file", exitUsage}, {"broker status", exitUsage},
 		{"run --tee foo --initdata /nonexistent pod.yaml", exitUsage}, {"run --accel foo --initdata /nonexistent pod.yaml", exitUsage},
+		{"completion tcsh", exitUsage}, {"help nothing", exitUsage}, {"guest nothing", exitUsage}, {"help guest", exitDone},
 		{"logs nosuch", exitRefused}, {"broker audit --verify /nonexistent", exitRefused}, {"version", exitDone},
 	} {
 		if got := run(t.Context(), strings.Fields(tc.args), nil, io.Discard, io.Discard); got != tc.code {

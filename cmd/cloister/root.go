@@ -53,6 +53,11 @@ func newRoot(a *app) *cobra.Command {
 	add("trust", brokerCmd(a), evidenceCmd(a), attestCmd(a), explainCmd(a), collateralCmd(a))
 	add("host", doctorCmd(a))
 	root.AddCommand(superviseCmd(a), versionCmd(a))
+	root.SetHelpCommand(helpCmd())
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		onlyVerbs(c)
+	}
 	return root
 }
 
@@ -98,11 +103,50 @@ func atLeast(n int) cobra.PositionalArgs {
 
 // group makes a command that only has verbs below it.
 func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return hintError{usageError{fmt.Errorf("%s needs a verb", c.CommandPath())}, "see `" + c.CommandPath() + " --help`"}
-	}}
+	c := &cobra.Command{Use: use, Short: short}
 	c.AddCommand(verbs...)
+	onlyVerbs(c)
 	return c
+}
+
+// onlyVerbs makes a command fail that is called without one of the verbs below it.
+func onlyVerbs(c *cobra.Command) {
+	c.Args = knownVerb
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return hintError{usageError{fmt.Errorf("%s needs a verb", c.CommandPath())}, "see `" + c.CommandPath() + " --help`"}
+	}
+}
+
+// knownVerb refuses what is no verb of a command, and names the one that was probably meant. That is how cobra treats its topmost
+// command, and no other.
+func knownVerb(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	c.SuggestionsMinimumDistance = 2
+	help := "see `" + c.CommandPath() + " --help`"
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		help = "did you mean `" + c.CommandPath() + " " + near[0] + "`?"
+	}
+	return hintError{usageError{fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath())}, help}
+}
+
+// helpCmd is `cloister help`, which fails for what does not exist.
+func helpCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND...]", Short: "Help about any command",
+		RunE: func(c *cobra.Command, args []string) error {
+			about, rest, err := c.Root().Find(args)
+			if err != nil {
+				about, rest = c.Root(), args
+			}
+			if err := knownVerb(about, rest); err != nil {
+				return err
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
 }
 
 // needs refuses a command line without the named flags.
