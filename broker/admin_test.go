@@ -118,6 +118,7 @@ func TestAdminNeedsToken(t *testing.T) {
 		{"POST", "/kbs/v0/resource/default/key/1", "AdminAuthInitialization"},
 		{"DELETE", "/kbs/v0/resource/default/key/1", "AdminAuthInitialization"},
 		{"GET", "/cloister/v1/status", "AdminAuthAccess"},
+		{"GET", "/cloister/v1/resources", "AdminAuthAccess"},
 		{"GET", "/cloister/v1/audit", "AdminAuthAccess"},
 		{"GET", "/cloister/v1/attestations/00", "AdminAuthAccess"},
 	} {

@@ -53,7 +53,6 @@ func TestNameClash(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dirs.Run) })
 	dir := filepath.Join(dirs.Run, "web")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)

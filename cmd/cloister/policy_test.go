@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cloister/cloister/internal/paths"
 	"github.com/cloister/cloister/internal/testregistry"
 )
 
@@ -22,6 +23,11 @@ func newFolder(t *testing.T) *folder {
 	for _, name := range []string{envKBS, envCert, envToken, envDir} {
 		t.Setenv(name, "")
 	}
+	dirs, err := paths.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dirs.Run) }) // it lies outside of the home
 	r, err := testregistry.Start(testregistry.Options{})
 	if err != nil {
 		t.Fatal(err)
