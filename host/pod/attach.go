@@ -195,12 +195,12 @@ func (x *execution) run(ctx context.Context, doing string, process *agent.Proces
 
 // feed gives the pod's input to a container that has started, if it is the one that takes it. One that is started again gets no input: what
 // the first run was given is gone.
-func (s *supervisor) feed(ctx context.Context, c *launch.Container) {
+func (s *supervisor) feed(ctx context.Context, c *managed) {
 	if s.opts.Stdin == nil || s.opts.stdinTaker().Name != c.Name {
 		return
 	}
 	s.stdin.Do(func() {
-		x := &execution{a: s.agent, container: c.Create.GetContainerId(), exec: execID(c), opts: &ExecOptions{Stdin: s.opts.Stdin}}
+		x := &execution{a: s.agent, container: c.id(), exec: c.execID(), opts: &ExecOptions{Stdin: s.opts.Stdin}}
 		go x.feed(ctx)
 	})
 }
