@@ -490,3 +490,37 @@ func FuzzAttest(f *testing.F) {
 type silentAudit struct{ *audit.Log }
 
 func (silentAudit) Append(context.Context, audit.Entry) error { return nil }
+
+// TestReferenceGroups: what one pod's group brought is removed together, and what another one needs stays.
+func TestReferenceGroups(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx := t.Context()
+	count := func(name string) int {
+		t.Helper()
+		records, err := w.admin.ListReferenceValues(ctx)
+		w.must(err)
+		for _, r := range records {
+			if r.Name == name {
+				var list []any
+				w.must(json.Unmarshal(r.Value, &list))
+				return len(list)
+			}
+		}
+		return 0
+	}
+	before := count("tpm_init_data")
+	w.must(w.admin.AddReferenceValues(ctx, "pod-a", map[string]any{"tpm_init_data": []string{"aa", "shared"}, "only_a": []string{"1"}}))
+	w.must(w.admin.AddReferenceValues(ctx, "pod-b", map[string]any{"tpm_init_data": []string{"shared"}}))
+	if got := count("tpm_init_data"); got != before+2 {
+		t.Errorf("%d values after two pods, want %d", got, before+2)
+	}
+	names, err := w.admin.DeleteReferenceGroup(ctx, "pod-a")
+	w.must(err)
+	if len(names) != 2 || count("tpm_init_data") != before+1 || count("only_a") != 0 {
+		t.Errorf("after the removal of pod-a (%v): %d and %d values", names, count("tpm_init_data"), count("only_a"))
+	}
+	if _, err := w.admin.DeleteReferenceGroup(ctx, "nobody"); err == nil || !strings.Contains(err.Error(), "no reference value is of group") {
+		t.Errorf("an unknown group: %v", err)
+	}
+	w.guest().ready() // the guest of the world is still approved
+}

@@ -144,7 +144,11 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	}
 	attestationPolicies := rego.NewSet(b.db, appraise.Namespace)
 	resourcePolicies := rego.NewSet(b.db, resource.PolicyNamespace)
-	refs := refstore.New(b.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime))
+	trust, err := refstore.LoadTrust(b.cfg.ReferenceValues.Trust())
+	if err != nil {
+		return fmt.Errorf("reference_values: %w", err)
+	}
+	refs := refstore.New(b.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime), refstore.WithTrust(trust))
 	appraiser, err := appraise.New(ctx, attestationPolicies, refs, map[string]any{
 		"insecure_unknown_tpm":   b.cfg.TPM.InsecureUnknownTPM,
 		"insecure_no_revocation": b.cfg.SNP.InsecureNoRevocation,

@@ -204,19 +204,45 @@ func (c *Client) SetResourcePolicy(ctx context.Context, text string) error {
 	return nil
 }
 
-// RegisterReferenceValues registers values by name, all or none.
+// RegisterReferenceValues registers values by name, all or none. They take the place of what the names had.
 func (c *Client) RegisterReferenceValues(ctx context.Context, values map[string]any) error {
+	return c.sendReferenceValues(ctx, values, refstore.Message{})
+}
+
+// AddReferenceValues registers values beside those that the names have. The group, which may be empty, labels them.
+func (c *Client) AddReferenceValues(ctx context.Context, group string, values map[string]any) error {
+	return c.sendReferenceValues(ctx, values, refstore.Message{Group: group, Mode: refstore.ModeAdd})
+}
+
+// KeepReferenceValues lets values end that are not named. Those that are keep their expiry.
+func (c *Client) KeepReferenceValues(ctx context.Context, values map[string]any) error {
+	renew := false
+	return c.sendReferenceValues(ctx, values, refstore.Message{Renew: &renew})
+}
+
+func (c *Client) sendReferenceValues(ctx context.Context, values map[string]any, m refstore.Message) error {
 	payload, err := json.Marshal(values)
 	if err != nil {
 		return fmt.Errorf("encoding reference values: %w", err)
 	}
-	err = c.post(ctx, "/kbs/v0/reference-value", refstore.Message{
-		Version: refstore.MessageVersion, Type: "sample", Payload: base64.StdEncoding.EncodeToString(payload),
-	})
-	if err != nil {
+	m.Version, m.Type, m.Payload = refstore.MessageVersion, "sample", base64.StdEncoding.EncodeToString(payload)
+	if err := c.post(ctx, "/kbs/v0/reference-value", m); err != nil {
 		return fmt.Errorf("registering reference values: %w", err)
 	}
 	return nil
+}
+
+// DeleteReferenceGroup removes what was registered with a group and returns the names that had such values.
+func (c *Client) DeleteReferenceGroup(ctx context.Context, group string) ([]string, error) {
+	answer, err := c.call(ctx, http.MethodDelete, "/cloister/v1/reference-value-groups/"+url.PathEscape(group), "", nil)
+	if err != nil {
+		return nil, fmt.Errorf("removing group %s: %w", group, err)
+	}
+	var names []string
+	if err := json.Unmarshal(answer, &names); err != nil {
+		return nil, fmt.Errorf("removing group %s: reading the answer: %w", group, err)
+	}
+	return names, nil
 }
 
 // ListReferenceValues returns all reference values, expired ones too.

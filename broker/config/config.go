@@ -19,6 +19,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cloister/cloister/broker/collateral"
+	"github.com/cloister/cloister/broker/refstore"
+	"github.com/cloister/cloister/broker/refstore/extract"
 	"github.com/cloister/cloister/broker/verifier/nvidia"
 	"github.com/cloister/cloister/broker/verifier/nvidiadpu"
 )
@@ -171,6 +173,15 @@ type Collateral = collateral.Config
 // ReferenceValues says how long approvals last.
 type ReferenceValues struct {
 	Lifetime Duration `toml:"lifetime"`
+	// Trust anchors for manifests of others.
+	SWID   extract.SWID   `toml:"swid"`
+	CoRIM  extract.CoRIM  `toml:"corim"`
+	InToto extract.InToto `toml:"in_toto"`
+}
+
+// Trust is where the trust anchors of the extractors are.
+func (r ReferenceValues) Trust() refstore.Config {
+	return refstore.Config{SWID: r.SWID, CoRIM: r.CoRIM, InToto: r.InToto}
 }
 
 // Records bounds the history that explanations come from.
@@ -220,7 +231,10 @@ func Default() Config {
 		TPM:             TPM{EKRoots: []string{}},
 		NVIDIA:          NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
 		Collateral:      collateral.DefaultConfig(),
-		ReferenceValues: ReferenceValues{Lifetime: Duration(365 * 24 * time.Hour)},
+		ReferenceValues: ReferenceValues{
+			Lifetime: Duration(365 * 24 * time.Hour), SWID: extract.SWID{Roots: []string{}}, CoRIM: extract.CoRIM{Anchors: []string{}},
+			InToto: extract.InToto{Keys: []string{}, Names: map[string]string{}, Predicates: []string{}},
+		},
 		Records:         Records{MaxDecisions: 4096},
 	}
 }
@@ -253,7 +267,8 @@ func Load(path string) (Config, error) {
 	} {
 		*p = under(base, *p)
 	}
-	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles} {
+	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.ReferenceValues.SWID.Roots,
+		c.ReferenceValues.CoRIM.Anchors, c.ReferenceValues.InToto.Keys} {
 		for i := range list {
 			list[i] = under(base, list[i])
 		}

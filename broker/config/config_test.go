@@ -17,22 +17,22 @@ func TestExample(t *testing.T) {
 	if !reflect.DeepEqual(c, Default()) {
 		t.Errorf("the example is not the default:\n%+v\n%+v", c, Default())
 	}
-	var walk func(reflect.Type)
-	walk = func(typ reflect.Type) {
+	var walk func(reflect.Type, string)
+	walk = func(typ reflect.Type, path string) {
 		for i := range typ.NumField() {
 			f := typ.Field(i)
 			key := f.Tag.Get("toml")
 			if f.Type.Kind() == reflect.Struct {
-				if !strings.Contains(Example(), "\n["+key+"]\n") {
-					t.Errorf("the example lacks [%s]", key)
+				if !strings.Contains(Example(), "\n["+path+key+"]\n") {
+					t.Errorf("the example lacks [%s]", path+key)
 				}
-				walk(f.Type)
+				walk(f.Type, path+key+".")
 			} else if !strings.Contains(Example(), "\n"+key+" = ") {
 				t.Errorf("the example lacks %s", key)
 			}
 		}
 	}
-	walk(reflect.TypeOf(c))
+	walk(reflect.TypeOf(c), "")
 }
 
 func TestFaultsNameTheLine(t *testing.T) {

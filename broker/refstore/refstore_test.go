@@ -62,7 +62,7 @@ func TestRefusedMessages(t *testing.T) {
 	s := newStore(t, time.Now)
 	for _, tc := range []struct{ text, says string }{
 		{`{"version":"0.2.0","type":"sample","payload":""}`, `version "0.2.0", want "0.1.0"`},
-		{`{"type":"magic","payload":""}`, `type "magic", known: sample`},
+		{`{"type":"magic","payload":""}`, `type "magic", known: corim, in-toto, sample, swid`},
 		{`{"type":"sample","payload":"%"}`, "payload"},
 		{string(message("sample", `[1]`)), "not a JSON object"},
 		{string(message("sample", `{}`)), "names no value"},

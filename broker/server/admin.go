@@ -183,3 +183,18 @@ func (s *Server) deleteReferenceValue(w http.ResponseWriter, r *http.Request, en
 	}
 	return nil
 }
+
+// deleteReferenceGroup removes what was registered with a group and tells which names that were.
+func (s *Server) deleteReferenceGroup(w http.ResponseWriter, r *http.Request, entry *audit.Entry) error {
+	group := r.PathValue("group")
+	entry.Event, entry.Subject = "reference-value-delete", "group "+group
+	names, err := s.References.DeleteGroup(r.Context(), group)
+	if errors.Is(err, store.ErrNotFound) || err == nil && len(names) == 0 {
+		return refusal{http.StatusNotFound, kbs.ErrorRVPS, fmt.Sprintf("no reference value is of group %.128q", group)}
+	}
+	if err != nil {
+		return refusal{http.StatusUnauthorized, kbs.ErrorRVPS, err.Error()}
+	}
+	s.reply(w, r, names)
+	return nil
+}

@@ -84,6 +84,7 @@ type references interface {
 	Get(ctx context.Context, name string) (*refstore.Record, error)
 	List(ctx context.Context) ([]refstore.Record, error)
 	Delete(ctx context.Context, name string) error
+	DeleteGroup(ctx context.Context, group string) ([]string, error)
 }
 
 type auditLog interface {
@@ -156,6 +157,7 @@ func New(p Parts) *Server {
 	mux.HandleFunc("DELETE /kbs/v0/resource/{path...}", s.admin(kindPlugin, s.deleteResource))
 	mux.HandleFunc("/kbs/v0/{rest...}", s.unknownPlugin)
 	mux.HandleFunc("GET /cloister/v1/status", s.admin(kindAdmin, s.status))
+	mux.HandleFunc("DELETE /cloister/v1/reference-value-groups/{group}", s.admin(kindAdmin, s.deleteReferenceGroup))
 	mux.HandleFunc("GET /cloister/v1/resources", s.admin(kindAdmin, s.listResources))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))

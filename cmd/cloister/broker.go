@@ -8,9 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -349,34 +347,4 @@ func findHead(f io.ReadSeeker, head, last string) (uint64, error) {
 			return e.Seq, nil
 		}
 	}
-}
-
-// mergeValues adds values to what the broker has, so that several pods and kernels can be expected side by side. Approvals
-// that have ended stay ended: registered along with the new ones they would be good for another lifetime.
-func mergeValues(ctx context.Context, c *client.Client, values map[string][]string) (map[string]any, error) {
-	records, err := c.ListReferenceValues(ctx)
-	if err != nil {
-		return nil, err
-	}
-	merged := map[string]any{}
-	for name, list := range values {
-		all := slices.Clone(list)
-		for _, r := range records {
-			var have []string
-			if r.Name != name || !time.Now().Before(r.Expiration) {
-				continue
-			}
-			if err := json.Unmarshal(r.Value, &have); err != nil {
-				return nil, fmt.Errorf("reference value %s is not a list of strings: %w", name, err)
-			}
-			for _, v := range have {
-				if !slices.Contains(all, v) {
-					all = append(all, v)
-				}
-			}
-		}
-		slices.Sort(all)
-		merged[name] = slices.Compact(all)
-	}
-	return merged, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -124,34 +125,42 @@ func (a *app) printBoots(boots []refvalue.Boot) {
 }
 
 func refvalueAddCmd(a *app) *cobra.Command {
+	var group string
 	c := &cobra.Command{
-		Use: "add FILE", Short: "Register computed values at the broker, beside the ones it has", Args: exactly(1),
+		Use: "add FILE", Short: "Register values at the broker, beside the ones it has", Args: exactly(1),
+		Long: "The file is a JSON object of names and values: one of `cloister refvalue compute -o`, or one of your own for another\n" +
+			"platform. A list is a set of values that are all accepted. What is there stays, with its own expiry.",
 		RunE: func(c *cobra.Command, args []string) error {
 			text, err := os.ReadFile(args[0])
 			if err != nil {
 				return fmt.Errorf("reading the values: %w", err)
 			}
-			var values map[string][]string
-			if err := json.Unmarshal(text, &values); err != nil {
+			var values map[string]any
+			dec := json.NewDecoder(bytes.NewReader(text))
+			dec.UseNumber()
+			if err := dec.Decode(&values); err != nil {
 				return hint(fmt.Errorf("reading the values in %s: %w", args[0], err), "make the file with `cloister refvalue compute -o FILE`")
 			}
 			client, err := a.broker.client()
 			if err != nil {
 				return err
 			}
-			merged, err := mergeValues(c.Context(), client, values)
+			if err := client.AddReferenceValues(c.Context(), group, values); err != nil {
+				return err
+			}
+			records, err := client.ListReferenceValues(c.Context())
 			if err != nil {
 				return err
 			}
-			if err := client.RegisterReferenceValues(c.Context(), merged); err != nil {
-				return err
-			}
-			for _, name := range sortedKeys(values) {
-				fmt.Fprintf(a.stdout, "%s: %d accepted\n", name, len(merged[name].([]string)))
+			for _, r := range records {
+				if _, ok := values[r.Name]; ok {
+					fmt.Fprintf(a.stdout, "%s: %d accepted\n", r.Name, len(valueStrings(r.Value)))
+				}
 			}
 			return nil
 		},
 	}
+	c.Flags().StringVar(&group, "group", "", "label the values, by their pod for example, so that `refvalue rm --group` removes them together")
 	a.broker.add(c)
 	return c
 }
@@ -184,9 +193,14 @@ func refvalueListCmd(a *app) *cobra.Command {
 }
 
 func refvalueRemoveCmd(a *app) *cobra.Command {
+	var group string
 	c := &cobra.Command{
-		Use: "rm NAME [VALUE]", Short: "Remove a reference value, or one of those it lists; guests that need it are refused from then on",
+		Use: "rm NAME [VALUE] | rm --group GROUP", Short: "Remove a reference value, one of those it lists, or a group of them",
+		Long: "Guests that need what is removed are refused at their next attestation; one that is attested keeps its token until that ends.",
 		Args: func(c *cobra.Command, args []string) error {
+			if group != "" {
+				return cobra.NoArgs(c, args)
+			}
 			if len(args) == 2 {
 				return nil
 			}
@@ -197,6 +211,17 @@ func refvalueRemoveCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if group != "" {
+				names, err := client.DeleteReferenceGroup(c.Context(), group)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return a.printJSON(map[string]any{"group": group, "names": names})
+				}
+				fmt.Fprintf(a.stdout, "group %s: removed from %s\n", group, strings.Join(names, ", "))
+				return nil
+			}
 			left := []string{}
 			if len(args) == 2 {
 				if left, err = withoutValue(c.Context(), client, args[0], args[1]); err != nil {
@@ -204,7 +229,7 @@ func refvalueRemoveCmd(a *app) *cobra.Command {
 				}
 			}
 			if len(left) > 0 {
-				err = client.RegisterReferenceValues(c.Context(), map[string]any{args[0]: left})
+				err = client.KeepReferenceValues(c.Context(), map[string]any{args[0]: left})
 			} else {
 				err = client.DeleteReferenceValue(c.Context(), args[0])
 			}
@@ -222,6 +247,7 @@ func refvalueRemoveCmd(a *app) *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().StringVar(&group, "group", "", "remove what was added with this label")
 	a.broker.add(c)
 	return c
 }
