@@ -1,7 +1,7 @@
 package main
 
 import (
-	"crypto/sha256"
+	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -9,21 +9,26 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/cloister/cloister/broker/collateral"
+	"github.com/cloister/cloister/broker/collateral/catalog"
+	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/broker/verifier/tpm"
+	"github.com/cloister/cloister/wire/initdata"
 )
 
 func evidenceCmd(a *app) *cobra.Command {
 	return group("evidence", "Verify saved evidence offline", evidenceVerifyCmd(a))
 }
 
-// verdict is the JSON answer of `evidence verify`. Valid says that the evidence fits together and fits what it was held
-// against; Genuine says that a key known to belong to a TPM has signed it, and only that makes it worth anything.
+// verdict is the JSON answer of `evidence verify`. Valid says that the evidence fits together and fits what it was held against.
+// Genuine says in addition that whoever signed it is known: the maker of the hardware, or a TPM's key given by --ak.
 type verdict struct {
 	TEE     string         `json:"tee"`
 	Valid   bool           `json:"valid"`
@@ -31,93 +36,171 @@ type verdict struct {
 	Why     string         `json:"why,omitempty"` // it is not genuine
 	Error   string         `json:"error,omitempty"`
 	Nonce   string         `json:"nonce"`
-	Key     string         `json:"key"`
 	Claims  map[string]any `json:"claims,omitempty"`
+	// Devices are the claims of each device, for evidence of more than one.
+	Devices []device `json:"devices,omitempty"`
+}
+
+type device struct {
+	Class  string         `json:"class"`
+	Claims map[string]any `json:"claims"`
 }
 
 // unknownKey is why evidence that fits together is not called genuine.
-const unknownKey = "the evidence is self-consistent, but signed by an unknown key"
+const unknownKey = "signed by a key that anybody can have made"
+
+type evidenceFlags struct {
+	tee, nonce, initdata, data, at string
+	keys, bundles                  []string
+}
 
 func evidenceVerifyCmd(a *app) *cobra.Command {
-	var tee, nonce, initdataFile string
-	var keys []string
+	var f evidenceFlags
 	c := &cobra.Command{
 		Use:   "verify FILE",
-		Short: "Verify saved evidence without a broker; exit code 0 if it is genuine, 1 if not",
-		Long: "Checks signature, registers, event log and, when given, nonce and initdata. Anybody can make a key and sign with it,\n" +
-			"so evidence is genuine only if its key is one of those given by --ak: an endorsement certificate is tied to the key\n" +
-			"by a challenge that only a session with a broker has. Genuine does not mean approved: which values are acceptable\n" +
-			"is the broker's policy.",
+		Short: "Verify saved evidence without a broker; exit code 0 if it holds, 1 if not",
+		Long: "Checks signatures, certificates, event log and, when given, nonce and initdata. For a TPM this says that one key signed\n" +
+			"it all; anybody can make such a key, so the answer calls the evidence genuine only if the key is one of those given\n" +
+			"by --ak, and fails if keys are given and it is none of them. Valid or genuine does not mean approved: which values\n" +
+			"are acceptable is the broker's policy. Nothing is fetched: certificates, revocation lists and TCB levels come with\n" +
+			"the evidence or from --bundle and --data, and the claims say what was not to be had.",
 		Args: exactly(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			if tee != "tpm" {
-				return usageError{fmt.Errorf("--tee %q: this version verifies tpm", tee)}
-			}
-			known, err := readKeys(keys)
-			if err != nil {
-				return err
-			}
-			evidence, err := os.ReadFile(args[0])
-			if err != nil {
-				return fmt.Errorf("reading the evidence: %w", err)
-			}
-			o := tpm.Options{Now: time.Now()}
-			var form string
-			if o.ExpectedReportData, form, err = parseNonce(nonce); err != nil {
-				return err
-			}
-			if initdataFile != "" {
-				text, err := os.ReadFile(initdataFile)
-				if err != nil {
-					return fmt.Errorf("reading the initdata: %w", err)
-				}
-				sum := sha256.Sum256(text)
-				o.InitDataDigest = sum[:]
-			}
-			claims, err := tpm.Verify(evidence, o)
-			v := verdict{TEE: tee, Valid: err == nil, Claims: claims, Nonce: "checked, read as " + form, Key: "checked"}
-			if nonce == "" {
-				v.Nonce = "not checked"
-			}
-			if len(known) == 0 {
-				v.Key = "not checked"
-			}
-			if err == nil {
-				err = checkKey(claims, known)
-			}
-			v.Genuine = err == nil
-			switch {
-			case err != nil && v.Valid:
-				v.Why = err.Error()
-			case err != nil:
-				v.Error = err.Error()
-				if form != "" {
-					err = hint(err, "--nonce was read as %s", form)
-				}
-			}
-			if a.json {
-				return errors.Join(a.printJSON(v), silent(err))
-			}
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(a.stdout, "genuine %s evidence, nonce %s\n", tee, v.Nonce)
-			var rows [][]string
-			for _, name := range sortedKeys(claims) {
-				if text, ok := claims[name].(string); ok {
-					rows = append(rows, []string{name, text})
-				}
-			}
-			a.table("CLAIM|VALUE", rows)
-			return nil
-		},
+		RunE: func(c *cobra.Command, args []string) error { return a.verifyEvidence(c.Context(), args[0], f) },
 	}
-	c.Flags().StringVar(&tee, "tee", "", "what made the evidence: tpm")
-	c.Flags().StringVar(&nonce, "nonce", "", "report data the evidence must be for, hex or base64; without it a replay goes unnoticed")
-	c.Flags().StringVar(&initdataFile, "initdata", "", "initdata document that PCR 8 must hold")
-	c.Flags().StringArrayVar(&keys, "ak", nil, "file with an attestation key known to be a TPM's: a PEM public key, or base64 as in the claim ak_public (repeatable)")
+	c.Flags().StringVar(&f.tee, "tee", "", "what made the evidence: tpm, snp, tdx, sgx, az-snp-vtpm, az-tdx-vtpm, csv, hygondcu, nvidia")
+	c.Flags().StringVar(&f.nonce, "nonce", "", "report data the evidence must be for, hex or base64; without it a replay goes unnoticed")
+	c.Flags().StringVar(&f.initdata, "initdata", "", "initdata document that the evidence must be bound to")
+	c.Flags().StringArrayVar(&f.keys, "ak", nil, "file with an attestation key known to be a TPM's: a PEM public key, or base64 as in the claim ak_public (repeatable)")
+	c.Flags().StringArrayVar(&f.bundles, "bundle", nil, "bundle of `cloister collateral fetch` (repeatable)")
+	c.Flags().StringVar(&f.data, "data", "", "data folder of a broker whose collateral may be used")
+	c.Flags().StringVar(&f.at, "at", "", "time to verify at, as 2026-01-02T15:04:05Z (default: now)")
 	needs(c, "tee")
 	return c
+}
+
+func (a *app) verifyEvidence(ctx context.Context, file string, f evidenceFlags) error {
+	known, err := readKeys(f.keys)
+	if err != nil {
+		return err
+	}
+	if len(known) > 0 && f.tee != "tpm" {
+		return usageError{fmt.Errorf("--ak is for --tee tpm, not %s", f.tee)}
+	}
+	v, done, err := offlineVerifier(f)
+	if err != nil {
+		return err
+	}
+	defer done()
+	evidence, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("reading the evidence: %w", err)
+	}
+	req := verifier.Request{Evidence: evidence}
+	var form string
+	if req.ReportData, form, err = parseNonce(f.nonce); err != nil {
+		return err
+	}
+	if f.initdata != "" {
+		text, err := os.ReadFile(f.initdata)
+		if err != nil {
+			return fmt.Errorf("reading the initdata: %w", err)
+		}
+		if _, req.InitData, err = initdata.Digest(text); err != nil {
+			return fmt.Errorf("reading the initdata %s: %w", f.initdata, err)
+		}
+	}
+	results, err := v.Verify(ctx, req)
+	answer := verdict{TEE: f.tee, Valid: err == nil, Genuine: err == nil, Nonce: "checked, read as " + form}
+	if f.nonce == "" {
+		answer.Nonce = "not checked"
+	}
+	if err != nil {
+		answer.Error = err.Error()
+		if form != "" {
+			err = hint(err, "--nonce was read as %s", form)
+		}
+	}
+	if len(results) == 1 {
+		answer.Claims = results[0].Claims
+	}
+	for _, r := range results {
+		if len(results) > 1 {
+			answer.Devices = append(answer.Devices, device{r.Class, r.Claims})
+		}
+	}
+	if err == nil && f.tee == "tpm" {
+		if unknown := checkKey(answer.Claims, known); unknown != nil {
+			answer.Genuine, answer.Why = false, unknown.Error()
+			if len(known) > 0 {
+				err = unknown
+			}
+		}
+	}
+	if a.json {
+		return errors.Join(a.printJSON(answer), silent(err))
+	}
+	if err != nil {
+		return err
+	}
+	a.printVerdict(answer, results)
+	return nil
+}
+
+func (a *app) printVerdict(v verdict, results []verifier.Result) {
+	if v.Genuine {
+		fmt.Fprintf(a.stdout, "genuine %s evidence, nonce %s\n", v.TEE, v.Nonce)
+	} else {
+		fmt.Fprintf(a.stdout, "valid %s evidence, nonce %s, but %s\n", v.TEE, v.Nonce, v.Why)
+		fmt.Fprintln(a.stderr, "hint: pin the key of a TPM you know with --ak FILE; `cloister attest --json` shows the ak_public that a broker has seen endorsed")
+	}
+	for _, r := range results {
+		if len(results) > 1 {
+			fmt.Fprintf(a.stdout, "\n%s\n", r.Class)
+		}
+		var rows [][]string
+		for _, name := range sortedKeys(r.Claims) {
+			switch c := r.Claims[name].(type) {
+			case string:
+				rows = append(rows, []string{name, c})
+			case bool, int, int64, uint8, uint16, uint32, uint64:
+				rows = append(rows, []string{name, fmt.Sprint(c)})
+			}
+		}
+		a.table("CLAIM|VALUE", rows)
+	}
+}
+
+// offlineVerifier is the verifier of a TEE for saved evidence, which asks no server.
+func offlineVerifier(f evidenceFlags) (verifier.Verifier, func(), error) {
+	at := time.Now()
+	if f.at != "" {
+		var err error
+		if at, err = time.Parse(time.RFC3339, f.at); err != nil {
+			return nil, nil, usageError{fmt.Errorf("--at %q: want a time as 2026-01-02T15:04:05Z", f.at)}
+		}
+	}
+	cfg := collateral.DefaultConfig()
+	cfg.OfflineOnly, cfg.Bundles = true, f.bundles
+	if f.data != "" {
+		cfg.CacheDir = filepath.Join(f.data, "collateral")
+	}
+	sources, err := catalog.Open(cfg, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	set, err := verifier.NewSet(verifier.Builtin(verifier.Config{
+		Now: func() time.Time { return at }, AMD: sources.AMD, Intel: sources.Intel, NVIDIA: sources.NVIDIA, Unbound: true,
+	}))
+	if err != nil {
+		sources.Close()
+		return nil, nil, err
+	}
+	v, err := set.Get(verifier.Canonical(f.tee))
+	if err != nil {
+		sources.Close()
+		return nil, nil, usageError{fmt.Errorf("--tee %q: %w", f.tee, err)}
+	}
+	return v, sources.Close, nil
 }
 
 // silent turns an error that was already printed into an exit code.
@@ -134,8 +217,10 @@ func checkKey(claims map[string]any, known []string) error {
 	if claims["ak_endorsement"] == tpm.EndorsedByEK || slices.Contains(known, got) {
 		return nil
 	}
-	err := fmt.Errorf("%s: ak_public is %s, expected one of the %d given by --ak", unknownKey, got, len(known))
-	return hint(err, "pin the key of a TPM you know with --ak FILE; `cloister attest --json` shows the ak_public that a broker has seen endorsed")
+	if len(known) > 0 {
+		return fmt.Errorf("%s: ak_public is %s, want one of the %d given by --ak", unknownKey, got, len(known))
+	}
+	return errors.New(unknownKey)
 }
 
 // readKeys reads attestation keys and returns them as the claim ak_public has them.
