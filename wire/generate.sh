@@ -57,3 +57,4 @@ run hypervisor ttrpc
 # What runs on trusted servers speaks grpc.
 run as grpc
 run rvps grpc
+run plugin grpc

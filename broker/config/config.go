@@ -226,16 +226,16 @@ func Default() Config {
 		Attestation: Attestation{
 			SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
 		},
-		TrustedTokens:   TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
-		Admin:           Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}},
-		TPM:             TPM{EKRoots: []string{}},
-		NVIDIA:          NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
-		Collateral:      collateral.DefaultConfig(),
+		TrustedTokens: TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
+		Admin:         Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}},
+		TPM:           TPM{EKRoots: []string{}},
+		NVIDIA:        NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
+		Collateral:    collateral.DefaultConfig(),
 		ReferenceValues: ReferenceValues{
 			Lifetime: Duration(365 * 24 * time.Hour), SWID: extract.SWID{Roots: []string{}}, CoRIM: extract.CoRIM{Anchors: []string{}},
 			InToto: extract.InToto{Keys: []string{}, Names: map[string]string{}, Predicates: []string{}},
 		},
-		Records:         Records{MaxDecisions: 4096},
+		Records: Records{MaxDecisions: 4096},
 	}
 }
 

@@ -37,9 +37,8 @@ type Key struct {
 func LoadOrCreate(path string) (*Key, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		raw = make([]byte, keySize)
-		if _, err := rand.Read(raw); err != nil {
-			return nil, fmt.Errorf("making storage key: %w", err)
+		if raw, err = newRaw(); err != nil {
+			return nil, err
 		}
 		if err := atomicfile.WriteNew(path, raw, 0o600); err != nil {
 			return nil, fmt.Errorf("writing storage key: %w", err)
@@ -57,6 +56,14 @@ func LoadOrCreate(path string) (*Key, error) {
 		return nil, fmt.Errorf("storage key %s has mode %04o, want 0600: others could read every secret", path, perm)
 	}
 	return New(raw)
+}
+
+func newRaw() ([]byte, error) {
+	raw := make([]byte, keySize)
+	if _, err := rand.Read(raw); err != nil {
+		return nil, fmt.Errorf("making storage key: %w", err)
+	}
+	return raw, nil
 }
 
 // New makes a Key from 32 bytes.

@@ -3,7 +3,10 @@
 // A session is made by a challenge, holds its nonce, and lives a fixed time that nothing extends. It is pending until
 // one attestation succeeds; from then on it is attested and carries the token, and a second attestation gets that token
 // back without being looked at. Sessions are bounded in number: when all are taken, new challenges are refused rather
-// than old guests thrown out. They live in memory only; a restart asks guests to attest again.
+// than old guests thrown out.
+//
+// There are two keepers with one meaning. Manager holds sessions in memory, for one broker; a restart asks guests to
+// attest again. Shared holds them in a store, for several brokers: a guest may talk to another one at each step.
 package session
 
 import (
@@ -32,6 +35,8 @@ var (
 	ErrFull    = errors.New("too many sessions")
 	ErrUnknown = errors.New("no such session")
 	ErrExpired = errors.New("session is expired")
+	// ErrLost is returned to an attestation that another one has overtaken while the store was out of reach.
+	ErrLost = errors.New("another broker has taken the session over")
 )
 
 // Session is one handshake. The fields never change after New.
@@ -42,67 +47,71 @@ type Session struct {
 	Expires time.Time
 	// Hash is the digest algorithm of the report data.
 	Hash string
-	// Challenge is what the verifier of the TEE wants back at the attestation; nil for most.
+	// Challenge is what the verifier of the TEE wants back at the attestation; nil for most. A Shared session has a
+	// json.RawMessage here.
 	Challenge any
 
-	manager *Manager
-	size    atomic.Int64 // of the token
+	keeper keeper
+	size   atomic.Int64  // of the token
+	turn   chan struct{} // holds one item while somebody attests
 
 	mu    sync.Mutex
 	token string
 	id    string
 }
 
-// Attest runs fn once: the first success is kept, and later calls get its token. Calls wait for each other, so a session
-// never yields two tokens.
+// Func verifies evidence and makes a token. ctx ends when the caller goes away or the session is lost to another broker.
+type Func func(ctx context.Context) (token, attestation string, err error)
+
+// keeper is who holds a session; its attest is called by one caller at a time.
+type keeper interface {
+	attest(ctx context.Context, s *Session, fn Func) (token, attestation string, again bool, err error)
+}
+
+// Attest is AttestContext for callers that have no context.
 func (s *Session) Attest(fn func() (token, attestation string, err error)) (token, attestation string, again bool, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.token != "" {
-		return s.token, s.id, true, nil
+	return s.AttestContext(context.Background(), func(context.Context) (string, string, error) { return fn() })
+}
+
+// AttestContext runs fn once: the first success is kept, and later calls get its token. Calls wait for each other, so a
+// session never yields two tokens.
+func (s *Session) AttestContext(ctx context.Context, fn Func) (token, attestation string, again bool, err error) {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return "", "", false, fmt.Errorf("waiting for another attestation of the session: %w", ctx.Err())
 	}
-	t, id, err := fn()
+	defer func() { <-s.turn }()
+	s.mu.Lock()
+	token, attestation = s.token, s.id
+	s.mu.Unlock()
+	if token != "" {
+		return token, attestation, true, nil
+	}
+	token, attestation, again, err = s.keeper.attest(ctx, s, fn)
 	if err != nil {
 		return "", "", false, err
 	}
-	if err := s.manager.room(int64(len(t))); err != nil {
-		return "", "", false, err
-	}
-	s.token, s.id = t, id
-	s.size.Store(int64(len(t)))
-	return t, id, false, nil
+	s.keep(token, attestation)
+	return token, attestation, again, nil
 }
 
-// Token returns the token of an attested session.
+func (s *Session) keep(token, attestation string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.token, s.id = token, attestation
+	s.size.Store(int64(len(token)))
+}
+
+// Token returns the token of a session that was attested when Get returned it, or has been through it.
 func (s *Session) Token() (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.token, s.token != ""
 }
 
-// Manager owns all sessions.
-type Manager struct {
-	now      func() time.Time
-	lifetime time.Duration
-	max      int
-
-	mu   sync.Mutex
-	byID map[string]*Session
-}
-
-// NewManager makes a Manager; zero values mean the defaults.
-func NewManager(now func() time.Time, lifetime time.Duration, max int) *Manager {
-	if lifetime == 0 {
-		lifetime = DefaultLifetime
-	}
-	if max == 0 {
-		max = DefaultMax
-	}
-	return &Manager{now: now, lifetime: lifetime, max: max, byID: map[string]*Session{}}
-}
-
-// New makes a session with a fresh id and, unless the verifier has made one, a fresh nonce.
-func (m *Manager) New(tee, nonce, hash string, challenge any) (*Session, error) {
+// fresh makes a session with a new id and, unless the verifier has made one, a new nonce.
+func fresh(k keeper, tee, nonce, hash string, challenge any) (*Session, error) {
 	id, err := newID()
 	if err != nil {
 		return nil, err
@@ -114,81 +123,7 @@ func (m *Manager) New(tee, nonce, hash string, challenge any) (*Session, error) 
 		}
 		nonce = base64.StdEncoding.EncodeToString(random)
 	}
-	s := &Session{
-		manager: m, ID: id, TEE: tee, Hash: hash, Challenge: challenge,
-		Nonce: nonce, Expires: m.now().Add(m.lifetime),
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.byID) >= m.max {
-		m.sweep()
-	}
-	if len(m.byID) >= m.max {
-		return nil, fmt.Errorf("%w: all %d are taken", ErrFull, m.max)
-	}
-	m.byID[id] = s
-	return s, nil
-}
-
-// Get returns a live session. An expired one is removed.
-func (m *Manager) Get(id string) (*Session, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s, ok := m.byID[id]
-	if !ok {
-		return nil, ErrUnknown
-	}
-	if !m.now().Before(s.Expires) {
-		delete(m.byID, id)
-		return nil, fmt.Errorf("%w since %s", ErrExpired, s.Expires.UTC().Format(time.RFC3339))
-	}
-	return s, nil
-}
-
-// room refuses a token that would make the tokens of all sessions too large.
-func (m *Manager) room(more int64) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	total := more
-	for _, s := range m.byID {
-		total += s.size.Load()
-	}
-	if total > maxTokens {
-		return fmt.Errorf("%w: their tokens take %d bytes, at most %d", ErrFull, total, maxTokens)
-	}
-	return nil
-}
-
-// Len is the number of sessions kept.
-func (m *Manager) Len() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.byID)
-}
-
-// Run removes expired sessions every interval until ctx ends.
-func (m *Manager) Run(ctx context.Context, interval time.Duration) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			m.mu.Lock()
-			m.sweep()
-			m.mu.Unlock()
-		}
-	}
-}
-
-func (m *Manager) sweep() {
-	now := m.now()
-	for id, s := range m.byID {
-		if !now.Before(s.Expires) {
-			delete(m.byID, id)
-		}
-	}
+	return &Session{keeper: k, turn: make(chan struct{}, 1), ID: id, TEE: tee, Nonce: nonce, Hash: hash, Challenge: challenge}, nil
 }
 
 // newID is a version 4 UUID as 32 hex digits, the form upstream uses.

@@ -139,7 +139,8 @@ func (p *Plugin) provision(ctx context.Context, body []byte) ([]byte, error) {
 	// With a '/' in them two machines could have one id.
 	for _, name := range []string{m.VM, m.Namespace} {
 		if len(name) > maxName || !machineName.MatchString(name) {
-			return nil, fmt.Errorf("vm_name or namespace is %.64q, want letters, digits and inner '_.-', 1 to %d: %w", name, maxName, plugin.ErrRequest)
+			return nil, fmt.Errorf("vm_name or namespace is %.64q, want letters, digits and inner '_.-', 1 to %d: %w",
+				name, maxName, plugin.ErrRequest)
 		}
 	}
 	uuid := machineID(m.Namespace, m.VM)
@@ -189,8 +190,10 @@ func (p *Plugin) get(ctx context.Context, path string, initData map[string]any) 
 }
 
 // machineID is the version 5 UUID (RFC 9562 section 5.5) of a machine.
-func machineID(namespace, vm string) string {
-	h := sha1.Sum(append(uuidNamespace[:len(uuidNamespace):len(uuidNamespace)], namespace+"/"+vm...))
+func machineID(namespace, vm string) string { return uuid5(uuidNamespace, namespace+"/"+vm) }
+
+func uuid5(space [16]byte, name string) string {
+	h := sha1.Sum(append(space[:len(space):len(space)], name...))
 	h[6], h[8] = h[6]&0x0f|0x50, h[8]&0x3f|0x80
 	t := hex.EncodeToString(h[:16])
 	return strings.Join([]string{t[:8], t[8:12], t[12:16], t[16:20], t[20:]}, "-")

@@ -1,0 +1,129 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Manager owns all sessions.
+type Manager struct {
+	now      func() time.Time
+	lifetime time.Duration
+	max      int
+
+	mu   sync.Mutex
+	byID map[string]*Session
+}
+
+// NewManager makes a Manager; zero values mean the defaults.
+func NewManager(now func() time.Time, lifetime time.Duration, max int) *Manager {
+	if lifetime == 0 {
+		lifetime = DefaultLifetime
+	}
+	if max == 0 {
+		max = DefaultMax
+	}
+	return &Manager{now: now, lifetime: lifetime, max: max, byID: map[string]*Session{}}
+}
+
+// New makes a session with a fresh id and, unless the verifier has made one, a fresh nonce.
+func (m *Manager) New(tee, nonce, hash string, challenge any) (*Session, error) {
+	s, err := fresh(m, tee, nonce, hash, challenge)
+	if err != nil {
+		return nil, err
+	}
+	s.Expires = m.now().Add(m.lifetime)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.byID) >= m.max {
+		m.sweep()
+	}
+	if len(m.byID) >= m.max {
+		return nil, fmt.Errorf("%w: all %d are taken", ErrFull, m.max)
+	}
+	m.byID[s.ID] = s
+	return s, nil
+}
+
+// Get returns a live session. An expired one is removed.
+func (m *Manager) Get(id string) (*Session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, ok := m.byID[id]
+	if !ok {
+		return nil, ErrUnknown
+	}
+	if !m.now().Before(s.Expires) {
+		delete(m.byID, id)
+		return nil, fmt.Errorf("%w since %s", ErrExpired, s.Expires.UTC().Format(time.RFC3339))
+	}
+	return s, nil
+}
+
+// NewContext is New; it exists so that Manager and Shared are alike.
+func (m *Manager) NewContext(_ context.Context, tee, nonce, hash string, challenge json.RawMessage) (*Session, error) {
+	if challenge == nil {
+		return m.New(tee, nonce, hash, nil)
+	}
+	return m.New(tee, nonce, hash, challenge)
+}
+
+// GetContext is Get; it exists so that Manager and Shared are alike.
+func (m *Manager) GetContext(_ context.Context, id string) (*Session, error) { return m.Get(id) }
+
+func (m *Manager) attest(ctx context.Context, _ *Session, fn Func) (token, attestation string, again bool, err error) {
+	token, attestation, err = fn(ctx)
+	if err == nil {
+		err = m.room(int64(len(token)))
+	}
+	return token, attestation, false, err
+}
+
+// room refuses a token that would make the tokens of all sessions too large.
+func (m *Manager) room(more int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	total := more
+	for _, s := range m.byID {
+		total += s.size.Load()
+	}
+	if total > maxTokens {
+		return fmt.Errorf("%w: their tokens take %d bytes, at most %d", ErrFull, total, maxTokens)
+	}
+	return nil
+}
+
+// Len is the number of sessions kept.
+func (m *Manager) Len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.byID)
+}
+
+// Run removes expired sessions every interval until ctx ends.
+func (m *Manager) Run(ctx context.Context, interval time.Duration) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			m.mu.Lock()
+			m.sweep()
+			m.mu.Unlock()
+		}
+	}
+}
+
+func (m *Manager) sweep() {
+	now := m.now()
+	for id, s := range m.byID {
+		if !now.Before(s.Expires) {
+			delete(m.byID, id)
+		}
+	}
+}
