@@ -5,7 +5,7 @@ BIN   := $(CURDIR)/bin
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint generate bench clean
+.PHONY: help deps test-deps build demo test lint generate bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,7 +20,10 @@ build: ## build all binaries into ./bin
 demo: deps build ## from nothing to an attested, encrypted pod, and three attacks
 	@$(GO) run ./demo -bin $(BIN)
 
-test: deps build ## build and run all tests, whole VMs included
+test-deps: # what only tests need
+	@scripts/deps.sh test
+
+test: test-deps build ## build and run all tests, whole VMs included
 	$(GO) test -timeout 40m ./...
 
 lint: ## gofmt, vet, staticcheck, generated files current

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building and testing need; does nothing when all are there.
+# Installs the Debian packages that building and running need, with "test" also those of the tests; does nothing when all are there.
 set -euo pipefail
 
 declare -A need=( # package -> a file that proves it is installed
@@ -15,6 +15,9 @@ declare -A need=( # package -> a file that proves it is installed
   [xz-utils]=/usr/bin/xz
   [debian-archive-keyring]=/usr/share/keyrings/debian-archive-keyring.gpg
 )
+if [ "${1:-}" = test ]; then
+  need[postgresql]=/usr/lib/postgresql
+fi
 missing=()
 for package in "${!need[@]}"; do
   [ -e "${need[$package]}" ] || missing+=("$package")
