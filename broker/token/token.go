@@ -82,12 +82,18 @@ func LoadOrCreateKey(ctx context.Context, db backend, seal sealer) (*ecdsa.Priva
 		if sealed, err = seal.Seal(KeyPlace, der); err != nil {
 			return nil, err
 		}
-		if _, err := db.PutNew(ctx, store.Keys, KeyPlace, sealed); err != nil {
+		made, err := db.PutNew(ctx, store.Keys, KeyPlace, sealed)
+		if err != nil {
 			return nil, fmt.Errorf("storing token signing key: %w", err)
 		}
-		return key, nil
-	}
-	if err != nil {
+		if made {
+			return key, nil
+		}
+		// Another broker of the same store was faster: its key is the one.
+		if sealed, err = db.Get(ctx, store.Keys, KeyPlace); err != nil {
+			return nil, fmt.Errorf("reading token signing key: %w", err)
+		}
+	} else if err != nil {
 		return nil, fmt.Errorf("reading token signing key: %w", err)
 	}
 	der, err := seal.Open(KeyPlace, sealed)
