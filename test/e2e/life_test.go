@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/test/vmtest"
 )
@@ -95,9 +97,7 @@ func TestPodLife(t *testing.T) {
 		if s == nil || s.Supervisor <= 1 {
 			t.Fatalf("ps shows %+v", s)
 		}
-		if err := syscall.Kill(s.Supervisor, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
+		kill(t, s.Supervisor)
 		if out := e.ok(t, "ps"); !strings.Contains(out, "cleaned up after pod pod-life") {
 			t.Errorf("the next command does not say that it cleaned up:\n%s", out)
 		}
@@ -147,6 +147,29 @@ func TestBadImages(t *testing.T) {
 			t.Error("the key is in the error")
 		}
 	})
+}
+
+// kill ends a process that is not a child of ours and waits until it has ended, its files and locks included.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 30_000)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil || n == 0:
+			t.Fatalf("process %d does not end: %v", pid, err)
+		}
+		return
+	}
 }
 
 func runDir(t *testing.T) string {
