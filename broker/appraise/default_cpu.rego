@@ -57,13 +57,9 @@ configuration := 2 if {
 
 # --- the initdata of hardware TEEs ------------------------------------------------------------------------------------
 
-# The host chooses the initdata, and with it the guest's policy: only approved ones count. A guest without any has what its
-# measured image says.
+# The host chooses the initdata, and with it the guest's policy: only approved ones count. To start a guest without any is a choice
+# of the host as well: whoever wants what the image then does registers the zeros that the field holds.
 init_data_approved if input.init_data in query_reference_value("init_data")
-
-init_data_approved if regex.match(`^(0+|(AA)*AA?=*)$`, input.init_data)
-
-init_data_approved if not input.init_data
 
 # --- AMD SEV-SNP ------------------------------------------------------------------------------------------------------
 

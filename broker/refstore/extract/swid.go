@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister/cloister/broker/xmlsig"
 	"github.com/cloister/cloister/tee/rim"
 )
 
@@ -31,7 +32,7 @@ func (t *Trust) swid(doc []byte, now time.Time) (*Values, error) {
 		if err != nil {
 			return nil, err
 		}
-		if doc, err = verifyXML(doc, key); err != nil {
+		if doc, err = xmlsig.Verify(doc, key.public, key.name); err != nil {
 			return nil, err
 		}
 		out.Signer = key.name

@@ -14,6 +14,7 @@ import (
 
 	"github.com/beevik/etree"
 
+	"github.com/cloister/cloister/broker/xmlsig"
 	"github.com/cloister/cloister/test/evidence"
 )
 
@@ -32,9 +33,9 @@ func signTag(t testing.TB, key *ecdsa.PrivateKey, doc string, change func(string
 	t.Helper()
 	digest := sha512.Sum384(canonical(t, strings.Replace(doc, "SIGNATURE", "", 1), ""))
 	method := func(name, alg string) string { return "<" + name + ` Algorithm="` + alg + `"></` + name + ">" }
-	info := "<SignedInfo>" + method("CanonicalizationMethod", algC14N11) + method("SignatureMethod", algECDSA384) +
-		`<Reference URI=""><Transforms>` + method("Transform", algEnveloped) + method("Transform", algC14N11) + "</Transforms>" +
-		method("DigestMethod", algSHA384) + "<DigestValue>" + base64.StdEncoding.EncodeToString(digest[:]) +
+	info := "<SignedInfo>" + method("CanonicalizationMethod", xmlsig.C14N11) + method("SignatureMethod", xmlsig.ECDSA384) +
+		`<Reference URI=""><Transforms>` + method("Transform", xmlsig.Enveloped) + method("Transform", xmlsig.C14N11) + "</Transforms>" +
+		method("DigestMethod", xmlsig.SHA384) + "<DigestValue>" + base64.StdEncoding.EncodeToString(digest[:]) +
 		"</DigestValue></Reference></SignedInfo>"
 	if change != nil {
 		info = change(info)
@@ -44,7 +45,7 @@ func signTag(t testing.TB, key *ecdsa.PrivateKey, doc string, change func(string
 		certs += "<X509Certificate>" + base64.StdEncoding.EncodeToString(c.Raw) + "</X509Certificate>"
 	}
 	whole := func(value string) string {
-		return strings.Replace(doc, "SIGNATURE", `<Signature xmlns="`+nsDSig+`">`+info+"<SignatureValue>"+value+
+		return strings.Replace(doc, "SIGNATURE", `<Signature xmlns="`+xmlsig.Namespace+`">`+info+"<SignatureValue>"+value+
 			"</SignatureValue><KeyInfo><X509Data>"+certs+"</X509Data></KeyInfo></Signature>", 1)
 	}
 	sum := sha512.Sum384(canonical(t, whole(""), "./Signature/SignedInfo"))
@@ -52,9 +53,9 @@ func signTag(t testing.TB, key *ecdsa.PrivateKey, doc string, change func(string
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw := make([]byte, rawP384)
-	r.FillBytes(raw[:rawP384/2])
-	s.FillBytes(raw[rawP384/2:])
+	raw := make([]byte, xmlsig.SignatureSize)
+	r.FillBytes(raw[:xmlsig.SignatureSize/2])
+	s.FillBytes(raw[xmlsig.SignatureSize/2:])
 	return []byte(whole(base64.StdEncoding.EncodeToString(raw)))
 }
 
@@ -68,7 +69,7 @@ func canonical(t testing.TB, doc, path string) []byte {
 	if path != "" {
 		e = e.FindElement(path)
 	}
-	out, err := canonicalForm(e)
+	out, err := xmlsig.Canonical(e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +131,7 @@ func TestSWIDSigned(t *testing.T) {
 	}{
 		"part":        {replace(`URI=""`, `URI="#x"`), "whole document"},
 		"method":      {replace("ecdsa-sha384", "hmac-sha384"), "SignatureMethod"},
-		"transform":   {replace(nsDSig+"enveloped-signature", "http://www.w3.org/TR/1999/REC-xslt-19991116"), "Transform"},
+		"transform":   {replace(xmlsig.Namespace+"enveloped-signature", "http://www.w3.org/TR/1999/REC-xslt-19991116"), "Transform"},
 		"digest":      {replace("<DigestValue>", "<DigestValue>A"), "not base64"},
 		"second":      {replace("</SignedInfo>", "<Reference/></SignedInfo>"), "has 4 elements"},
 		"other place": {replace("<DigestMethod", `<DigestMethod xmlns="urn:x"`), "belongs"},

@@ -25,6 +25,7 @@ import (
 	"github.com/beevik/etree"
 	"golang.org/x/crypto/ocsp"
 
+	"github.com/cloister/cloister/broker/xmlsig"
 	"github.com/cloister/cloister/tee/nvgpu"
 )
 
@@ -212,7 +213,7 @@ func (w *world) sign(version, payload string) []byte {
 			e = doc.Root()
 			e.RemoveChild(e.SelectElement("Signature"))
 		}
-		out, err := canonicalForm(e)
+		out, err := xmlsig.Canonical(e)
 		if err != nil {
 			w.t.Fatal(err)
 		}

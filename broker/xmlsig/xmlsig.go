@@ -1,7 +1,13 @@
-package extract
+// Package xmlsig verifies the one form of XML signature that manifests of reference values have.
+//
+// There is one signature, at the root, over all of the document but itself, with ECDSA on P-384 and SHA-384. The document chooses
+// nothing, and only the bytes that the signature digests may be read for content: the rest may say anything, which is how
+// signature wrapping works.
+package xmlsig
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha512"
@@ -17,24 +23,21 @@ import (
 
 // Names of the one form of signature that manifests have.
 const (
-	nsDSig       = "http://www.w3.org/2000/09/xmldsig#"
-	algC14N11    = "http://www.w3.org/2006/12/xml-c14n11"
-	algEnveloped = "http://www.w3.org/2000/09/xmldsig#enveloped-signature"
-	algECDSA384  = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"
-	algSHA384    = "http://www.w3.org/2001/04/xmldsig-more#sha384"
+	Namespace = "http://www.w3.org/2000/09/xmldsig#"
+	C14N11    = "http://www.w3.org/2006/12/xml-c14n11"
+	Enveloped = "http://www.w3.org/2000/09/xmldsig#enveloped-signature"
+	ECDSA384  = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"
+	SHA384    = "http://www.w3.org/2001/04/xmldsig-more#sha384"
 
-	rawP384 = 96 // r and s
+	SignatureSize = 96 // r and s
 )
 
-// verifyXML checks the enveloped signature at the root of a manifest and returns the canonical bytes that it is over; the
-// document around them may say anything. The document chooses nothing: there is one signature, over all of the document but
-// itself, and its algorithms are fixed (evidence-layouts.md section 9).
-//
-// Canonical XML 1.0 stands for 1.1: they differ in attributes of the xml prefix only, and documents with those are refused.
-func verifyXML(doc []byte, key anchorKey) ([]byte, error) {
-	public, ok := key.public.(*ecdsa.PublicKey)
+// Verify checks the enveloped signature of a manifest (evidence-layouts.md section 9) with a key and returns the canonical bytes
+// that it is over. who names the key in errors.
+func Verify(doc []byte, key crypto.PublicKey, who string) ([]byte, error) {
+	public, ok := key.(*ecdsa.PublicKey)
 	if !ok || public.Curve != elliptic.P384() {
-		return nil, fmt.Errorf("key of %s is not on P-384, which manifests are signed with", key.name)
+		return nil, fmt.Errorf("key of %s is not on P-384, which manifests are signed with", who)
 	}
 	tree := etree.NewDocument()
 	if err := tree.ReadFromBytes(doc); err != nil {
@@ -63,20 +66,20 @@ func verifyXML(doc []byte, key anchorKey) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := decoded(value, rawP384)
+	raw, err := decoded(value, SignatureSize)
 	if err != nil {
 		return nil, err
 	}
-	canonical, err := canonicalForm(info)
+	canonical, err := Canonical(info)
 	if err != nil {
 		return nil, fmt.Errorf("canonicalising SignedInfo: %w", err)
 	}
 	sum := sha512.Sum384(canonical)
-	if r, s := new(big.Int).SetBytes(raw[:rawP384/2]), new(big.Int).SetBytes(raw[rawP384/2:]); !ecdsa.Verify(public, sum[:], r, s) {
-		return nil, fmt.Errorf("signature is not that of %s", key.name)
+	if r, s := new(big.Int).SetBytes(raw[:SignatureSize/2]), new(big.Int).SetBytes(raw[SignatureSize/2:]); !ecdsa.Verify(public, sum[:], r, s) {
+		return nil, fmt.Errorf("signature is not that of %s", who)
 	}
 	root.RemoveChild(signature)
-	signed, err := canonicalForm(root)
+	signed, err := Canonical(root)
 	if err != nil {
 		return nil, fmt.Errorf("canonicalising the document: %w", err)
 	}
@@ -86,7 +89,9 @@ func verifyXML(doc []byte, key anchorKey) ([]byte, error) {
 	return signed, nil
 }
 
-func canonicalForm(e *etree.Element) ([]byte, error) {
+// Canonical is Canonical XML without comments. The library's 1.0 form is used because it alone takes the namespaces of the
+// ancestors along; 1.1 differs from it in attributes of the xml prefix only, and documents with those are refused.
+func Canonical(e *etree.Element) ([]byte, error) {
 	return dsig.MakeC14N10RecCanonicalizer().Canonicalize(e)
 }
 
@@ -108,7 +113,7 @@ func signedDigest(info *etree.Element) ([]byte, error) {
 		return nil, err
 	}
 	elements := []*etree.Element{top[0], top[1], transforms[0], transforms[1], ref[1]}
-	for i, want := range []string{algC14N11, algECDSA384, algEnveloped, algC14N11, algSHA384} {
+	for i, want := range []string{C14N11, ECDSA384, Enveloped, C14N11, SHA384} {
 		e := elements[i]
 		if got := e.SelectAttrValue("Algorithm", ""); got != want || len(e.Attr) != 1 || len(e.ChildElements()) != 0 {
 			return nil, fmt.Errorf("%s is %.80q, want %q without parameters", e.Tag, got, want)
@@ -123,7 +128,7 @@ func sequence(e *etree.Element, names ...string) ([]*etree.Element, error) {
 		return nil, fmt.Errorf("%s has %d elements, want %s", e.Tag, len(children), strings.Join(names, ", "))
 	}
 	for i, c := range children {
-		if c.Tag != names[i] || c.NamespaceURI() != nsDSig {
+		if c.Tag != names[i] || c.NamespaceURI() != Namespace {
 			return nil, fmt.Errorf("%s has <%.40s> where <%s> belongs", e.Tag, c.Tag, names[i])
 		}
 	}
@@ -133,7 +138,7 @@ func sequence(e *etree.Element, names ...string) ([]*etree.Element, error) {
 func only(e *etree.Element, name string) (*etree.Element, error) {
 	var out *etree.Element
 	for _, c := range e.ChildElements() {
-		if c.Tag != name || c.NamespaceURI() != nsDSig {
+		if c.Tag != name || c.NamespaceURI() != Namespace {
 			continue
 		}
 		if out != nil {

@@ -7,6 +7,8 @@ import (
 
 	"github.com/cloister/cloister/tee/rim"
 	"github.com/cloister/cloister/test/evidence"
+
+	"github.com/cloister/cloister/broker/xmlsig"
 )
 
 func recordedManifest(t testing.TB, id string) (chain, error) {
@@ -80,7 +82,7 @@ func TestForgedManifests(t *testing.T) {
 			return strings.Replace(s, between(s, "<ds:SignatureValue>", "</ds:SignatureValue>"), "<ds:SignatureValue></ds:SignatureValue>", 1)
 		}},
 		{name: "signed twice", want: "more than one <Signature>", sign: func(s string) string {
-			return strings.Replace(s, "<ns0:Payload>", `<ds:Signature xmlns:ds="`+nsDSig+`"/><ns0:Payload>`, 1)
+			return strings.Replace(s, "<ns0:Payload>", `<ds:Signature xmlns:ds="`+xmlsig.Namespace+`"/><ns0:Payload>`, 1)
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
