@@ -31,7 +31,7 @@ type Item struct {
 	InitData   []byte
 	InitClaims any
 	// Challenge is what the verifier of the TEE left at the challenge.
-	Challenge any
+	Challenge json.RawMessage
 }
 
 // Verdict is the outcome for one guest.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
@@ -51,7 +52,9 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	entry.Session, entry.TEE = sessionTag(sess.ID), sess.TEE
-	tok, id, again, err := sess.Attest(func() (string, string, error) { return s.firstAttest(r, sess, body, &entry) })
+	tok, id, again, err := sess.Attest(r.Context(), func(ctx context.Context) (string, string, error) {
+		return s.firstAttest(r.WithContext(ctx), sess, body, &entry)
+	})
 	if err != nil {
 		s.metrics.attestationFailures.WithLabelValues(sess.TEE).Inc()
 		refuse(err)

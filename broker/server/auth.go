@@ -65,7 +65,7 @@ func (s *Server) challenge(r *http.Request, body []byte, entry *audit.Entry) (*s
 			return nil, nil, fmt.Errorf("encoding the challenge: %w", err)
 		}
 	}
-	sess, err := s.Sessions.New(req.TEE, c.Nonce, cmp.Or(c.Hash, kbs.DefaultHash), c.Remember)
+	sess, err := s.Sessions.New(r.Context(), req.TEE, c.Nonce, cmp.Or(c.Hash, kbs.DefaultHash), c.Remember)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -84,5 +84,5 @@ func (s *Server) session(r *http.Request) (*session.Session, error) {
 	if err != nil {
 		return nil, errors.New("the request has no session cookie")
 	}
-	return s.Sessions.Get(cookie.Value)
+	return s.Sessions.Get(r.Context(), cookie.Value)
 }

@@ -42,8 +42,8 @@ const (
 )
 
 type sessions interface {
-	New(tee, nonce, hash string, challenge any) (*session.Session, error)
-	Get(id string) (*session.Session, error)
+	New(ctx context.Context, tee, nonce, hash string, challenge json.RawMessage) (*session.Session, error)
+	Get(ctx context.Context, id string) (*session.Session, error)
 	Len() int
 	Run(ctx context.Context, interval time.Duration)
 }

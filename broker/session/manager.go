@@ -30,7 +30,7 @@ func NewManager(now func() time.Time, lifetime time.Duration, max int) *Manager 
 }
 
 // New makes a session with a fresh id and, unless the verifier has made one, a fresh nonce.
-func (m *Manager) New(tee, nonce, hash string, challenge any) (*Session, error) {
+func (m *Manager) New(_ context.Context, tee, nonce, hash string, challenge json.RawMessage) (*Session, error) {
 	s, err := fresh(m, tee, nonce, hash, challenge)
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (m *Manager) New(tee, nonce, hash string, challenge any) (*Session, error) 
 }
 
 // Get returns a live session. An expired one is removed.
-func (m *Manager) Get(id string) (*Session, error) {
+func (m *Manager) Get(_ context.Context, id string) (*Session, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s, ok := m.byID[id]
@@ -62,17 +62,6 @@ func (m *Manager) Get(id string) (*Session, error) {
 	}
 	return s, nil
 }
-
-// NewContext is New; it exists so that Manager and Shared are alike.
-func (m *Manager) NewContext(_ context.Context, tee, nonce, hash string, challenge json.RawMessage) (*Session, error) {
-	if challenge == nil {
-		return m.New(tee, nonce, hash, nil)
-	}
-	return m.New(tee, nonce, hash, challenge)
-}
-
-// GetContext is Get; it exists so that Manager and Shared are alike.
-func (m *Manager) GetContext(_ context.Context, id string) (*Session, error) { return m.Get(id) }
 
 func (m *Manager) attest(ctx context.Context, _ *Session, fn Func) (token, attestation string, again bool, err error) {
 	token, attestation, err = fn(ctx)

@@ -14,6 +14,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -47,9 +48,8 @@ type Session struct {
 	Expires time.Time
 	// Hash is the digest algorithm of the report data.
 	Hash string
-	// Challenge is what the verifier of the TEE wants back at the attestation; nil for most. A Shared session has a
-	// json.RawMessage here.
-	Challenge any
+	// Challenge is what the verifier of the TEE wants back at the attestation; nil for most.
+	Challenge json.RawMessage
 
 	keeper keeper
 	size   atomic.Int64  // of the token
@@ -68,14 +68,9 @@ type keeper interface {
 	attest(ctx context.Context, s *Session, fn Func) (token, attestation string, again bool, err error)
 }
 
-// Attest is AttestContext for callers that have no context.
-func (s *Session) Attest(fn func() (token, attestation string, err error)) (token, attestation string, again bool, err error) {
-	return s.AttestContext(context.Background(), func(context.Context) (string, string, error) { return fn() })
-}
-
-// AttestContext runs fn once: the first success is kept, and later calls get its token. Calls wait for each other, so a
+// Attest runs fn once: the first success is kept, and later calls get its token. Calls wait for each other, so a
 // session never yields two tokens.
-func (s *Session) AttestContext(ctx context.Context, fn Func) (token, attestation string, again bool, err error) {
+func (s *Session) Attest(ctx context.Context, fn Func) (token, attestation string, again bool, err error) {
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -111,7 +106,10 @@ func (s *Session) Token() (string, bool) {
 }
 
 // fresh makes a session with a new id and, unless the verifier has made one, a new nonce.
-func fresh(k keeper, tee, nonce, hash string, challenge any) (*Session, error) {
+func fresh(k keeper, tee, nonce, hash string, challenge json.RawMessage) (*Session, error) {
+	if len(challenge) > maxChallenge {
+		return nil, fmt.Errorf("the challenge of %.32q has %d bytes, at most %d are kept", tee, len(challenge), maxChallenge)
+	}
 	id, err := newID()
 	if err != nil {
 		return nil, err

@@ -11,11 +11,11 @@ import (
 
 func TestAttestOnce(t *testing.T) {
 	m := NewManager(time.Now, 0, 0)
-	s, err := m.New("tpm", "", "sha384", nil)
+	s, err := m.New(t.Context(), "tpm", "", "sha384", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := s.Attest(func() (string, string, error) { return "", "", errors.New("no") }); err == nil {
+	if _, _, _, err := s.Attest(t.Context(), func(context.Context) (string, string, error) { return "", "", errors.New("no") }); err == nil {
 		t.Fatal("a failed attestation succeeds")
 	}
 	if _, ok := s.Token(); ok {
@@ -25,7 +25,7 @@ func TestAttestOnce(t *testing.T) {
 	var wait sync.WaitGroup
 	for range 8 {
 		wait.Go(func() {
-			tok, _, _, err := s.Attest(func() (string, string, error) { ran.Add(1); return "token", "id", nil })
+			tok, _, _, err := s.Attest(t.Context(), func(context.Context) (string, string, error) { ran.Add(1); return "token", "id", nil })
 			if err != nil || tok != "token" {
 				t.Errorf("token %q, %v", tok, err)
 			}
@@ -41,11 +41,11 @@ func TestTokensAreBounded(t *testing.T) {
 	m := NewManager(time.Now, 0, 0)
 	large := string(make([]byte, maxTokens/2))
 	for i, fits := range []bool{true, true, false} {
-		s, err := m.New("tpm", "", "sha384", nil)
+		s, err := m.New(t.Context(), "tpm", "", "sha384", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _, _, err = s.Attest(func() (string, string, error) { return large, "id", nil })
+		_, _, _, err = s.Attest(t.Context(), func(context.Context) (string, string, error) { return large, "id", nil })
 		if fits != (err == nil) || !fits && !errors.Is(err, ErrFull) {
 			t.Errorf("token %d: %v", i, err)
 		}
@@ -57,7 +57,7 @@ func TestSweep(t *testing.T) {
 	m := NewManager(func() time.Time { return time.Unix(now.Load(), 0) }, time.Minute, 3)
 	ids := map[string]bool{}
 	for range 3 {
-		s, err := m.New("tpm", "", "sha384", nil)
+		s, err := m.New(t.Context(), "tpm", "", "sha384", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,12 +69,12 @@ func TestSweep(t *testing.T) {
 	if len(ids) != 3 {
 		t.Error("ids repeat")
 	}
-	if _, err := m.New("tpm", "", "sha384", nil); !errors.Is(err, ErrFull) {
+	if _, err := m.New(t.Context(), "tpm", "", "sha384", nil); !errors.Is(err, ErrFull) {
 		t.Errorf("fourth session: %v", err)
 	}
 	now.Store(60)
 	for id := range ids {
-		if _, err := m.Get(id); !errors.Is(err, ErrExpired) {
+		if _, err := m.Get(t.Context(), id); !errors.Is(err, ErrExpired) {
 			t.Errorf("old session: %v", err)
 		}
 		break
@@ -91,7 +91,7 @@ func TestSweep(t *testing.T) {
 	}
 	stop()
 	<-ended
-	if _, err := m.Get("nothing"); !errors.Is(err, ErrUnknown) {
+	if _, err := m.Get(t.Context(), "nothing"); !errors.Is(err, ErrUnknown) {
 		t.Errorf("unknown session: %v", err)
 	}
 }

@@ -19,7 +19,7 @@ import (
 const (
 	// DefaultLease is how long a session stays closed after the broker that attests it has died.
 	DefaultLease = 15 * time.Second
-	// callTimeout bounds what no caller bounds: New and Get without a context, and writes that outlive their caller.
+	// callTimeout bounds what no caller bounds: counting, and writes that outlive their caller.
 	callTimeout = 15 * time.Second
 	// pollInterval is how often a broker looks whether another one is done.
 	pollInterval = 100 * time.Millisecond
@@ -109,29 +109,9 @@ func Place(key string) string { return "session:" + key }
 
 func (m *Shared) limit() store.Limit { return store.Limit{Entries: m.o.Max, Bytes: maxTokens} }
 
-// New is NewContext for callers that have no context. Challenge has to be nil or a json.RawMessage.
-func (m *Shared) New(tee, nonce, hash string, challenge any) (*Session, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	switch c := challenge.(type) {
-	case nil:
-		return m.NewContext(ctx, tee, nonce, hash, nil)
-	case json.RawMessage:
-		return m.NewContext(ctx, tee, nonce, hash, c)
-	}
-	return nil, fmt.Errorf("the challenge of %.32q is a %T, want json.RawMessage: other brokers could not read it", tee, challenge)
-}
-
-// NewContext makes a session with a fresh id and, unless the verifier has made one, a fresh nonce.
-func (m *Shared) NewContext(ctx context.Context, tee, nonce, hash string, challenge json.RawMessage) (*Session, error) {
-	if len(challenge) > maxChallenge {
-		return nil, fmt.Errorf("the challenge of %.32q has %d bytes, at most %d are kept", tee, len(challenge), maxChallenge)
-	}
-	var c any
-	if challenge != nil {
-		c = challenge
-	}
-	s, err := fresh(m, tee, nonce, hash, c)
+// New makes a session with a fresh id and, unless the verifier has made one, a fresh nonce.
+func (m *Shared) New(ctx context.Context, tee, nonce, hash string, challenge json.RawMessage) (*Session, error) {
+	s, err := fresh(m, tee, nonce, hash, challenge)
 	if err != nil {
 		return nil, err
 	}
@@ -156,25 +136,16 @@ func (m *Shared) NewContext(ctx context.Context, tee, nonce, hash string, challe
 	return s, nil
 }
 
-// Get is GetContext for callers that have no context.
-func (m *Shared) Get(id string) (*Session, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	return m.GetContext(ctx, id)
-}
-
-// GetContext returns a live session.
-func (m *Shared) GetContext(ctx context.Context, id string) (*Session, error) {
+// Get returns a live session.
+func (m *Shared) Get(ctx context.Context, id string) (*Session, error) {
 	st, e, err := m.load(ctx, storeKey(id))
 	if err != nil {
 		return nil, err
 	}
 	s := &Session{
 		keeper: m, turn: make(chan struct{}, 1), ID: id, TEE: st.TEE, Nonce: st.Nonce, Hash: st.Hash,
-		Expires: m.o.Now().Add(e.Expires.Sub(e.Now)), token: st.Token, id: st.Attestation,
-	}
-	if st.Challenge != nil {
-		s.Challenge = st.Challenge
+		Challenge: st.Challenge,
+		Expires:   m.o.Now().Add(e.Expires.Sub(e.Now)), token: st.Token, id: st.Attestation,
 	}
 	s.size.Store(int64(len(st.Token)))
 	return s, nil

@@ -60,7 +60,7 @@ func replica(t *testing.T, db back, o session.Options) *session.Shared {
 
 func get(t *testing.T, m *session.Shared, id string) *session.Session {
 	t.Helper()
-	s, err := m.Get(id)
+	s, err := m.Get(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,15 +69,15 @@ func get(t *testing.T, m *session.Shared, id string) *session.Session {
 
 func create(t *testing.T, m *session.Shared) *session.Session {
 	t.Helper()
-	s, err := m.New("tpm", "", "sha384", json.RawMessage(`{"a":"challenge-text"}`))
+	s, err := m.New(t.Context(), "tpm", "", "sha384", json.RawMessage(`{"a":"challenge-text"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func token(text string) func() (string, string, error) {
-	return func() (string, string, error) { return text, "id of " + text, nil }
+func token(text string) session.Func {
+	return func(context.Context) (string, string, error) { return text, "id of " + text, nil }
 }
 
 func TestReplicas(t *testing.T) {
@@ -86,11 +86,10 @@ func TestReplicas(t *testing.T) {
 	a, b := replica(t, dbA, session.Options{}), replica(t, dbB, session.Options{})
 	made := create(t, a)
 	got := get(t, b, made.ID)
-	challenge, _ := got.Challenge.(json.RawMessage)
-	if got.Nonce != made.Nonce || got.TEE != "tpm" || got.Hash != "sha384" || string(challenge) != `{"a":"challenge-text"}` {
+	if got.Nonce != made.Nonce || got.TEE != "tpm" || got.Hash != "sha384" || string(got.Challenge) != `{"a":"challenge-text"}` {
 		t.Errorf("made %+v, got %+v", made, got)
 	}
-	if _, _, _, err := got.Attest(func() (string, string, error) { return "", "", errors.New("no") }); err == nil {
+	if _, _, _, err := got.Attest(t.Context(), func(context.Context) (string, string, error) { return "", "", errors.New("no") }); err == nil {
 		t.Error("a failed attestation succeeds")
 	}
 	var ran atomic.Int32
@@ -100,7 +99,7 @@ func TestReplicas(t *testing.T) {
 		wait.Go(func() {
 			s := get(t, []*session.Shared{a, b}[i%2], made.ID)
 			var err error
-			tokens[i], _, _, err = s.Attest(func() (string, string, error) {
+			tokens[i], _, _, err = s.Attest(t.Context(), func(context.Context) (string, string, error) {
 				ran.Add(1)
 				time.Sleep(20 * time.Millisecond)
 				return fmt.Sprint("the-token-", i), "id", nil
@@ -133,10 +132,10 @@ func TestReplicas(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if _, err := a.New("tpm", "", "sha384", &struct{ secret string }{}); err == nil {
-		t.Error("a challenge that others cannot read is taken")
+	if _, err := a.New(t.Context(), "tpm", "", "sha384", json.RawMessage(`"`+strings.Repeat("a", 64<<10)+`"`)); err == nil {
+		t.Error("a challenge of more than 64 KiB is kept")
 	}
-	if _, err := a.Get("nothing"); !errors.Is(err, session.ErrUnknown) {
+	if _, err := a.Get(t.Context(), "nothing"); !errors.Is(err, session.ErrUnknown) {
 		t.Errorf("unknown session: %v", err)
 	}
 
@@ -144,10 +143,10 @@ func TestReplicas(t *testing.T) {
 		short := replica(t, dbA, session.Options{Lifetime: 200 * time.Millisecond})
 		s := create(t, short)
 		time.Sleep(250 * time.Millisecond)
-		if _, err := b.Get(s.ID); !errors.Is(err, session.ErrExpired) {
+		if _, err := b.Get(t.Context(), s.ID); !errors.Is(err, session.ErrExpired) {
 			t.Errorf("old session: %v", err)
 		}
-		if _, _, _, err := s.Attest(token("late")); !errors.Is(err, session.ErrExpired) {
+		if _, _, _, err := s.Attest(t.Context(), token("late")); !errors.Is(err, session.ErrExpired) {
 			t.Errorf("attestation of an old session: %v", err)
 		}
 		ctx, stop := context.WithCancel(t.Context())
@@ -165,7 +164,7 @@ func TestReplicas(t *testing.T) {
 		for i := range 16 {
 			wait.Go(func() {
 				for made.Load()+full.Load() < 10_200 {
-					switch _, err := []*session.Shared{a, b}[i%2].New("tpm", "", "sha384", nil); {
+					switch _, err := []*session.Shared{a, b}[i%2].New(t.Context(), "tpm", "", "sha384", nil); {
 					case err == nil:
 						made.Add(1)
 					case errors.Is(err, session.ErrFull):
@@ -224,7 +223,7 @@ func TestFaults(t *testing.T) {
 	t.Run("lost answers", func(t *testing.T) {
 		s := create(t, a)
 		bad.mute.Store(1) // of taking the lease
-		tok, _, again, err := s.Attest(func() (string, string, error) {
+		tok, _, again, err := s.Attest(t.Context(), func(context.Context) (string, string, error) {
 			bad.mute.Store(1) // of a renewal, or of keeping the token
 			return "one", "id", nil
 		})
@@ -237,9 +236,9 @@ func TestFaults(t *testing.T) {
 	})
 	t.Run("lost lease", func(t *testing.T) {
 		s := create(t, a)
-		tok, _, again, err := s.AttestContext(t.Context(), func(ctx context.Context) (string, string, error) {
+		tok, _, again, err := s.Attest(t.Context(), func(ctx context.Context) (string, string, error) {
 			bad.down.Store(true) // cannot renew
-			tok, _, _, err := get(t, b, s.ID).Attest(token("of b"))
+			tok, _, _, err := get(t, b, s.ID).Attest(t.Context(), token("of b"))
 			if err != nil || tok != "of b" {
 				t.Errorf("taking over: %q, %v", tok, err)
 			}
@@ -256,7 +255,7 @@ func TestFaults(t *testing.T) {
 		var wait sync.WaitGroup
 		for _, m := range []*session.Shared{a, b} {
 			wait.Go(func() {
-				if _, _, _, err := get(t, m, s.ID).Attest(func() (string, string, error) {
+				if _, _, _, err := get(t, m, s.ID).Attest(t.Context(), func(context.Context) (string, string, error) {
 					ran.Add(1)
 					time.Sleep(time.Second)
 					return "slow", "id", nil
@@ -272,7 +271,7 @@ func TestFaults(t *testing.T) {
 	})
 	t.Run("server killed", func(t *testing.T) {
 		s := create(t, b)
-		tok, _, _, err := s.Attest(func() (string, string, error) {
+		tok, _, _, err := s.Attest(t.Context(), func(context.Context) (string, string, error) {
 			srv.Kill()
 			srv.Run()
 			return "survivor", "id", nil
@@ -280,7 +279,7 @@ func TestFaults(t *testing.T) {
 		if err != nil || tok != "survivor" {
 			t.Errorf("%q, %v", tok, err)
 		}
-		if tok, _, again, err := get(t, a, s.ID).Attest(token("second")); err != nil || tok != "survivor" || !again {
+		if tok, _, again, err := get(t, a, s.ID).Attest(t.Context(), token("second")); err != nil || tok != "survivor" || !again {
 			t.Errorf("afterwards: %q, again %v, %v", tok, again, err)
 		}
 	})
@@ -298,7 +297,7 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := replica(t, database(t, dir, port), session.Options{Lease: lease})
-		_, _, _, err := get(t, m, id).Attest(func() (string, string, error) {
+		_, _, _, err := get(t, m, id).Attest(t.Context(), func(context.Context) (string, string, error) {
 			fmt.Println("verifying")
 			select {}
 		})
@@ -322,7 +321,7 @@ func TestKill(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), lease/2)
 	defer cancel()
 	fn := func(context.Context) (string, string, error) { return "b", "id", nil }
-	if tok, _, _, err := get(t, b, s.ID).AttestContext(ctx, fn); !errors.Is(err, context.DeadlineExceeded) {
+	if tok, _, _, err := get(t, b, s.ID).Attest(ctx, fn); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("while another replica attests: %q, %v", tok, err)
 	}
 	if err := cmd.Process.Kill(); err != nil {
@@ -331,7 +330,7 @@ func TestKill(t *testing.T) {
 	if err := cmd.Wait(); err == nil {
 		t.Error("the child was not killed")
 	}
-	if tok, _, again, err := get(t, b, s.ID).Attest(token("b")); err != nil || tok != "b" || again {
+	if tok, _, again, err := get(t, b, s.ID).Attest(t.Context(), token("b")); err != nil || tok != "b" || again {
 		t.Errorf("after the crash: %q, again %v, %v", tok, again, err)
 	}
 }

@@ -38,7 +38,11 @@ func (v *tpmVerifier) Challenge(_ context.Context, params json.RawMessage) (*Cha
 	if err != nil {
 		return nil, fmt.Errorf("making TPM credential: %w", err)
 	}
-	return &Challenge{Params: &kbs.ChallengeParams{TPM: reply}, Remember: credential}, nil
+	remember, err := json.Marshal(credential)
+	if err != nil {
+		return nil, fmt.Errorf("encoding TPM credential: %w", err)
+	}
+	return &Challenge{Params: &kbs.ChallengeParams{TPM: reply}, Remember: remember}, nil
 }
 
 // Verify is part of Verifier.
@@ -47,7 +51,12 @@ func (v *tpmVerifier) Verify(_ context.Context, r Request) ([]Result, error) {
 		return nil, errors.New("verifying TPM evidence: no report data to bind it to")
 	}
 	o := tpm.Options{ExpectedReportData: r.ReportData, InitDataDigest: r.InitData, EKRoots: v.roots, Now: v.config.Now()}
-	o.Credential, _ = r.Challenge.(*tpm.Credential)
+	if r.Challenge != nil {
+		o.Credential = &tpm.Credential{}
+		if err := json.Unmarshal(r.Challenge, o.Credential); err != nil {
+			return nil, fmt.Errorf("reading the TPM credential of the session: %w", err)
+		}
+	}
 	claims, err := tpm.Verify(r.Evidence, o)
 	if err != nil {
 		return nil, fmt.Errorf("verifying TPM evidence: %w", err)

@@ -27,7 +27,7 @@ type Request struct {
 	// InitData is the digest of the init data, nil when the guest sent none.
 	InitData []byte
 	// Challenge is what the verifier's Challenge left in the session, or nil.
-	Challenge any
+	Challenge json.RawMessage
 }
 
 // Result is the claims of one device.
@@ -56,7 +56,7 @@ type Challenge struct {
 	// Hash is the algorithm of the report data; "" means the protocol's default.
 	Hash string
 	// Remember comes back in Request.Challenge.
-	Remember any
+	Remember json.RawMessage
 }
 
 // Entry is one kind of evidence.

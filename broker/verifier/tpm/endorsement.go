@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -110,6 +111,48 @@ func NewCredential(e kbs.TPMEnrol) (*kbs.TPMCredential, *Credential, error) {
 	}
 	c := &Credential{secret: secret, ak: ak.Key, ek: ek.Key, ekCert: e.EKCertificate}
 	return &kbs.TPMCredential{CredentialBlob: blob, EncryptedSecret: encrypted}, c, nil
+}
+
+// storedCredential is how a session keeps a Credential; the store seals it.
+type storedCredential struct {
+	Secret []byte `json:"secret"`
+	AK     []byte `json:"ak"` // both PKIX
+	EK     []byte `json:"ek"`
+	EKCert []byte `json:"ek_cert,omitempty"`
+}
+
+// MarshalJSON encodes a credential with its secret, for the session that it belongs to.
+func (c *Credential) MarshalJSON() ([]byte, error) {
+	ak, err := x509.MarshalPKIXPublicKey(c.ak)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the announced attestation key: %w", err)
+	}
+	ek, err := x509.MarshalPKIXPublicKey(c.ek)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the announced endorsement key: %w", err)
+	}
+	return json.Marshal(storedCredential{c.secret, ak, ek, c.ekCert})
+}
+
+// UnmarshalJSON is the opposite of MarshalJSON.
+func (c *Credential) UnmarshalJSON(raw []byte) error {
+	var in storedCredential
+	if err := json.Unmarshal(raw, &in); err != nil {
+		return err
+	}
+	if len(in.Secret) != secretSize {
+		return fmt.Errorf("the secret has %d bytes, want %d", len(in.Secret), secretSize)
+	}
+	ak, err := x509.ParsePKIXPublicKey(in.AK)
+	if err != nil {
+		return fmt.Errorf("decoding the announced attestation key: %w", err)
+	}
+	ek, err := x509.ParsePKIXPublicKey(in.EK)
+	if err != nil {
+		return fmt.Errorf("decoding the announced endorsement key: %w", err)
+	}
+	*c = Credential{secret: in.Secret, ak: ak, ek: ek, ekCert: in.EKCert}
+	return nil
 }
 
 type comparableKey interface {
