@@ -107,7 +107,7 @@ func newBrokerBench(ctx context.Context) (*brokerBench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.server = httptest.NewServer(b.broker.Server())
+	b.server = httptest.NewServer(b.broker.Handler())
 	admin, err := client.New(client.Config{URL: b.server.URL, AdminTokenFile: filepath.Join(cfg.DataDir, broker.AdminTokenFile)})
 	if err != nil {
 		return nil, err

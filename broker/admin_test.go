@@ -214,7 +214,7 @@ func has(entries []audit.Entry, event string) bool {
 func TestNothingIsReleasedWithoutAudit(t *testing.T) {
 	w := newWorld(t, nil)
 	g := w.guest().ready()
-	w.b.server.Audit = brokenAudit{w.b.audit}
+	w.b.root.server.Audit = brokenAudit{w.b.audit}
 	if status, answer := g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil); status != 401 || !strings.Contains(string(answer), "nothing is released") {
 		t.Errorf("resource: %d %s", status, answer)
 	}
@@ -224,7 +224,7 @@ func TestNothingIsReleasedWithoutAudit(t *testing.T) {
 	if err := w.admin.PutResource(t.Context(), "default/key/2", []byte("x")); err == nil {
 		t.Error("a resource was stored without a record")
 	}
-	n, err := w.b.server.Resources.Count(t.Context())
+	n, err := w.b.root.server.Resources.Count(t.Context())
 	w.must(err)
 	if n != 1 {
 		t.Errorf("there are %d resources, want 1", n)
@@ -238,7 +238,7 @@ func TestRefusalIsRecordedWithoutClient(t *testing.T) {
 	hangUp()
 	for _, path := range []string{"/kbs/v0/resource/default/key/1", "/cloister/v1/status"} {
 		req := httptest.NewRequestWithContext(ctx, "GET", path, nil)
-		w.b.Server().ServeHTTP(httptest.NewRecorder(), req)
+		w.b.Handler().ServeHTTP(httptest.NewRecorder(), req)
 	}
 	entries, err := w.admin.Audit(t.Context(), 0)
 	w.must(err)
@@ -462,14 +462,14 @@ func FuzzAttest(f *testing.F) {
 			f.Error(err)
 		}
 	})
-	b.server.Audit = silentAudit{b.audit}
+	b.root.server.Audit = silentAudit{b.audit}
 	send := func(path string, body []byte, cookies []*http.Cookie) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(http.MethodPost, path, bytes.NewReader(body))
 		for _, c := range cookies {
 			r.AddCookie(c)
 		}
 		rec := httptest.NewRecorder()
-		b.server.ServeHTTP(rec, r)
+		b.Handler().ServeHTTP(rec, r)
 		return rec
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {

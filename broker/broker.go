@@ -12,25 +12,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cloister/cloister/broker/appraise"
+	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/asapi"
-	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
-	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/refstore"
-	"github.com/cloister/cloister/broker/rego"
-	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/seal"
 	"github.com/cloister/cloister/broker/server"
-	"github.com/cloister/cloister/broker/session"
 	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/broker/tlscert"
 	"github.com/cloister/cloister/broker/token"
@@ -57,16 +53,26 @@ type Options struct {
 
 // Broker is an open broker.
 type Broker struct {
-	cfg    config.Config
-	log    *slog.Logger
-	now    func() time.Time
-	server *server.Server
-	api    *asapi.API
-	db     *store.Bolt
-	audit  *audit.Log
-	cert   *tls.Certificate
+	cfg     config.Config
+	log     *slog.Logger
+	now     func() time.Time
+	version string
+	db      store.Store
+	key     sealer
+	audit   *audit.Log
+	cert    *tls.Certificate
+	metrics *server.Metrics
+	api     *asapi.API
 
+	// What all tenants share.
+	admins     adminauth.Authority
+	trusted    *token.Trust
+	trust      *refstore.Trust
 	collateral *catalog.Catalog
+	verifiers  *verifier.Set
+
+	root    *realm
+	tenants *tenants
 }
 
 // Open opens the data directory of a configuration, making what a first start lacks.
@@ -83,7 +89,7 @@ func Open(ctx context.Context, cfg config.Config, o Options) (*Broker, error) {
 	if err := checkOwned(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	b := &Broker{cfg: cfg, log: o.Log, now: o.Now}
+	b := &Broker{cfg: cfg, log: o.Log, now: o.Now, version: o.Version}
 	if err := b.open(ctx, o); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
@@ -107,9 +113,10 @@ func (b *Broker) file(name string) string { return filepath.Join(b.cfg.DataDir, 
 
 func (b *Broker) open(ctx context.Context, o Options) error {
 	var err error
-	if b.db, err = store.Open(b.file(StoreFile)); err != nil {
+	if b.db, err = b.openStore(ctx); err != nil {
 		return err
 	}
+	b.tenants = newTenants(b)
 	if b.audit, err = audit.Open(b.file(AuditFile), b.now); err != nil {
 		return err
 	}
@@ -119,70 +126,34 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if err := b.checkStoreKey(ctx); err != nil {
 		return err
 	}
-	key, err := seal.LoadOrCreate(b.file(StoreKeyFile))
-	if err != nil {
+	if b.key, err = seal.LoadOrCreate(b.file(StoreKeyFile)); err != nil {
 		return err
 	}
-	signing, err := token.LoadOrCreateKey(ctx, b.db, key)
-	if err != nil {
+	if b.trusted, err = b.trustedTokens(ctx); err != nil {
 		return err
 	}
-	signer, err := token.NewSigner(signing, b.now, time.Duration(b.cfg.Attestation.TokenLifetime))
-	if err != nil {
-		return err
-	}
-	trusted, err := b.trustedTokens(ctx)
-	if err != nil {
-		return err
-	}
-	admins, err := b.authority(ctx)
-	if err != nil {
+	if b.admins, err = b.authority(ctx); err != nil {
 		return err
 	}
 	if err := b.openTLS(); err != nil {
 		return err
 	}
-	attestationPolicies := rego.NewSet(b.db, appraise.Namespace)
-	resourcePolicies := rego.NewSet(b.db, resource.PolicyNamespace)
-	trust, err := refstore.LoadTrust(b.cfg.ReferenceValues.Trust())
-	if err != nil {
+	if b.trust, err = refstore.LoadTrust(b.cfg.ReferenceValues.Trust()); err != nil {
 		return fmt.Errorf("reference_values: %w", err)
-	}
-	refs := refstore.New(b.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime), refstore.WithTrust(trust))
-	appraiser, err := appraise.New(ctx, attestationPolicies, refs, map[string]any{
-		"insecure_unknown_tpm":   b.cfg.TPM.InsecureUnknownTPM,
-		"insecure_no_revocation": b.cfg.SNP.InsecureNoRevocation,
-	})
-	if err != nil {
-		return err
-	}
-	gate, err := resource.NewGate(ctx, resourcePolicies)
-	if err != nil {
-		return err
 	}
 	if b.collateral, err = b.openCollateral(); err != nil {
 		return err
 	}
-	verifiers, err := verifier.NewSet(verifier.Builtin(b.verifierConfig()))
-	if err != nil {
+	if b.verifiers, err = verifier.NewSet(verifier.Builtin(b.verifierConfig())); err != nil {
 		return err
 	}
-	service := &attestation.Service{Verifiers: verifiers, Appraiser: appraiser, Tokens: signer, Now: b.now}
-	decisions := decision.NewStore(b.db, b.cfg.Records.MaxDecisions)
+	b.metrics = server.NewMetrics(o.Version, func() float64 { return float64(b.root.sessions.Len()) })
+	if b.root, err = b.openRealm(ctx, rootRealm(b)); err != nil {
+		return err
+	}
 	b.api = asapi.New(asapi.Parts{
-		Log: b.log, Now: b.now, Attestation: service, Policies: attestationPolicies, References: refs, Audit: b.audit,
-		Decisions: decisions, Tokens: signer, Admins: admins,
-	})
-	b.server = server.New(server.Parts{
-		Log: b.log, Now: b.now,
-		Sessions:  session.NewManager(b.now, time.Duration(b.cfg.Attestation.SessionLifetime), b.cfg.Attestation.MaxSessions),
-		Verifiers: verifiers, Tokens: token.Any{Own: signer, Others: trusted}, Gate: gate,
-		Attestation:         service,
-		Resources:           resource.NewStore(b.db, key),
-		AttestationPolicies: attestationPolicies, ResourcePolicies: resourcePolicies,
-		References: refs, Audit: b.audit, Decisions: decisions, Admins: admins,
-		Limits:      server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
-		TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: o.Version,
+		Log: b.log, Now: b.now, Attestation: b.root.attestation, Policies: b.root.attestationPolicies, References: b.root.references, Audit: b.audit,
+		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins,
 	})
 	return nil
 }
@@ -211,8 +182,8 @@ func (b *Broker) openTLS() error {
 	return nil
 }
 
-// Server is the broker's HTTP handler.
-func (b *Broker) Server() *server.Server { return b.server }
+// Handler answers the requests of guests and administrators, those of tenants too.
+func (b *Broker) Handler() http.Handler { return b.tenants }
 
 // Ready describes a broker that is listening.
 type Ready struct {
@@ -253,7 +224,7 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 	}
 	grace := time.Duration(b.cfg.Server.ShutdownTimeout)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return b.server.Serve(ctx, listeners.kbs, grace) })
+	g.Go(func() error { return serveHTTP(ctx, b.Handler(), listeners.kbs, grace, b.log) })
 	if listeners.rest != nil {
 		g.Go(func() error { return serveHTTP(ctx, b.api.REST(), listeners.rest, grace, b.log) })
 	}
@@ -272,7 +243,14 @@ func (b *Broker) Close() error {
 	if b.collateral != nil {
 		b.collateral.Close()
 	}
-	if b.audit != nil && b.db != nil && b.server != nil {
+	if b.tenants != nil {
+		errs = append(errs, b.tenants.close())
+	}
+	opened := b.root != nil
+	if opened {
+		errs = append(errs, b.root.close())
+	}
+	if b.audit != nil && b.db != nil && opened {
 		errs = append(errs, b.saveAuditHead(context.Background()))
 	}
 	if b.audit != nil {

@@ -97,7 +97,7 @@ func (w *world) start(cfg config.Config) {
 		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test", Now: w.clock.now,
 	})
 	w.must(err)
-	srv := httptest.NewServer(w.b.Server())
+	srv := httptest.NewServer(w.b.Handler())
 	b := w.b
 	w.stop = sync.OnceFunc(func() {
 		srv.Close()

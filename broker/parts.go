@@ -3,6 +3,7 @@ package broker
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -13,10 +14,12 @@ import (
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/admintoken"
+	"github.com/cloister/cloister/broker/atomicfile"
 	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/keyset"
 	"github.com/cloister/cloister/broker/store"
+	"github.com/cloister/cloister/broker/store/postgres"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/broker/verifier/nvidia"
@@ -129,10 +132,39 @@ type auditHead struct {
 
 const auditHeadKey = "audit-head"
 
+// ReplicaFile of the data directory names this broker among those that share its database; its audit log is its own.
+const ReplicaFile = "replica-id"
+
+// headKey is where the store remembers the end of this broker's audit log.
+func (b *Broker) headKey() (string, error) {
+	if !b.shared() {
+		return auditHeadKey, nil
+	}
+	path := b.file(ReplicaFile)
+	id, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		id = []byte(rand.Text())
+		if err := atomicfile.WriteNew(path, id, 0o600); err != nil {
+			return "", fmt.Errorf("naming this broker: %w", err)
+		}
+	} else if err != nil {
+		return "", fmt.Errorf("reading the name of this broker: %w", err)
+	}
+	const most = 64
+	if len(id) == 0 || len(id) > most {
+		return "", fmt.Errorf("%s has %d bytes, want 1 to %d; hint: remove it if this broker's audit log is new", path, len(id), most)
+	}
+	return auditHeadKey + ":" + string(id), nil
+}
+
 // checkAuditHead compares the audit log with what the store remembers of it: a chain shows changed lines, not missing ones at its
 // end, nor a log that was deleted as a whole.
 func (b *Broker) checkAuditHead(ctx context.Context) error {
-	raw, err := b.db.Get(ctx, store.Keys, auditHeadKey)
+	key, err := b.headKey()
+	if err != nil {
+		return err
+	}
+	raw, err := b.db.Get(ctx, store.Keys, key)
 	if err == nil {
 		var head auditHead
 		if err := json.Unmarshal(raw, &head); err != nil {
@@ -154,7 +186,11 @@ func (b *Broker) saveAuditHead(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := b.db.Put(ctx, store.Keys, map[string][]byte{auditHeadKey: raw}); err != nil {
+	key, err := b.headKey()
+	if err != nil {
+		return err
+	}
+	if err := b.db.Put(ctx, store.Keys, map[string][]byte{key: raw}); err != nil {
 		return fmt.Errorf("noting the end of the audit log: %w", err)
 	}
 	return nil
@@ -171,4 +207,20 @@ func (b *Broker) checkStoreKey(ctx context.Context) error {
 	}
 	return errors.Join(err, fmt.Errorf("%s is missing, and %s is sealed with it; hint: put the key back from a backup, secrets cannot be read without it",
 		b.file(StoreKeyFile), b.file(StoreFile)))
+}
+
+// openStore opens the database that the configuration names.
+func (b *Broker) openStore(ctx context.Context) (store.Store, error) {
+	if b.shared() {
+		db, err := postgres.Open(ctx, b.cfg.Database.PostgreSQL())
+		if err != nil {
+			return nil, err // and no interface that holds a nil
+		}
+		return db, nil
+	}
+	db, err := store.Open(b.file(StoreFile))
+	if err != nil {
+		return nil, err
+	}
+	return db, nil
 }

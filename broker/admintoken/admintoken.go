@@ -33,7 +33,7 @@ const (
 
 type backend interface {
 	Get(ctx context.Context, ns, key string) ([]byte, error)
-	Put(ctx context.Context, ns string, values map[string][]byte) error
+	PutNew(ctx context.Context, ns, key string, value []byte) (bool, error)
 }
 
 // Admin checks tokens.
@@ -56,10 +56,18 @@ func LoadOrCreate(ctx context.Context, db backend, path string) (*Admin, error) 
 		return nil, err
 	}
 	a := &Admin{hash: sha256.Sum256([]byte(token))}
-	if err := db.Put(ctx, store.Keys, map[string][]byte{hashKey: a.hash[:]}); err != nil {
+	made, err := db.PutNew(ctx, store.Keys, hashKey, a.hash[:])
+	if err != nil {
 		return nil, fmt.Errorf("storing admin token hash: %w", err)
 	}
-	return a, nil
+	if made {
+		return a, nil
+	}
+	// Another broker of the same store was faster: its token is the one.
+	if err := os.Remove(path); err != nil {
+		return nil, fmt.Errorf("removing an admin token that never counted: %w", err)
+	}
+	return LoadOrCreate(ctx, db, path)
 }
 
 // fromFile takes up the token of a first start that ended between file and store, or makes one.

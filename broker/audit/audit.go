@@ -36,6 +36,7 @@ type Entry struct {
 	Event       string    `json:"event"`
 	Decision    string    `json:"decision"`
 	RequestID   string    `json:"request_id"`
+	Tenant      string    `json:"tenant,omitempty"`
 	Remote      string    `json:"remote,omitempty"`
 	Session     string    `json:"session,omitempty"`
 	TEE         string    `json:"tee,omitempty"`

@@ -21,6 +21,7 @@ import (
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/refstore"
+	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/server"
 	"github.com/cloister/cloister/wire/kbs"
 )
@@ -176,10 +177,19 @@ func (c *Client) DeleteResource(ctx context.Context, path string) error {
 // ListResources returns the paths of all secrets, in order.
 func (c *Client) ListResources(ctx context.Context) ([]string, error) {
 	var paths []string
-	if err := c.get(ctx, "/cloister/v1/resources", "", &paths); err != nil {
-		return nil, fmt.Errorf("listing resources: %w", err)
+	for after := ""; ; {
+		var page []resource.Info
+		if err := c.get(ctx, "/cloister/v1/resources", url.Values{"after": {after}}.Encode(), &page); err != nil {
+			return nil, fmt.Errorf("listing resources: %w", err)
+		}
+		for _, r := range page {
+			paths = append(paths, r.Path)
+		}
+		if len(page) == 0 {
+			return paths, nil
+		}
+		after = paths[len(paths)-1]
 	}
-	return paths, nil
 }
 
 // SetAttestationPolicy sets the policy of a device class, for example "default_cpu".

@@ -19,6 +19,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cloister/cloister/broker/collateral"
+	"github.com/cloister/cloister/broker/plugin/builtin"
+	"github.com/cloister/cloister/broker/plugin/resources"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/refstore/extract"
 	"github.com/cloister/cloister/broker/verifier/nvidia"
@@ -35,6 +37,7 @@ func Example() string { return example }
 type Config struct {
 	DataDir         string          `toml:"data_dir"`
 	Server          Server          `toml:"server"`
+	Database        Database        `toml:"database"`
 	Limits          Limits          `toml:"limits"`
 	Attestation     Attestation     `toml:"attestation"`
 	AttestationAPI  AttestationAPI  `toml:"attestation_api"`
@@ -50,6 +53,8 @@ type Config struct {
 	Collateral      Collateral      `toml:"collateral"`
 	ReferenceValues ReferenceValues `toml:"reference_values"`
 	Records         Records         `toml:"records"`
+	Resources       Resources       `toml:"resources"`
+	Plugins         Plugins         `toml:"plugins"`
 }
 
 // Server is how the broker is reached.
@@ -167,6 +172,12 @@ type Sample struct {
 	InsecureSample bool `toml:"insecure_sample"`
 }
 
+// Resources is where secrets are kept.
+type Resources = resources.Config
+
+// Plugins are what answers requests besides the resources; those without a table are off.
+type Plugins = builtin.Config
+
 // Collateral is where certificates, revocation lists and TCB levels come from.
 type Collateral = collateral.Config
 
@@ -235,8 +246,16 @@ func Default() Config {
 			Lifetime: Duration(365 * 24 * time.Hour), SWID: extract.SWID{Roots: []string{}}, CoRIM: extract.CoRIM{Anchors: []string{}},
 			InToto: extract.InToto{Keys: []string{}, Names: map[string]string{}, Predicates: []string{}},
 		},
-		Records: Records{MaxDecisions: 4096},
+		Records:   Records{MaxDecisions: 4096},
+		Database:  defaultDatabase(),
+		Resources: defaultResources(),
 	}
+}
+
+func defaultResources() Resources {
+	r := resources.DefaultConfig()
+	r.Vault.CACerts = []string{}
+	return r
 }
 
 // maxFile bounds the configuration file.
@@ -263,7 +282,8 @@ func Load(path string) (Config, error) {
 	for _, p := range []*string{
 		&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey, &c.CCA.TrustAnchors, &c.CCA.ReferenceValues, &c.SE.MeasurementKey,
 		&c.SE.HostKeyDocuments, &c.SE.Certificates, &c.SE.RootCA, &c.SE.CRLs, &c.SE.ImageHeader, &c.Hygon.Certificates, &c.NVIDIA.DPURoot,
-		&c.Collateral.CacheDir, &c.Collateral.PCCSCertificates,
+		&c.Collateral.CacheDir, &c.Collateral.PCCSCertificates, &c.Database.PasswordFile, &c.Database.CAFile, &c.Database.CertificateFile, &c.Database.KeyFile,
+		&c.Resources.Vault.TokenFile, &c.Resources.Directory.Dir,
 	} {
 		*p = under(base, *p)
 	}
@@ -364,6 +384,13 @@ func (c Config) Validate() error {
 		}
 	}
 	c.Admin.validate(fault)
+	c.Database.validate(fault)
+	if err := c.Resources.Validate(); err != nil {
+		fault("resources: %w", err)
+	}
+	if err := c.Plugins.Validate(); err != nil {
+		fault("plugins: %w", err)
+	}
 	if err := c.Collateral.Validate(); err != nil {
 		fault("collateral: %w", err)
 	}
@@ -423,6 +450,12 @@ func (c Config) Insecure() []string {
 	}
 	if c.Sample.InsecureSample {
 		on = append(on, "sample.insecure_sample: evidence that anybody can make is verified")
+	}
+	if c.Database.InsecurePlaintext {
+		on = append(on, "database.insecure_plaintext: whoever is between broker and database reads and changes what is not sealed")
+	}
+	for _, switches := range [][]string{c.Resources.Insecure(), c.Plugins.Insecure()} {
+		on = append(on, switches...)
 	}
 	return on
 }

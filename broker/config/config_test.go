@@ -17,22 +17,34 @@ func TestExample(t *testing.T) {
 	if !reflect.DeepEqual(c, Default()) {
 		t.Errorf("the example is not the default:\n%+v\n%+v", c, Default())
 	}
-	var walk func(reflect.Type, string)
-	walk = func(typ reflect.Type, path string) {
+	var walk func(typ reflect.Type, path, mark string)
+	walk = func(typ reflect.Type, path, mark string) {
 		for i := range typ.NumField() {
 			f := typ.Field(i)
-			key := f.Tag.Get("toml")
-			if f.Type.Kind() == reflect.Struct {
-				if !strings.Contains(Example(), "\n["+path+key+"]\n") {
-					t.Errorf("the example lacks [%s]", path+key)
+			key, kind, mark := f.Tag.Get("toml"), f.Type, mark
+			if key == "-" {
+				continue
+			}
+			table := "[" + path + key + "]"
+			switch kind.Kind() {
+			case reflect.Pointer: // off until its table is there
+				kind, mark = kind.Elem(), "# "
+			case reflect.Slice:
+				if mark != "" && kind.Elem().Kind() == reflect.Struct {
+					kind, table = kind.Elem(), "["+table+"]"
 				}
-				walk(f.Type, path+key+".")
-			} else if !strings.Contains(Example(), "\n"+key+" = ") {
-				t.Errorf("the example lacks %s", key)
+			}
+			if kind.Kind() == reflect.Struct {
+				if !strings.Contains(Example(), "\n"+mark+table+"\n") {
+					t.Errorf("the example lacks %s%s", mark, table)
+				}
+				walk(kind, path+key+".", mark)
+			} else if !strings.Contains(Example(), "\n"+mark+key+" = ") {
+				t.Errorf("the example lacks %s%s", mark, key)
 			}
 		}
 	}
-	walk(reflect.TypeOf(c), "")
+	walk(reflect.TypeOf(c), "", "")
 }
 
 func TestFaultsNameTheLine(t *testing.T) {
@@ -66,6 +78,21 @@ func TestLoadResolvesPaths(t *testing.T) {
 	}
 	if c.DataDir != filepath.Join(dir, "d") || c.TPM.EKRoots[0] != filepath.Join(dir, "r.pem") || c.TPM.EKRoots[1] != "/abs.pem" {
 		t.Errorf("paths are %s and %v", c.DataDir, c.TPM.EKRoots)
+	}
+}
+
+func TestDatabase(t *testing.T) {
+	for _, tc := range []struct{ text, says string }{
+		{"[database]\nbackend = \"mysql\"\n", "want \"embedded\" or \"postgresql\""},
+		{"[database]\nhost = \"db\"\n", "no effect"},
+		{"[database]\nbackend = \"postgresql\"\n", "database: "},
+		{"[database]\nconnect_timeout = \"1ms\"\n", "want 1s to 5m"},
+		{"[resources]\nbackend = \"vault\"\n", "resources: vault: "},
+		{"[plugins.provisioner]\nkey_length = 1\n", "plugins: provisioner: key_length is 1"},
+	} {
+		if _, err := Parse([]byte(tc.text)); err == nil || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%q: error %v, want one with %q", tc.text, err, tc.says)
+		}
 	}
 }
 

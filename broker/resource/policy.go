@@ -12,6 +12,9 @@ import (
 // PolicyID is the id of the one resource policy.
 const PolicyID = "resource-policy"
 
+// PluginName is the plugin that policies know resources by.
+const PluginName = "resource"
+
 // PolicyNamespace is where the resource policy is stored.
 const PolicyNamespace = store.KBS
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/store"
@@ -30,7 +29,7 @@ type adminHandler func(w http.ResponseWriter, r *http.Request, entry *audit.Entr
 func (s *Server) admin(kind string, h adminHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		entry := audit.Entry{Event: "admin", Subject: r.Method + " " + r.URL.Path}
-		name, err := s.Admins.Admit(r.Context(), adminauth.Call{Bearer: bearer(r), Method: r.Method, Path: r.URL.Path})
+		name, err := s.Admins.Admit(r.Context(), s.caller(r))
 		if err != nil {
 			entry.Decision, entry.Reason = audit.Deny, err.Error()
 			s.noteRefusal(r, entry)

@@ -74,7 +74,7 @@ func (s *Server) challenge(r *http.Request, body []byte, entry *audit.Entry) (*s
 
 func (s *Server) setCookie(w http.ResponseWriter, sess *session.Session) {
 	http.SetCookie(w, &http.Cookie{
-		Name: kbs.SessionCookie, Value: sess.ID, Path: kbs.PathPrefix, Expires: sess.Expires.UTC(), HttpOnly: true, Secure: s.Secure,
+		Name: kbs.SessionCookie, Value: sess.ID, Path: s.Prefix + kbs.PathPrefix, Expires: sess.Expires.UTC(), HttpOnly: true, Secure: s.Secure,
 	})
 }
 

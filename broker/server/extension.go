@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,6 +8,9 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/plugin"
+	"github.com/cloister/cloister/broker/plugin/resources"
+	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/kbs"
@@ -16,14 +18,16 @@ import (
 
 // Status is the answer of GET /cloister/v1/status.
 type Status struct {
-	Version             string            `json:"version"`
-	Started             time.Time         `json:"started"`
-	Time                time.Time         `json:"time"`
-	Sessions            int               `json:"sessions"`
+	Version  string    `json:"version"`
+	Started  time.Time `json:"started"`
+	Time     time.Time `json:"time"`
+	Sessions int       `json:"sessions"`
+	// Resources is -1 when they are kept where they cannot be counted.
 	Resources           int               `json:"resources"`
 	ReferenceValues     int               `json:"reference_values"`
 	AttestationPolicies []string          `json:"attestation_policies"`
 	Verifiers           []verifier.Status `json:"verifiers"`
+	Plugins             []plugin.Status   `json:"plugins"`
 	Insecure            []string          `json:"insecure"`
 	AuditEntries        uint64            `json:"audit_entries"`
 	AuditHead           string            `json:"audit_head"`
@@ -33,11 +37,13 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request, _ *audit.Entry) 
 	ctx := r.Context()
 	st := Status{
 		Version: s.Version, Started: s.started.UTC(), Time: s.Now().UTC(), Sessions: s.Sessions.Len(),
-		Verifiers: s.Verifiers.Status(), Insecure: s.Insecure,
+		Verifiers: s.Verifiers.Status(), Plugins: s.Plugins.Status(), Insecure: s.Insecure,
 	}
 	st.AuditEntries, st.AuditHead = s.Audit.Head()
 	var err error
-	if st.Resources, err = s.Resources.Count(ctx); err != nil {
+	if st.Resources, err = s.Resources.Count(ctx); resources.Unsupported(err) {
+		st.Resources = -1
+	} else if err != nil {
 		return fmt.Errorf("counting resources: %w", err)
 	}
 	records, err := s.References.List(ctx)
@@ -83,21 +89,28 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request, _ *audit.Entry)
 	return nil
 }
 
-// pathLister is a store of resources that can tell their names.
-type pathLister interface {
-	Paths(ctx context.Context) ([]string, error)
-}
-
-// listResources tells an admin the names of the resources, and nothing else of them.
+// listResources tells an admin the names, versions and sizes of resources, and nothing else of them.
 func (s *Server) listResources(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
-	l, ok := s.Resources.(pathLister)
-	if !ok {
-		return refusal{http.StatusNotImplemented, kbs.ErrorPluginInternal, "where the resources are kept, they cannot be listed"}
+	q := r.URL.Query()
+	limit := 0
+	if text := q.Get("limit"); text != "" {
+		var err error
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 {
+			return refusal{http.StatusBadRequest, kbs.ErrorInvalidRequestPath, fmt.Sprintf("limit is %.32q, want a number from 1", text)}
+		}
 	}
-	paths, err := l.Paths(r.Context())
-	if err != nil {
+	list, err := s.Resources.List(r.Context(), q.Get("prefix"), q.Get("after"), limit)
+	switch {
+	case resources.Unsupported(err):
+		return refusal{http.StatusNotImplemented, kbs.ErrorPluginInternal, err.Error()}
+	case errors.Is(err, resource.ErrPath):
+		return refusal{http.StatusBadRequest, kbs.ErrorInvalidRequestPath, err.Error()}
+	case err != nil:
 		return fmt.Errorf("listing resources: %w", err)
 	}
-	s.reply(w, r, paths)
+	if list == nil {
+		list = []resource.Info{}
+	}
+	s.reply(w, r, list)
 	return nil
 }

@@ -86,5 +86,5 @@ func (m *limiter) slot(r *http.Request) (func(), bool) {
 
 // limited says whether requests for a path count: probes of health and metrics do not.
 func limited(path string) bool {
-	return strings.HasPrefix(path, "/kbs/") || strings.HasPrefix(path, "/cloister/")
+	return strings.HasPrefix(path, "/kbs/") || strings.HasPrefix(path, "/cloister/") || strings.HasPrefix(path, "/ns/")
 }

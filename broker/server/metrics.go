@@ -10,9 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// metrics are counters with upstream's names (kbs-protocol.md section 13). No label holds a path: names of secrets do
+// Metrics are counters with upstream's names (kbs-protocol.md section 13). No label holds a path: names of secrets do
 // not belong on a page that needs no login.
-type metrics struct {
+type Metrics struct {
 	registry *prometheus.Registry
 
 	requests                                         prometheus.Counter
@@ -26,8 +26,9 @@ type metrics struct {
 	auditErrors, limited                             prometheus.Counter
 }
 
-func newMetrics(version string, sessions func() float64) *metrics {
-	m := &metrics{registry: prometheus.NewRegistry()}
+// NewMetrics makes counters at zero. sessions counts those that are live.
+func NewMetrics(version string, sessions func() float64) *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry()}
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 		m.registry.MustRegister(c)
@@ -89,12 +90,24 @@ func buildInfo() (commit, date string) {
 	return commit, date
 }
 
-func (m *metrics) handler() http.Handler {
+func (m *Metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
+// resource counts a request for a resource that was answered.
+func (m *Metrics) resource(method string) {
+	switch method {
+	case http.MethodGet:
+		m.reads.Inc()
+	case http.MethodDelete:
+		m.deletes.Inc()
+	default:
+		m.writes.Inc()
+	}
+}
+
 // observe counts an answered request.
-func (m *metrics) observe(r *http.Request, a *answer, took time.Duration) {
+func (m *Metrics) observe(r *http.Request, a *answer, took time.Duration) {
 	if !strings.HasPrefix(r.URL.Path, "/kbs/") {
 		return
 	}

@@ -10,9 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -20,6 +18,7 @@ import (
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/resource"
@@ -30,22 +29,15 @@ import (
 
 // Limits of a request.
 const (
-	MaxBody = 2 << 20
-	maxHead = 1 << 20
-
-	readHeaderTimeout = 10 * time.Second
-	readTimeout       = 60 * time.Second
-	writeTimeout      = 60 * time.Second
-	idleTimeout       = 2 * time.Minute
-	handleTimeout     = 50 * time.Second
-	sweepInterval     = 60 * time.Second
+	MaxBody       = 2 << 20
+	handleTimeout = 50 * time.Second
 )
 
-type sessions interface {
+// Sessions are the handshakes under way.
+type Sessions interface {
 	New(ctx context.Context, tee, nonce, hash string, challenge json.RawMessage) (*session.Session, error)
 	Get(ctx context.Context, id string) (*session.Session, error)
 	Len() int
-	Run(ctx context.Context, interval time.Duration)
 }
 
 type verifiers interface {
@@ -67,10 +59,15 @@ type gate interface {
 	Decide(ctx context.Context, r resource.Request) (*resource.Decision, error)
 }
 
-type resources interface {
-	Get(ctx context.Context, p resource.Path) ([]byte, error)
-	Put(ctx context.Context, p resource.Path, secret []byte) error
-	Delete(ctx context.Context, p resource.Path) error
+// plugins answer what is below /kbs/v0/NAME/.
+type plugins interface {
+	Lookup(name string) (plugin.Plugin, bool)
+	Status() []plugin.Status
+}
+
+// resourceList knows what resources there are.
+type resourceList interface {
+	List(ctx context.Context, prefix, after string, limit int) ([]resource.Info, error)
 	Count(ctx context.Context) (int, error)
 }
 
@@ -87,7 +84,8 @@ type references interface {
 	DeleteGroup(ctx context.Context, group string) ([]string, error)
 }
 
-type auditLog interface {
+// AuditLog is where every decision is written before it has an effect.
+type AuditLog interface {
 	Append(ctx context.Context, e audit.Entry) error
 	Since(ctx context.Context, seq uint64, max int) ([]audit.Entry, error)
 	Head() (uint64, string)
@@ -107,21 +105,27 @@ type admins interface {
 type Parts struct {
 	Log                 *slog.Logger
 	Now                 func() time.Time
-	Sessions            sessions
+	Sessions            Sessions
 	Verifiers           verifiers
 	Attestation         attester
 	Tokens              tokens
 	Gate                gate
-	Resources           resources
+	Plugins             plugins
+	Resources           resourceList
 	AttestationPolicies policySet
 	ResourcePolicies    policySet
 	References          references
-	Audit               auditLog
+	Audit               AuditLog
 	Decisions           decisions
 	Admins              admins
-	Limits              Limits
+	// Tenants is nil for the server of a tenant, which has none.
+	Tenants Tenants
+	Metrics *Metrics
+	Limits  Limits
 	// TEEKeyPaths are more places, as JSON pointers, where tokens of other services carry the guest's key.
 	TEEKeyPaths []string
+	// Prefix is what comes before the paths of this server, "" or that of a tenant: "/ns/NAME".
+	Prefix string
 	// Secure says that clients reach the server over TLS, so that cookies may be bound to it.
 	Secure bool
 	// Insecure lists the insecure switches that are on; the status shows it.
@@ -132,7 +136,7 @@ type Parts struct {
 // Server answers requests.
 type Server struct {
 	Parts
-	metrics *metrics
+	metrics *Metrics
 	limiter *limiter
 	started time.Time
 	handler http.Handler
@@ -140,8 +144,7 @@ type Server struct {
 
 // New makes a Server.
 func New(p Parts) *Server {
-	s := &Server{Parts: p, started: p.Now(), limiter: newLimiter(p.Limits, p.Now)}
-	s.metrics = newMetrics(p.Version, func() float64 { return float64(p.Sessions.Len()) })
+	s := &Server{Parts: p, started: p.Now(), metrics: p.Metrics, limiter: newLimiter(p.Limits, p.Now)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /kbs/v0/auth", s.auth)
 	mux.HandleFunc("POST /kbs/v0/attest", s.attest)
@@ -152,58 +155,24 @@ func New(p Parts) *Server {
 	mux.HandleFunc("GET /kbs/v0/reference-value", s.admin(kindAdmin, s.listReferenceValues))
 	mux.HandleFunc("GET /kbs/v0/reference-value/{id...}", s.admin(kindAdmin, s.getReferenceValue))
 	mux.HandleFunc("DELETE /kbs/v0/reference-value/{id...}", s.admin(kindAdmin, s.deleteReferenceValue))
-	mux.HandleFunc("GET /kbs/v0/resource/{path...}", s.getResource)
-	mux.HandleFunc("POST /kbs/v0/resource/{path...}", s.admin(kindPlugin, s.putResource))
-	mux.HandleFunc("DELETE /kbs/v0/resource/{path...}", s.admin(kindPlugin, s.deleteResource))
-	mux.HandleFunc("/kbs/v0/{rest...}", s.unknownPlugin)
+	mux.HandleFunc("/kbs/v0/{rest...}", s.plugin)
 	mux.HandleFunc("GET /cloister/v1/status", s.admin(kindAdmin, s.status))
 	mux.HandleFunc("DELETE /cloister/v1/reference-value-groups/{group}", s.admin(kindAdmin, s.deleteReferenceGroup))
 	mux.HandleFunc("GET /cloister/v1/resources", s.admin(kindAdmin, s.listResources))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))
 	mux.HandleFunc("GET /.well-known/jwks.json", s.keySet)
-	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
-	mux.Handle("GET /metrics", s.metrics.handler())
+	if p.Tenants != nil {
+		s.tenantRoutes(mux)
+		mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
+		mux.Handle("GET /metrics", s.metrics.handler())
+	}
 	s.handler = s.wrap(mux)
 	return s
 }
 
 // ServeHTTP is part of http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
-
-// Serve answers requests on a listener until ctx ends, then lets those under way finish for at most grace.
-func (s *Server) Serve(ctx context.Context, ln net.Listener, grace time.Duration) error {
-	h := &http.Server{
-		Handler:           s,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHead,
-		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
-	}
-	sweep, stopSweep := context.WithCancel(ctx)
-	swept := make(chan struct{})
-	go func() { defer close(swept); s.Sessions.Run(sweep, sweepInterval) }()
-	done := make(chan error, 1)
-	go func() { done <- h.Serve(ln) }()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-		defer cancel()
-		if err = h.Shutdown(end); err != nil {
-			err = errors.Join(fmt.Errorf("ending requests that are under way: %w", err), h.Close())
-		}
-		if served := <-done; !errors.Is(served, http.ErrServerClosed) {
-			err = errors.Join(err, served)
-		}
-	}
-	stopSweep()
-	<-swept
-	return err
-}
 
 func (s *Server) keySet(w http.ResponseWriter, r *http.Request) {
 	s.reply(w, r, s.Tokens.KeySet())

@@ -31,20 +31,10 @@ func Open(path string, options ...Option) (*Bolt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening store %s: %w", path, err)
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
-		for _, ns := range namespaces {
-			for _, name := range []string{ns, metaName(ns)} {
-				if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	b := &Bolt{db: db, now: time.Now}
+	if err := b.prepare(namespaces...); err != nil {
 		return nil, errors.Join(fmt.Errorf("preparing store %s: %w", path, err), db.Close())
 	}
-	b := &Bolt{db: db, now: time.Now}
 	for _, o := range options {
 		o(b)
 	}

@@ -53,12 +53,43 @@ func (b *Bolt) in(ctx context.Context, run func(func(*bolt.Tx) error) error, ns 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return run(func(tx *bolt.Tx) error {
-		s := space{values: tx.Bucket([]byte(ns)), metas: tx.Bucket([]byte(metaName(ns))), now: b.now()}
-		if s.values == nil || s.metas == nil {
-			return fmt.Errorf("store has no namespace %q", ns)
+	err := errNoBucket
+	for range 2 {
+		if err = run(func(tx *bolt.Tx) error {
+			s := space{values: tx.Bucket([]byte(ns)), metas: tx.Bucket([]byte(metaName(ns))), now: b.now()}
+			if s.values == nil || s.metas == nil {
+				return errNoBucket
+			}
+			return fn(s)
+		}); !errors.Is(err, errNoBucket) {
+			return err
 		}
-		return fn(s)
+		if err := b.prepare(ns); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// errNoBucket is how a transaction finds that a tenant has stored nothing yet.
+var errNoBucket = errors.New("the namespace has no bucket")
+
+// prepare makes the buckets of namespaces.
+func (b *Bolt) prepare(list ...string) error {
+	for _, ns := range list {
+		if err := CheckNamespace(ns); err != nil {
+			return err
+		}
+	}
+	return b.db.Update(func(tx *bolt.Tx) error {
+		for _, ns := range list {
+			for _, name := range []string{ns, metaName(ns)} {
+				if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+					return fmt.Errorf("making bucket %s: %w", name, err)
+				}
+			}
+		}
+		return nil
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -23,9 +24,11 @@ const (
 	Keys            = "cloister_keys"
 	Decisions       = "cloister_decisions"
 	Sessions        = "cloister_sessions"
+	Tenants         = "cloister_tenants"
+	Provisioner     = "provisioner"
 )
 
-var namespaces = []string{Policies, ReferenceValues, Resources, KBS, Keys, Decisions, Sessions}
+var namespaces = []string{Policies, ReferenceValues, Resources, KBS, Keys, Decisions, Sessions, Tenants, Provisioner}
 
 const (
 	// maxKey bounds keys, in bytes: bbolt's own limit is 32 KiB, no name of ours needs a fraction of it.
@@ -130,10 +133,11 @@ func Check(ns, key string) error {
 	return checkKey(key)
 }
 
-// CheckNamespace refuses a namespace that is not in the list above.
+// CheckNamespace refuses a namespace that is neither in the list above nor a tenant's part of one.
 func CheckNamespace(ns string) error {
-	if !slices.Contains(namespaces, ns) {
-		return fmt.Errorf("store has no namespace %q", ns)
+	base, tenant, scoped := strings.Cut(ns, scopeMark)
+	if !slices.Contains(namespaces, base) || scoped && !ValidTenant(tenant) {
+		return fmt.Errorf("store has no namespace %.128q", ns)
 	}
 	return nil
 }

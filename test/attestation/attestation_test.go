@@ -47,7 +47,7 @@ func TestGuestGetsSecret(t *testing.T) {
 	b, err := broker.Open(ctx, cfg, broker.Options{Log: log, Version: "test", Now: time.Now})
 	must(err)
 	t.Cleanup(func() { must(b.Close()) })
-	srv := httptest.NewServer(b.Server())
+	srv := httptest.NewServer(b.Handler())
 	t.Cleanup(srv.Close)
 	admin, err := client.New(client.Config{URL: srv.URL, AdminTokenFile: filepath.Join(cfg.DataDir, broker.AdminTokenFile)})
 	must(err)

@@ -25,7 +25,7 @@ const (
 	// Name selects the plugin.
 	Name = "provisioner"
 	// Namespace of the store is where keys are kept; it has upstream's name.
-	Namespace = "provisioner"
+	Namespace = store.Provisioner
 
 	claim            = "trustee.kbs.resource"
 	defaultNamespace = "default"

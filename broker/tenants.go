@@ -1,0 +1,277 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/config"
+	"github.com/cloister/cloister/broker/plugin/builtin"
+	"github.com/cloister/cloister/broker/plugin/resources"
+	"github.com/cloister/cloister/broker/store"
+	"github.com/cloister/cloister/broker/tenant"
+)
+
+// tenantPrefix comes before the name of a tenant in a path.
+const tenantPrefix = "/ns/"
+
+const (
+	// tenantTrust is how long an answer of the store about a tenant counts: for so long may another broker of the same
+	// database let a removed tenant's guests in.
+	tenantTrust = 2 * time.Second
+	// maxStrangers bounds how many names without a tenant are remembered.
+	maxStrangers = 4096
+	// strangersPerSecond bounds how often the store is asked about names that are not known.
+	strangersPerSecond = 50
+)
+
+// maxOpen bounds the realms that are kept open; above it, the one that was not asked for longest is closed.
+const maxOpen = 1024
+
+// tenants leads requests to the realm they are for, and opens realms when they are first asked for.
+type tenants struct {
+	b     *Broker
+	list  *tenant.Store
+	asked *rate.Limiter
+
+	mu     sync.Mutex
+	closed bool
+	open   map[string]*resident
+	absent map[string]time.Time // names without a tenant, and when that was seen
+}
+
+// resident is a tenant whose realm is open.
+type resident struct {
+	realm   *realm
+	limiter *rate.Limiter
+	tenant  atomic.Pointer[tenant.Tenant] // as it was when checked
+	checked time.Time
+	version int64
+	used    time.Time
+}
+
+func newTenants(b *Broker) *tenants {
+	return &tenants{
+		b: b, list: tenant.NewStore(b.db, b.now), asked: rate.NewLimiter(strangersPerSecond, 2*strangersPerSecond),
+		open: map[string]*resident{}, absent: map[string]time.Time{},
+	}
+}
+
+// errBusy is an answer to names nobody knows when there are too many of them.
+var errBusy = errors.New("too many names of tenants are asked for that there are not")
+
+// ServeHTTP is part of http.Handler: the path says which realm a request is for.
+func (t *tenants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	rest, ok := strings.CutPrefix(r.URL.Path, tenantPrefix)
+	name, sub, _ := strings.Cut(rest, "/")
+	if !ok || !store.ValidTenant(name) || r.URL.RawPath != "" {
+		t.b.root.server.ServeHTTP(w, r) // which knows what to say to wrong paths
+		return
+	}
+	one, err := t.find(r.Context(), name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		t.b.root.server.ServeHTTP(w, r)
+		return
+	case err != nil:
+		t.b.log.ErrorContext(r.Context(), "opening a tenant", "tenant", name, "error", err)
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "the tenant cannot be served now", http.StatusServiceUnavailable)
+		return
+	case !one.limiter.Allow():
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "too many requests for this tenant", http.StatusTooManyRequests)
+		return
+	}
+	inner := r.Clone(r.Context())
+	inner.URL.Path = "/" + sub
+	one.realm.server.ServeHTTP(w, inner)
+}
+
+// find returns a tenant's realm, opening it when it is not, or an error that wraps store.ErrNotFound.
+func (t *tenants) find(ctx context.Context, name string) (*resident, error) {
+	now := t.b.now()
+	t.mu.Lock()
+	one := t.open[name]
+	if one != nil && now.Sub(one.checked) < tenantTrust {
+		one.used = now
+		t.mu.Unlock()
+		return one, nil
+	}
+	seen, absent := t.absent[name]
+	t.mu.Unlock()
+	if absent && now.Sub(seen) < tenantTrust {
+		return nil, store.ErrNotFound
+	}
+	if one == nil && !t.asked.Allow() {
+		return nil, errBusy
+	}
+	current, version, err := t.list.Get(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		t.forget(name)
+		return nil, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, errClosed
+	}
+	one = t.open[name]
+	if one != nil && one.tenant.Load().Key != current.Key { // it was removed and made anew
+		t.drop(name)
+		one = nil
+	}
+	if one == nil {
+		if one, err = t.admit(ctx, current); err != nil {
+			return nil, err
+		}
+	}
+	one.tenant.Store(current)
+	one.limiter.SetLimit(requestRate(current.Quota))
+	one.checked, one.used, one.version = now, now, version
+	delete(t.absent, name)
+	return one, nil
+}
+
+// requestRate is how many requests a second a tenant's guests and administrators may make.
+func requestRate(q tenant.Quota) rate.Limit {
+	if q.RequestsPerSecond == 0 {
+		return rate.Inf
+	}
+	return rate.Limit(q.RequestsPerSecond)
+}
+
+// burstSeconds is for how many seconds' worth of requests a tenant may ask at once.
+const burstSeconds = 10
+
+// admit opens the realm of a tenant. t is locked: realms open one after the other, which takes milliseconds.
+func (t *tenants) admit(ctx context.Context, current *tenant.Tenant) (*resident, error) {
+	b := t.b
+	one := &resident{limiter: rate.NewLimiter(requestRate(current.Quota), int(max(1, current.Quota.RequestsPerSecond*burstSeconds)))}
+	one.tenant.Store(current)
+	part, err := store.Scope(b.db, current.Name, func(ns string) store.Limit { return one.tenant.Load().Quota.Limit(ns) })
+	if err != nil {
+		return nil, err
+	}
+	one.realm, err = b.openRealm(ctx, realmParts{
+		prefix: tenantPrefix + current.Name, db: part, key: placed{b.key, "tenant:" + current.Key + ":"},
+		audit: tenantAudit{b.audit, current.Name}, admins: tenantAdmins{b, one},
+		// Secrets of tenants are always in the broker's own store: other back ends know nothing of tenants.
+		resources: resources.DefaultConfig(), plugins: builtin.Config{},
+		sessions: cmp.Or(current.Quota.Sessions, b.cfg.Attestation.MaxSessions),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening tenant %s: %w", current.Name, err)
+	}
+	if len(t.open) >= maxOpen {
+		t.drop(slices.MinFunc(slices.Collect(maps.Keys(t.open)), func(a, b string) int { return t.open[a].used.Compare(t.open[b].used) }))
+	}
+	t.open[current.Name] = one
+	return one, nil
+}
+
+// drop closes a realm. Requests in it go on. t is locked.
+func (t *tenants) drop(name string) {
+	if one := t.open[name]; one != nil {
+		delete(t.open, name)
+		if err := one.realm.close(); err != nil {
+			t.b.log.Error("closing a tenant", "tenant", name, "error", err)
+		}
+	}
+}
+
+// forget remembers that there is no tenant of a name.
+func (t *tenants) forget(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drop(name)
+	if len(t.absent) >= maxStrangers {
+		clear(t.absent)
+	}
+	t.absent[name] = t.b.now()
+}
+
+// refresh makes the next request for a tenant ask the store.
+func (t *tenants) refresh(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.absent, name)
+	if one := t.open[name]; one != nil {
+		one.checked = time.Time{}
+	}
+}
+
+func (t *tenants) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	for name := range t.open {
+		t.drop(name)
+	}
+	return nil
+}
+
+// Create is part of server.Tenants.
+func (t *tenants) Create(ctx context.Context, name string, q tenant.Quota) (string, error) {
+	defer t.refresh(name)
+	return t.list.Create(ctx, name, q)
+}
+
+// Delete is part of server.Tenants.
+func (t *tenants) Delete(ctx context.Context, name string) error {
+	defer t.refresh(name)
+	return t.list.Delete(ctx, name)
+}
+
+// NewToken is part of server.Tenants.
+func (t *tenants) NewToken(ctx context.Context, name string) (string, error) {
+	defer t.refresh(name)
+	return t.list.NewToken(ctx, name)
+}
+
+// SetQuota is part of server.Tenants.
+func (t *tenants) SetQuota(ctx context.Context, name string, q tenant.Quota) error {
+	defer t.refresh(name)
+	return t.list.SetQuota(ctx, name, q)
+}
+
+// List is part of server.Tenants.
+func (t *tenants) List(ctx context.Context) ([]tenant.Info, error) { return t.list.Infos(ctx) }
+
+// tenantAdmins admits a tenant's own administrators: the holder of its token, and roles that the configuration lets call its paths. The
+// root's token is not among them: who runs the broker makes and removes tenants, and does not read or change what they keep.
+type tenantAdmins struct {
+	b   *Broker
+	one *resident
+}
+
+// Admit is part of adminauth.Authority.
+func (a tenantAdmins) Admit(ctx context.Context, c adminauth.Call) (string, error) {
+	t := a.one.tenant.Load()
+	switch a.b.cfg.Admin.Mode {
+	case config.AdminDenyAll, config.AdminInsecureAllowAll:
+		return a.b.admins.Admit(ctx, c)
+	}
+	err := t.Check(c.Bearer)
+	if err == nil {
+		return "admin of tenant " + t.Name, nil
+	}
+	if a.b.cfg.Admin.Mode == config.AdminJWT {
+		return a.b.admins.Admit(ctx, c)
+	}
+	return "", fmt.Errorf("%w: %w", adminauth.ErrDenied, err)
+}
