@@ -36,9 +36,10 @@ type answer struct {
 }
 
 func (a *answer) WriteHeader(status int) {
-	if a.status == 0 {
-		a.status = status
+	if a.status != 0 {
+		return // answered already
 	}
+	a.status = status
 	a.ResponseWriter.WriteHeader(status)
 }
 

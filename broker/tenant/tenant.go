@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cloister/cloister/broker/appraise"
 	"github.com/cloister/cloister/broker/store"
 )
 
@@ -46,9 +47,6 @@ func (q Quota) validate() error {
 	return nil
 }
 
-// defaultPolicies is how many policies a tenant has from the start, which a quota does not count.
-const defaultPolicies = 8
-
 // Limit is what the quota says of a namespace of the tenant's part of the store.
 func (q Quota) Limit(ns string) store.Limit {
 	switch ns {
@@ -59,8 +57,8 @@ func (q Quota) Limit(ns string) store.Limit {
 	case store.Sessions:
 		return store.Limit{Entries: q.Sessions}
 	case store.Policies:
-		if q.Policies > 0 {
-			return store.Limit{Entries: q.Policies + defaultPolicies}
+		if q.Policies > 0 { // those that a tenant has from the start do not count
+			return store.Limit{Entries: q.Policies + len(appraise.Classes())}
 		}
 	}
 	return store.Limit{}
