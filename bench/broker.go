@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,47 +27,11 @@ import (
 
 const benchInitdata = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n\n[data]\n\"policy.rego\" = \"package agent_policy\"\n"
 
-// attester is a guest's TPM that costs next to nothing, so that the broker is what is measured.
-type attester struct {
-	mu  sync.Mutex // the TPM does one thing at a time
-	tpm *faketpm.TPM
-}
-
-func (a *attester) TEE() string { return "tpm" }
-
-func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMessage, error) {
-	return a.EvidenceWithCredential(ctx, reportData, nil)
-}
-
-func (a *attester) EnrolParams(context.Context) (*kbs.TPMEnrol, error) {
-	e := a.tpm.Enrol()
-	return &e, nil
-}
-
-func (a *attester) ActivateCredential(_ context.Context, c *kbs.TPMCredential) ([]byte, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.tpm.Activate(*c)
-}
-
-func (a *attester) EvidenceWithCredential(_ context.Context, reportData, credential []byte) (json.RawMessage, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	e, err := a.tpm.Evidence(reportData[:min(32, len(reportData))])
-	if err != nil {
-		return nil, err
-	}
-	if credential != nil {
-		e.AKCredential = base64.StdEncoding.EncodeToString(credential)
-	}
-	return json.Marshal(e)
-}
-
 // brokerBench is a broker in this process with one approved guest.
 type brokerBench struct {
 	broker *broker.Broker
 	server *httptest.Server
-	tpm    *attester
+	tpm    *faketpm.Attester
 	dir    string
 }
 
@@ -89,7 +50,7 @@ func newBrokerBench(ctx context.Context) (*brokerBench, error) {
 		return nil, err
 	}
 	t.Extend(8, sum)
-	b := &brokerBench{tpm: &attester{tpm: t}}
+	b := &brokerBench{tpm: faketpm.NewAttester(t)}
 	if b.dir, err = os.MkdirTemp("", "cloister-bench-broker-"); err != nil {
 		return nil, err
 	}
