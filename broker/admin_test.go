@@ -35,7 +35,7 @@ func TestForeignTokens(t *testing.T) {
 	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT"}`))
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	w.must(err)
-	other, err := token.NewSigner(key, w.clock.now, 0)
+	other, err := token.NewSigner(w.clock.now, 0, token.SigningKey{Private: key})
 	w.must(err)
 	foreign, err := other.Issue("x", map[string]any{"cpu0": map[string]any{"ear.status": "affirming"}})
 	w.must(err)

@@ -201,7 +201,12 @@ func (b *Broker) checkStoreKey(ctx context.Context) error {
 	if _, err := os.Stat(b.file(StoreKeyFile)); !errors.Is(err, fs.ErrNotExist) {
 		return nil // there, or unreadable, which the next step says better
 	}
-	_, err := b.db.Get(ctx, store.Keys, token.KeyPlace)
+	err := store.ErrNotFound
+	for _, place := range token.KeyPlaces() {
+		if _, err = b.db.Get(ctx, store.Keys, place); !errors.Is(err, store.ErrNotFound) {
+			break
+		}
+	}
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}

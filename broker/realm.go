@@ -36,6 +36,7 @@ type realm struct {
 	references          *refstore.Store
 	decisions           *decision.Store
 	signer              *token.Signer
+	keys                *signingKeys
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -78,11 +79,15 @@ const sweepInterval = time.Minute
 // openRealm puts the parts of a realm together, making what a new one lacks.
 func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	r := &realm{}
-	signing, err := token.LoadOrCreateKey(ctx, p.db, p.key)
+	r.keys = &signingKeys{Keys: token.NewKeys(p.db, p.key, b.now), now: b.now, lifetime: time.Duration(b.cfg.Attestation.TokenLifetime)}
+	if p.prefix == "" {
+		r.keys.keyFile, r.keys.certificateFile = b.cfg.Attestation.SigningKey, b.cfg.Attestation.SigningCertificates
+	}
+	list, err := r.keys.load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if r.signer, err = token.NewSigner(signing, b.now, time.Duration(b.cfg.Attestation.TokenLifetime)); err != nil {
+	if r.signer, err = token.NewSigner(b.now, r.keys.lifetime, list...); err != nil {
 		return nil, err
 	}
 	r.attestationPolicies = rego.NewSet(p.db, appraise.Namespace)
@@ -99,7 +104,7 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := b.openPlugins(ctx, r, p)
+	resourceList, err := b.openPlugins(ctx, r, p)
 	if err != nil {
 		return nil, err
 	}
@@ -109,15 +114,16 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	r.server = server.New(server.Parts{
 		Log: b.log, Now: b.now, Prefix: p.prefix,
 		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Others: b.trusted}, Gate: gate,
-		Attestation: r.attestation, Plugins: r.plugins, Resources: list,
+		Attestation: r.attestation, Plugins: r.plugins, Resources: resourceList,
 		AttestationPolicies: r.attestationPolicies, ResourcePolicies: resourcePolicies,
-		References: r.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants,
+		References: r.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, SigningKeys: rotation{r.keys, r.signer},
 		Limits:  server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
 		Metrics: b.metrics, TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
 	})
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r.stop = stop
 	r.running.Go(func() { r.sessions.Run(run, sweepInterval) })
+	r.running.Go(func() { r.keys.follow(run, r.signer, b.log) })
 	return r, nil
 }
 

@@ -79,6 +79,9 @@ type Attestation struct {
 	SessionLifetime Duration `toml:"session_lifetime"`
 	MaxSessions     int      `toml:"max_sessions"`
 	TokenLifetime   Duration `toml:"token_lifetime"`
+	// SigningKey and SigningCertificates are files; without the first, the broker makes its own keys.
+	SigningKey          string `toml:"signing_key"`
+	SigningCertificates string `toml:"signing_certificates"`
 }
 
 // AttestationAPI offers the attestation service and the reference values to brokers elsewhere; empty addresses are not served.
@@ -283,7 +286,7 @@ func Load(path string) (Config, error) {
 		&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey, &c.CCA.TrustAnchors, &c.CCA.ReferenceValues, &c.SE.MeasurementKey,
 		&c.SE.HostKeyDocuments, &c.SE.Certificates, &c.SE.RootCA, &c.SE.CRLs, &c.SE.ImageHeader, &c.Hygon.Certificates, &c.NVIDIA.DPURoot,
 		&c.Collateral.CacheDir, &c.Collateral.PCCSCertificates, &c.Database.PasswordFile, &c.Database.CAFile, &c.Database.CertificateFile, &c.Database.KeyFile,
-		&c.Resources.Vault.TokenFile, &c.Resources.Directory.Dir,
+		&c.Attestation.SigningKey, &c.Attestation.SigningCertificates, &c.Resources.Vault.TokenFile, &c.Resources.Directory.Dir,
 	} {
 		*p = under(base, *p)
 	}
@@ -385,6 +388,9 @@ func (c Config) Validate() error {
 	}
 	c.Admin.validate(fault)
 	c.Database.validate(fault)
+	if c.Attestation.SigningKey == "" && c.Attestation.SigningCertificates != "" {
+		fault("attestation.signing_certificates without attestation.signing_key: the keys that the broker makes have no certificates")
+	}
 	if err := c.Resources.Validate(); err != nil {
 		fault("resources: %w", err)
 	}

@@ -119,9 +119,10 @@ type Parts struct {
 	Decisions           decisions
 	Admins              admins
 	// Tenants is nil for the server of a tenant, which has none.
-	Tenants Tenants
-	Metrics *Metrics
-	Limits  Limits
+	Tenants     Tenants
+	SigningKeys SigningKeys
+	Metrics     *Metrics
+	Limits      Limits
 	// TEEKeyPaths are more places, as JSON pointers, where tokens of other services carry the guest's key.
 	TEEKeyPaths []string
 	// Prefix is what comes before the paths of this server, "" or that of a tenant: "/ns/NAME".
@@ -159,6 +160,7 @@ func New(p Parts) *Server {
 	mux.HandleFunc("GET /cloister/v1/status", s.admin(kindAdmin, s.status))
 	mux.HandleFunc("DELETE /cloister/v1/reference-value-groups/{group}", s.admin(kindAdmin, s.deleteReferenceGroup))
 	mux.HandleFunc("GET /cloister/v1/resources", s.admin(kindAdmin, s.listResources))
+	mux.HandleFunc("POST /cloister/v1/keys/token/rotate", s.admin(kindAdmin, s.rotateSigningKey))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))
 	mux.HandleFunc("GET /.well-known/jwks.json", s.keySet)

@@ -1,24 +1,21 @@
 // Package token makes and checks attestation tokens: EAR claims signed with ES256 (attestation-service.md section 8).
 //
-// The signing key is made at the first start and kept sealed in the store, so tokens survive a restart. Only tokens of
-// this key are accepted, only with ES256: the key and the algorithm named inside a token are never believed.
+// The signing keys are kept sealed in the store, so tokens survive a restart; one is made at the first start, others when keys are
+// rotated. Only tokens of these keys are accepted, only with ES256: the key and the algorithm named inside a token are never believed.
 package token
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
-
-	"github.com/cloister/cloister/broker/store"
 )
 
 // What a token says about its maker; relying parties compare these texts.
@@ -36,19 +33,6 @@ const MaxSize = 8 << 20
 // ErrInvalid is wrapped by every refusal of a token.
 var ErrInvalid = errors.New("attestation token is not valid")
 
-// KeyPlace is where the store has the signing key.
-const KeyPlace = "token-signing-key"
-
-type backend interface {
-	Get(ctx context.Context, ns, key string) ([]byte, error)
-	PutNew(ctx context.Context, ns, key string, value []byte) (bool, error)
-}
-
-type sealer interface {
-	Seal(place string, plaintext []byte) ([]byte, error)
-	Open(place string, sealed []byte) ([]byte, error)
-}
-
 // JWK is the public signing key as it appears in token headers and in the key set.
 type JWK struct {
 	Alg string `json:"alg"`
@@ -56,66 +40,64 @@ type JWK struct {
 	Crv string `json:"crv"`
 	X   string `json:"x"`
 	Y   string `json:"y"`
+	// X5C are the certificates of the key, base64 of DER, its own first.
+	X5C []string `json:"x5c,omitempty"`
+}
+
+// SigningKey is a key of the service.
+type SigningKey struct {
+	Private *ecdsa.PrivateKey // on P-256
+	// Certificates lead from that of the key to one that relying parties know; there may be none.
+	Certificates []*x509.Certificate
+	// From is when the key begins to sign; until then it is published already. Until is when its tokens end to count; zero is never.
+	From, Until time.Time
+}
+
+// usable is a SigningKey that is ready to sign.
+type usable struct {
+	SigningKey
+	jwk    JWK
+	signer jose.Signer
 }
 
 // Signer makes and checks tokens.
 type Signer struct {
-	key      *ecdsa.PrivateKey
-	jwk      JWK
-	signer   jose.Signer
 	now      func() time.Time
 	lifetime time.Duration
-}
-
-// LoadOrCreateKey returns the signing key of the store, making it at the first start.
-func LoadOrCreateKey(ctx context.Context, db backend, seal sealer) (*ecdsa.PrivateKey, error) {
-	sealed, err := db.Get(ctx, store.Keys, KeyPlace)
-	if errors.Is(err, store.ErrNotFound) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			return nil, fmt.Errorf("making token signing key: %w", err)
-		}
-		der, err := x509.MarshalECPrivateKey(key)
-		if err != nil {
-			return nil, fmt.Errorf("encoding token signing key: %w", err)
-		}
-		if sealed, err = seal.Seal(KeyPlace, der); err != nil {
-			return nil, err
-		}
-		made, err := db.PutNew(ctx, store.Keys, KeyPlace, sealed)
-		if err != nil {
-			return nil, fmt.Errorf("storing token signing key: %w", err)
-		}
-		if made {
-			return key, nil
-		}
-		// Another broker of the same store was faster: its key is the one.
-		if sealed, err = db.Get(ctx, store.Keys, KeyPlace); err != nil {
-			return nil, fmt.Errorf("reading token signing key: %w", err)
-		}
-	} else if err != nil {
-		return nil, fmt.Errorf("reading token signing key: %w", err)
-	}
-	der, err := seal.Open(KeyPlace, sealed)
-	if err != nil {
-		return nil, fmt.Errorf("opening token signing key: %w", err)
-	}
-	key, err := x509.ParseECPrivateKey(der)
-	if err != nil {
-		return nil, fmt.Errorf("reading token signing key: %w", err)
-	}
-	return key, nil
+	keys     atomic.Pointer[[]usable]
 }
 
 // NewSigner makes a Signer; a lifetime of zero means DefaultLifetime.
-func NewSigner(key *ecdsa.PrivateKey, now func() time.Time, lifetime time.Duration) (*Signer, error) {
-	if key.Curve != elliptic.P256() {
-		return nil, errors.New("token signing key is not on P-256")
-	}
+func NewSigner(now func() time.Time, lifetime time.Duration, keys ...SigningKey) (*Signer, error) {
 	if lifetime == 0 {
 		lifetime = DefaultLifetime
 	}
-	point, err := key.PublicKey.Bytes()
+	s := &Signer{now: now, lifetime: lifetime}
+	return s, s.SetKeys(keys...)
+}
+
+// SetKeys replaces the keys. Tokens of keys that are not among them do not count any more.
+func (s *Signer) SetKeys(keys ...SigningKey) error {
+	var ready []usable
+	for _, k := range keys {
+		u, err := prepare(k)
+		if err != nil {
+			return err
+		}
+		ready = append(ready, *u)
+	}
+	if len(ready) == 0 {
+		return errors.New("there is no token signing key")
+	}
+	s.keys.Store(&ready)
+	return nil
+}
+
+func prepare(k SigningKey) (*usable, error) {
+	if k.Private.Curve != elliptic.P256() {
+		return nil, errors.New("token signing key is not on P-256")
+	}
+	point, err := k.Private.PublicKey.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("encoding token signing key: %w", err)
 	}
@@ -123,16 +105,44 @@ func NewSigner(key *ecdsa.PrivateKey, now func() time.Time, lifetime time.Durati
 		Alg: "ES256", Kty: "EC", Crv: "P-256",
 		X: base64.RawURLEncoding.EncodeToString(point[1:33]), Y: base64.RawURLEncoding.EncodeToString(point[33:65]),
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key},
+	for i, c := range k.Certificates {
+		if i == 0 && !sameKey(c.PublicKey, &k.Private.PublicKey) {
+			return nil, errors.New("the first certificate of the token signing key is of another key")
+		}
+		jwk.X5C = append(jwk.X5C, base64.StdEncoding.EncodeToString(c.Raw))
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: k.Private},
 		(&jose.SignerOptions{}).WithType("JWT").WithHeader("jwk", jwk))
 	if err != nil {
 		return nil, fmt.Errorf("preparing token signing: %w", err)
 	}
-	return &Signer{key: key, jwk: jwk, signer: signer, now: now, lifetime: lifetime}, nil
+	return &usable{k, jwk, signer}, nil
 }
 
-// KeySet is the JWK set that relying parties fetch.
-func (s *Signer) KeySet() map[string][]JWK { return map[string][]JWK{"keys": {s.jwk}} }
+// live are the keys whose tokens count, and current the one that signs: of those that have begun, the one that began last.
+func (s *Signer) live() (live []usable, current *usable) {
+	now := s.now()
+	for _, k := range *s.keys.Load() {
+		if !k.Until.IsZero() && !now.Before(k.Until) {
+			continue
+		}
+		live = append(live, k)
+		if !now.Before(k.From) && (current == nil || k.From.After(current.From)) {
+			current = &k
+		}
+	}
+	return live, current
+}
+
+// KeySet is the JWK set that relying parties fetch. A key that is yet to come is in it.
+func (s *Signer) KeySet() map[string][]JWK {
+	set := []JWK{}
+	live, _ := s.live()
+	for _, k := range live {
+		set = append(set, k.jwk)
+	}
+	return map[string][]JWK{"keys": set}
+}
 
 // Issue signs a token over submods. The id becomes "jti": it leads from the token to the record of its attestation.
 func (s *Signer) Issue(id string, submods map[string]any) (string, error) {
@@ -149,7 +159,11 @@ func (s *Signer) Issue(id string, submods map[string]any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encoding attestation token: %w", err)
 	}
-	jws, err := s.signer.Sign(payload)
+	_, key := s.live()
+	if key == nil {
+		return "", errors.New("signing attestation token: no key is good now")
+	}
+	jws, err := key.signer.Sign(payload)
 	if err != nil {
 		return "", fmt.Errorf("signing attestation token: %w", err)
 	}
@@ -165,8 +179,14 @@ func (s *Signer) Verify(compact string) (map[string]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: want a JWS signed with ES256: %w", ErrInvalid, err)
 	}
-	payload, err := jws.Verify(&s.key.PublicKey)
-	if err != nil {
+	var payload []byte
+	live, _ := s.live()
+	for _, k := range live {
+		if payload, err = jws.Verify(&k.Private.PublicKey); err == nil {
+			break
+		}
+	}
+	if payload == nil {
 		return nil, fmt.Errorf("%w: it is not signed by this broker", ErrInvalid)
 	}
 	claims, err := decodeClaims(payload)
