@@ -93,10 +93,13 @@ func TestPathsAndLimits(t *testing.T) {
 		}
 	}
 	big := bytes.Repeat([]byte("x"), 2<<20+1)
-	for _, path := range []string{"/kbs/v0/auth", "/kbs/v0/attest"} {
-		if status, answer := g.do("POST", path, big, nil); status != http.StatusRequestEntityTooLarge || !strings.Contains(string(answer), "payload reached size limit") {
-			t.Errorf("POST %s of 2 MiB and a byte: %d %.80s, want 413", path, status, answer)
+	for path, body := range map[string][]byte{"/kbs/v0/auth": big, "/kbs/v0/attest": bytes.Repeat([]byte("x"), 8<<20+1)} {
+		if status, answer := g.do("POST", path, body, nil); status != http.StatusRequestEntityTooLarge || !strings.Contains(string(answer), "payload reached size limit") {
+			t.Errorf("POST %s of %d bytes: %d %.80s, want 413", path, len(body), status, answer)
 		}
+	}
+	if status, answer := g.do("POST", "/kbs/v0/attest", big, nil); status != http.StatusUnauthorized {
+		t.Errorf("an attestation of 2 MiB and a byte: %d %.80s, want to have it judged", status, answer)
 	}
 	var failed *client.StatusError
 	if err := w.admin.PutResource(t.Context(), "default/key/big", big); !errors.As(err, &failed) || failed.Status != http.StatusRequestEntityTooLarge {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/cloister/cloister/wire/kbs"
 )
 
 // Limits bound what one address can ask for, so that one client cannot fill the audit log, take every session or keep every
@@ -29,10 +31,14 @@ type limiter struct {
 	mu    sync.Mutex
 	by    map[string]*rate.Limiter
 	slots chan struct{}
+	large chan struct{}
 }
 
+// maxLarge is how many attestations above MaxBody are taken in at the same time, which bounds what bodies take of the memory.
+const maxLarge = 8
+
 func newLimiter(l Limits, now func() time.Time) *limiter {
-	m := &limiter{limits: l, now: now, by: map[string]*rate.Limiter{}}
+	m := &limiter{limits: l, now: now, by: map[string]*rate.Limiter{}, large: make(chan struct{}, maxLarge)}
 	if l.Attestations > 0 {
 		m.slots = make(chan struct{}, l.Attestations)
 	}
@@ -81,6 +87,20 @@ func (m *limiter) slot(r *http.Request) (func(), bool) {
 		return func() { <-m.slots }, true
 	case <-r.Context().Done():
 		return nil, false
+	}
+}
+
+// body returns how many bytes the body of a request may have, and how to give back what was taken for it. Only an attestation may be
+// large, when there is a place for it at once; false is when there is none.
+func (m *limiter) body(r *http.Request) (release func(), limit int64, ok bool) {
+	if r.URL.Path != kbs.PathPrefix+"/attest" || r.ContentLength <= MaxBody {
+		return func() {}, MaxBody, true
+	}
+	select {
+	case m.large <- struct{}{}:
+		return func() { <-m.large }, MaxAttestation, true
+	default:
+		return nil, 0, false
 	}
 }
 

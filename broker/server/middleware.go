@@ -70,7 +70,14 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 		a := &answer{ResponseWriter: w}
 		a.Header().Set("X-Request-Id", id)
 		a.Header().Set("Cache-Control", "no-store")
-		r.Body = http.MaxBytesReader(a, r.Body, MaxBody)
+		release, limit, ok := s.limiter.body(r)
+		if !ok {
+			a.Header().Set("Retry-After", "5")
+			http.Error(a, "the broker is busy with other large attestations", http.StatusServiceUnavailable)
+			return
+		}
+		defer release()
+		r.Body = http.MaxBytesReader(a, r.Body, limit)
 		s.metrics.active.Inc()
 		defer func() {
 			s.metrics.active.Dec()

@@ -29,7 +29,10 @@ import (
 
 // Limits of a request.
 const (
-	MaxBody       = 2 << 20
+	MaxBody = 2 << 20
+	// MaxAttestation bounds the body of an attestation: event logs can be long.
+	MaxAttestation = 8 << 20
+
 	handleTimeout = 50 * time.Second
 )
 
