@@ -98,7 +98,7 @@ func TestPathsAndLimits(t *testing.T) {
 			t.Errorf("POST %s of %d bytes: %d %.80s, want 413", path, len(body), status, answer)
 		}
 	}
-	if status, answer := g.do("POST", "/kbs/v0/attest", big, nil); status != http.StatusUnauthorized {
+	if status, answer := w.guest().do("POST", "/kbs/v0/attest", big, nil); status != http.StatusUnauthorized {
 		t.Errorf("an attestation of 2 MiB and a byte: %d %.80s, want to have it judged", status, answer)
 	}
 	var failed *client.StatusError
