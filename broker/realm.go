@@ -118,7 +118,7 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 		AttestationPolicies: r.attestationPolicies, ResourcePolicies: resourcePolicies,
 		References: r.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, SigningKeys: rotation{r.keys, r.signer},
 		Limits:  server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
-		Metrics: b.metrics, TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
+		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
 	})
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r.stop = stop

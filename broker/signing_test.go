@@ -115,7 +115,9 @@ func TestSigningKeyFile(t *testing.T) {
 		}
 	}
 	write()
-	w := newWorld(t, func(c *config.Config) { c.Attestation.SigningKey, c.Attestation.SigningCertificates = keyFile, certFile })
+	w := newWorld(t, func(c *config.Config) {
+		c.Attestation.SigningKey, c.Attestation.SigningCertificates = keyFile, certFile
+	})
 	first := w.guest().ready()
 	_, set := first.do("GET", "/.well-known/jwks.json", nil, nil)
 	if !strings.Contains(string(set), `"x5c":["MII`) {

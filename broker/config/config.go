@@ -64,6 +64,7 @@ type Server struct {
 	TLSCertificate  string   `toml:"tls_certificate"`
 	TLSKey          string   `toml:"tls_key"`
 	InsecureHTTP    bool     `toml:"insecure_http"`
+	InsecureRSA15   bool     `toml:"insecure_rsa1_5"`
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
 }
 
@@ -441,6 +442,9 @@ func (c Config) Insecure() []string {
 	on := []string{}
 	if c.Server.InsecureHTTP {
 		on = append(on, "server.insecure_http: secrets are still encrypted for the guest, admin tokens travel in the clear")
+	}
+	if c.Server.InsecureRSA15 {
+		on = append(on, "server.insecure_rsa1_5: secrets are encrypted with RSA1_5 for guests that ask for it; its padding has been broken many times")
 	}
 	if c.TrustedTokens.InsecureHeaderJWK {
 		on = append(on, "trusted_tokens.insecure_header_jwk: attestation tokens that anybody signed count")

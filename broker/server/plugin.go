@@ -224,7 +224,7 @@ func (c *pluginCall) encrypt(secret []byte) ([]byte, error) {
 	if err != nil {
 		return nil, refusal{http.StatusUnauthorized, kbs.ErrorTokenVerifier, err.Error()}
 	}
-	jwe, err := kbs.Encrypt(secret, key, false)
+	jwe, err := kbs.Encrypt(secret, key, c.s.RSA15)
 	if err != nil {
 		return nil, refusal{http.StatusUnauthorized, kbs.ErrorJWE, fmt.Sprintf("encrypting %s for the guest: %v", c.what, err)}
 	}

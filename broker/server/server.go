@@ -130,6 +130,8 @@ type Parts struct {
 	TEEKeyPaths []string
 	// Prefix is what comes before the paths of this server, "" or that of a tenant: "/ns/NAME".
 	Prefix string
+	// RSA15 lets guests ask for RSA1_5.
+	RSA15 bool
 	// Secure says that clients reach the server over TLS, so that cookies may be bound to it.
 	Secure bool
 	// Insecure lists the insecure switches that are on; the status shows it.
