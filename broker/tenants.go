@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"github.com/cloister/cloister/broker/adminauth"
@@ -34,6 +35,8 @@ const (
 	maxStrangers = 4096
 	// strangersPerSecond bounds how often the store is asked about names that are not known.
 	strangersPerSecond = 50
+	// openTimeout bounds the opening of a realm.
+	openTimeout = 30 * time.Second
 )
 
 // maxOpen bounds the realms that are kept open; above it, the one that was not asked for longest is closed.
@@ -44,6 +47,8 @@ type tenants struct {
 	b     *Broker
 	list  *tenant.Store
 	asked *rate.Limiter
+	// looking lets one request at a time ask the store about a name.
+	looking singleflight.Group
 
 	mu     sync.Mutex
 	closed bool
@@ -57,7 +62,6 @@ type resident struct {
 	limiter *rate.Limiter
 	tenant  atomic.Pointer[tenant.Tenant] // as it was when checked
 	checked time.Time
-	version int64
 	used    time.Time
 }
 
@@ -117,34 +121,38 @@ func (t *tenants) find(ctx context.Context, name string) (*resident, error) {
 	if one == nil && !t.asked.Allow() {
 		return nil, errBusy
 	}
-	current, version, err := t.list.Get(ctx, name)
+	// Many may ask at once: one of them looks, and its going away is no reason for the others to fail.
+	got, err, _ := t.looking.Do(name, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeout)
+		defer cancel()
+		return t.look(ctx, name)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return got.(*resident), nil
+}
+
+// look asks the store about a tenant and opens its realm, or takes up what has changed. It runs once at a time for a name.
+func (t *tenants) look(ctx context.Context, name string) (*resident, error) {
+	current, err := t.list.Get(ctx, name)
 	if errors.Is(err, store.ErrNotFound) {
 		t.forget(name)
-		return nil, err
 	}
 	if err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return nil, errClosed
-	}
-	one = t.open[name]
-	if one != nil && one.tenant.Load().Key != current.Key { // it was removed and made anew
-		t.drop(name)
-		one = nil
-	}
-	if one == nil {
-		if one, err = t.admit(ctx, current); err != nil {
+	one := t.open[name]
+	t.mu.Unlock()
+	if one == nil || one.tenant.Load().Key != current.Key { // not open, or removed and made anew
+		if one, err = t.newResident(ctx, current); err != nil {
 			return nil, err
 		}
 	}
 	one.tenant.Store(current)
 	one.limiter.SetLimit(requestRate(current.Quota))
-	one.checked, one.used, one.version = now, now, version
-	delete(t.absent, name)
-	return one, nil
+	return one, t.admit(name, one)
 }
 
 // requestRate is how many requests a second a tenant's guests and administrators may make.
@@ -158,8 +166,8 @@ func requestRate(q tenant.Quota) rate.Limit {
 // burstSeconds is for how many seconds' worth of requests a tenant may ask at once.
 const burstSeconds = 10
 
-// admit opens the realm of a tenant. t is locked: realms open one after the other, which takes milliseconds.
-func (t *tenants) admit(ctx context.Context, current *tenant.Tenant) (*resident, error) {
+// newResident opens the realm of a tenant.
+func (t *tenants) newResident(ctx context.Context, current *tenant.Tenant) (*resident, error) {
 	b := t.b
 	one := &resident{limiter: rate.NewLimiter(requestRate(current.Quota), int(max(1, current.Quota.RequestsPerSecond*burstSeconds)))}
 	one.tenant.Store(current)
@@ -177,11 +185,26 @@ func (t *tenants) admit(ctx context.Context, current *tenant.Tenant) (*resident,
 	if err != nil {
 		return nil, fmt.Errorf("opening tenant %s: %w", current.Name, err)
 	}
-	if len(t.open) >= maxOpen {
-		t.drop(slices.MinFunc(slices.Collect(maps.Keys(t.open)), func(a, b string) int { return t.open[a].used.Compare(t.open[b].used) }))
-	}
-	t.open[current.Name] = one
 	return one, nil
+}
+
+// admit puts a realm among the open ones.
+func (t *tenants) admit(name string, one *resident) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return errors.Join(errClosed, one.realm.close())
+	}
+	if t.open[name] != one {
+		t.drop(name)
+		if len(t.open) >= maxOpen {
+			t.drop(slices.MinFunc(slices.Collect(maps.Keys(t.open)), func(a, b string) int { return t.open[a].used.Compare(t.open[b].used) }))
+		}
+		t.open[name] = one
+	}
+	one.checked, one.used = t.b.now(), t.b.now()
+	delete(t.absent, name)
+	return nil
 }
 
 // drop closes a realm. Requests in it go on. t is locked.

@@ -129,17 +129,22 @@ func (s *Store) Create(ctx context.Context, name string, q Quota) (token string,
 	return token, nil
 }
 
-// Get returns a tenant and the version of its entry, or store.ErrNotFound.
-func (s *Store) Get(ctx context.Context, name string) (*Tenant, int64, error) {
+// Get returns a tenant, or store.ErrNotFound.
+func (s *Store) Get(ctx context.Context, name string) (*Tenant, error) {
+	t, _, err := s.load(ctx, name)
+	return t, err
+}
+
+func (s *Store) load(ctx context.Context, name string) (t *Tenant, version int64, err error) {
 	e, err := s.db.Load(ctx, store.Tenants, name)
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading tenant %.64q: %w", name, err)
 	}
-	var t Tenant
-	if err := json.Unmarshal(e.Value, &t); err != nil {
+	t = new(Tenant)
+	if err := json.Unmarshal(e.Value, t); err != nil {
 		return nil, 0, fmt.Errorf("reading tenant %s: %w", name, err)
 	}
-	return &t, e.Version, nil
+	return t, e.Version, nil
 }
 
 // List returns all tenants in the order of their names.
@@ -159,7 +164,7 @@ func (s *Store) List(ctx context.Context) ([]Tenant, error) {
 // change replaces the entry of a tenant.
 func (s *Store) change(ctx context.Context, name string, fn func(t *Tenant) error) error {
 	for {
-		t, version, err := s.Get(ctx, name)
+		t, version, err := s.load(ctx, name)
 		if err != nil {
 			return err
 		}
