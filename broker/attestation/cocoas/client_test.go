@@ -303,8 +303,8 @@ func TestKeysOverHTTPS(t *testing.T) {
 	for _, address := range []string{rest.URL + "/.well-known/jwks.json", rest.URL} { // the second by discovery
 		up.Store(false)
 		c := w.client(func(c *Config) { c.JWKSets = []string{address} })
-		if _, err := c.Evaluate(t.Context(), "id", "default", w.sampleItems()); !errors.Is(err, token.ErrInvalid) {
-			t.Errorf("without keys: %v", err)
+		if _, err := c.Evaluate(t.Context(), "id", "default", w.sampleItems()); !errors.Is(err, token.ErrInvalid) || !errors.Is(err, outage.ErrUnavailable) {
+			t.Errorf("without keys: %v, want a token that cannot be checked now", err)
 		}
 		c = w.client(func(c *Config) { c.JWKSets = []string{address} })
 		up.Store(true)

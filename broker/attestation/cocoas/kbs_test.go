@@ -23,6 +23,8 @@ import (
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/outage"
+	"github.com/cloister/cloister/broker/refstore/remote"
 	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/seal"
@@ -136,5 +138,36 @@ func TestKeyBroker(t *testing.T) {
 	plain, err := kbs.Decrypt(jwe, key)
 	if err != nil || string(plain) != "the secret" {
 		t.Errorf("resource: %d %.200s, %v", resp.StatusCode, jwe, err)
+	}
+}
+
+// TestThreeProcesses: key broker, attestation service and reference values apart. What is registered by way of the first approves a
+// guest at the second; while the third is away nobody is approved, nor refused for good.
+func TestThreeProcesses(t *testing.T) {
+	values := newWorld(t).start()
+	var cfg remote.Config
+	cfg.Address, cfg.CACerts, cfg.CacheMS = "https://"+values.address, []string{values.certFile}, -1
+	cfg.AdminTokenFile = filepath.Join(values.dir, "admin-token")
+	refs, err := remote.Open(cfg, time.Now)
+	values.must(err)
+	defer refs.Close()
+	w := newWorldWith(t, refs).start()
+	c := w.client(nil)
+	const policy = "package policy\nimport rego.v1\ndefault hardware := 97\nhardware := 2 if input.sample.svn in query_reference_value(\"svn\")\n" +
+		"trust_claims := {\"hardware\": hardware}\n"
+	w.must(c.SetAttestationPolicy(t.Context(), "default_cpu", policy))
+	items := w.sampleItems()[:1]
+	v, err := c.Evaluate(t.Context(), "id", "default", items)
+	if err != nil || v.Record.Parts[0].Status != "contraindicated" {
+		t.Fatalf("before the value is registered: %+v %v", v, err)
+	}
+	_, err = c.References().Register(t.Context(), []byte(`{"version":"0.1.0","type":"sample","payload":"eyJzdm4iOlsiMSJdfQ=="}`), "ann")
+	w.must(err)
+	if v, err = c.Evaluate(t.Context(), "id", "default", items); err != nil || v.Record.Parts[0].Status != "affirming" {
+		t.Fatalf("after: %+v %v", v, err)
+	}
+	values.server.Stop()
+	if v, err = c.Evaluate(t.Context(), "id", "default", items); !errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), values.address) {
+		t.Errorf("without reference values: %+v %v, want an outage that says where", v, err)
 	}
 }

@@ -59,7 +59,6 @@ type world struct {
 	tpm      *faketpm.TPM
 	api      *asapi.API
 	policies *rego.Set
-	refs     *refstore.Store
 	cert     tls.Certificate
 	certFile string
 	address  string
@@ -95,6 +94,18 @@ func newSigner(t *testing.T) *token.Signer {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldWith(t, nil)
+}
+
+// references is where an attestation service looks reference values up.
+type references interface {
+	Lookup(ctx context.Context, name string) (json.RawMessage, error)
+	Register(ctx context.Context, message []byte, by string) ([]string, error)
+}
+
+// newWorldWith makes a service with reference values of its own, or with given ones.
+func newWorldWith(t *testing.T, refs references) *world {
+	t.Helper()
 	w := &world{t: t, dir: t.TempDir()}
 	var err error
 	w.tpm, err = faketpm.New(time.Now())
@@ -109,8 +120,11 @@ func newWorld(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w.policies, w.refs = rego.NewSet(db, appraise.Namespace), refstore.New(db, time.Now, 0)
-	appraiser, err := appraise.New(t.Context(), w.policies, w.refs, nil)
+	w.policies = rego.NewSet(db, appraise.Namespace)
+	if refs == nil {
+		refs = refstore.New(db, time.Now, 0)
+	}
+	appraiser, err := appraise.New(t.Context(), w.policies, refs, nil)
 	w.must(err)
 	verifiers, err := verifier.NewSet(verifier.Builtin(verifier.Config{
 		Now: time.Now, TPM: tpm.Config{EKRootFiles: []string{root}, Now: time.Now}, Sample: sample.Config{Insecure: true},
@@ -118,7 +132,7 @@ func newWorld(t *testing.T) *world {
 	w.must(err)
 	signer := newSigner(t)
 	w.api = asapi.New(asapi.Parts{
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: time.Now, Policies: w.policies, References: w.refs, Audit: log,
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: time.Now, Policies: w.policies, References: refs, Audit: log,
 		Attestation: &attestation.Service{Verifiers: verifiers, Appraiser: appraiser, Tokens: signer, Now: time.Now},
 		Decisions:   decision.NewStore(db, 0), Tokens: signer, Admins: oneAdmin{},
 	})

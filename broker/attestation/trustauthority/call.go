@@ -143,13 +143,13 @@ func reason(raw []byte) string {
 	return ": " + text
 }
 
-// retryAfter reads the seconds of a Retry-After header; dates and long times count as none.
+// retryAfter reads the seconds of a Retry-After header; a date counts as none, a long time as the longest that is waited.
 func retryAfter(h http.Header) time.Duration {
-	n, err := strconv.Atoi(h.Get("Retry-After"))
-	if d := time.Duration(n) * time.Second; err == nil && n > 0 && n < 60 {
-		return min(d, maxRetryAfter)
+	n, err := strconv.ParseUint(h.Get("Retry-After"), 10, 16)
+	if err != nil {
+		return 0
 	}
-	return 0
+	return min(time.Duration(n)*time.Second, maxRetryAfter)
 }
 
 // client talks to the one service: no redirect. A proxy of the environment is used, as the service is on the internet.

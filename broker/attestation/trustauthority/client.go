@@ -12,6 +12,7 @@ import (
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/grpcdial"
 	"github.com/cloister/cloister/broker/keyset"
+	"github.com/cloister/cloister/broker/outage"
 	"github.com/cloister/cloister/broker/token"
 )
 
@@ -108,7 +109,8 @@ func (c *Client) verify(ctx context.Context, compact string) (map[string]any, er
 	fetched := c.keys.Refresh(ctx)
 	claims, err = c.trust.Verify(compact)
 	if err != nil && fetched != nil {
-		return nil, fmt.Errorf("%w; fetching its keys: %w", err, fetched)
+		// The key may be among those that cannot be fetched now.
+		return nil, fmt.Errorf("%w: fetching its keys: %w; %w", outage.ErrUnavailable, fetched, err)
 	}
 	return claims, err
 }

@@ -2,8 +2,6 @@ package trustauthority
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -73,6 +71,7 @@ func TestWeakPlatform(t *testing.T) {
 
 // TestTokens: what is not signed by the service about this request is not given out.
 func TestTokens(t *testing.T) {
+	key := newKey(t)
 	for name, tc := range map[string]struct {
 		change func(*fake)
 		says   string
@@ -103,7 +102,7 @@ func TestTokens(t *testing.T) {
 		"other JWT": {func(f *fake) { f.mangle = func(string) string { return `{"token":"a.b.c"}` } }, "not valid"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFake(t)
+			f := newFakeWith(t, key)
 			c := f.client(func(c *Config) { c.PolicyIDs = []string{"c7a0ae5d-7b0b-4b1a-9c1a-0123456789ab"} })
 			tc.change(f)
 			g := f.guest(teeTDX)
@@ -252,22 +251,15 @@ func TestKeys(t *testing.T) {
 	if _, err := c.Evaluate(t.Context(), "id", "default", items); err != nil {
 		t.Errorf("keys that came late: %v", err)
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.key, f.kid = key, "k2"
 	c = f.client(nil)
-	old := f.key
-	f.key, f.kid = key, "k3"
+	f.key, f.kid = newKey(t), "k2"
 	if _, err := c.Evaluate(t.Context(), "id", "default", items); err != nil {
 		t.Errorf("a key that changed: %v", err)
 	}
-	f.kid = "k4" // within the pause nobody makes the broker fetch again
+	f.kid = "k3" // within the pause nobody makes the broker fetch again
 	if _, err := c.Evaluate(t.Context(), "id", "default", items); !errors.Is(err, token.ErrInvalid) {
 		t.Errorf("an unknown key right after: %v", err)
 	}
-	f.key = old
 	file := f.file("broken.json", []byte(`{"keys":[]}`))
 	cfg := f.config()
 	cfg.JWKSet = file

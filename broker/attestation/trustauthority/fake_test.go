@@ -1,6 +1,8 @@
 package trustauthority
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -55,12 +57,19 @@ type fake struct {
 	asked       int
 }
 
-func newFake(t *testing.T) *fake {
+func newKey(t *testing.T) *rsa.PrivateKey {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return key
+}
+
+func newFake(t *testing.T) *fake { return newFakeWith(t, newKey(t)) }
+
+func newFakeWith(t *testing.T, key *rsa.PrivateKey) *fake {
+	t.Helper()
 	f := &fake{t: t, dir: t.TempDir(), key: key, kid: "k1", alg: jose.PS384, jwks: true}
 	f.server = httptest.NewTLSServer(f)
 	t.Cleanup(f.server.Close)
@@ -231,7 +240,7 @@ func (g *guest) items() []attestation.Item {
 	nonce := make([]byte, 32)
 	_, err := rand.Read(nonce)
 	g.must(err)
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	g.must(err)
 	jwk, err := kbs.NewJWK(&key.PublicKey)
 	g.must(err)
@@ -279,10 +288,7 @@ func (g *guest) evidence(reportData []byte) json.RawMessage {
 // hclReport is what the paravisor says, with user data.
 func hclReport(t *testing.T, user []byte) []byte {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := newKey(t)
 	padded := make([]byte, 64)
 	copy(padded, user)
 	b64 := base64.RawURLEncoding.EncodeToString
