@@ -52,8 +52,8 @@ func (c Config) Validate() error {
 	case u.Scheme == "http" && len(c.CACerts)+len(c.ClientCertificate) > 0:
 		errs = append(errs, errors.New("address: http:// with certificates, want https://"))
 	case u.Scheme == "http" && !c.InsecureHTTP && !loopback(u.Hostname()):
-		errs = append(errs, fmt.Errorf("address: http:// to %s lets the network change what is asked and answered; use https:// (or insecure_http)",
-			u.Hostname()))
+		errs = append(errs, fmt.Errorf(
+			"address: http:// to %s lets the network change what is asked and answered; use https:// (or insecure_http)", u.Hostname()))
 	}
 	if (c.ClientCertificate == "") != (c.ClientKey == "") {
 		errs = append(errs, errors.New("client_certificate and client_key: want both or neither"))

@@ -72,7 +72,8 @@ func TestDiscoveryDocument(t *testing.T) {
 			}
 			continue
 		}
-		if err := json.Unmarshal(w.Body.Bytes(), &d); err != nil || d.Issuer != tc.want || d.JWKSURI != tc.want+KeySetPath || d.Algorithms[0] != "ES256" {
+		if err := json.Unmarshal(w.Body.Bytes(), &d); err != nil || d.Issuer != tc.want || d.JWKSURI != tc.want+KeySetPath ||
+			d.Algorithms[0] != "ES256" {
 			t.Errorf("host %q: %s %v", tc.host, w.Body, err)
 		}
 	}

@@ -16,7 +16,8 @@ import (
 var wanted = bytes.Repeat([]byte{7}, 48)
 
 func item() attestation.Item {
-	return attestation.Item{TEE: "snp", ReportData: wanted, Runtime: map[string]any{"nonce": "n", "tee-pubkey": map[string]any{"kty": "EC"}, "additional-evidence": ""}}
+	return attestation.Item{TEE: "snp", ReportData: wanted, Runtime: map[string]any{"nonce": "n",
+		"tee-pubkey": map[string]any{"kty": "EC"}, "additional-evidence": ""}}
 }
 
 // claims is a token about item, with some text replaced.
@@ -66,7 +67,8 @@ func TestBound(t *testing.T) {
 		{"vector text", `33`, `"33"`, "want a number"},
 		{"vector name", `"executables"`, `"a b"`, "want a number"},
 		{"no evidence", `"ear.veraison.annotated-evidence"`, `"x"`, "has no ear.veraison"},
-		{"one device more", `"submods":{`, `"submods":{"gpu0":{"ear.status":"none","ear.veraison.annotated-evidence":{"nvidia":{}}},`, "which was not sent"},
+		{"one device more", `"submods":{`, `"submods":{"gpu0":{"ear.status":"none","ear.veraison.annotated-evidence":{"nvidia":{}}},`,
+			"which was not sent"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			mods, err := submods(claims(t, tc.old, tc.replacement))
@@ -98,7 +100,8 @@ func TestBoundDevices(t *testing.T) {
 	if err := bound(mods, []attestation.Item{item(), device}); err != nil {
 		t.Errorf("a device without runtime data: %v", err)
 	}
-	if err := bound(mods[:1], []attestation.Item{item(), device}); err == nil || !strings.Contains(err.Error(), "0 submods about evidence of nvidia") {
+	if err := bound(mods[:1], []attestation.Item{item(), device}); err == nil ||
+		!strings.Contains(err.Error(), "0 submods about evidence of nvidia") {
 		t.Errorf("a device left out: %v", err)
 	}
 }

@@ -47,7 +47,8 @@ func TestComposite(t *testing.T) {
 		t.Fatalf("record is %+v", rec)
 	}
 	cpu, gpu := rec.Parts[0], rec.Parts[1]
-	if cpu.Name != "cpu0" || cpu.TEE != "sample" || cpu.Policy != "default_cpu" || cpu.Status != "contraindicated" || cpu.Vector["executables"] != 33 {
+	if cpu.Name != "cpu0" || cpu.TEE != "sample" || cpu.Policy != "default_cpu" || cpu.Status != "contraindicated" ||
+		cpu.Vector["executables"] != 33 {
 		t.Errorf("part of the machine is %+v", cpu)
 	}
 	if gpu.Name != "gpu0" || gpu.TEE != "sampledevice" || gpu.Policy != "default_gpu" {
@@ -76,7 +77,8 @@ func TestTPM(t *testing.T) {
 	// Evidence that was made for another session is refused by the service, and that is no outage.
 	items, other := w.tpmItems(), w.tpmItems()
 	items[0].Evidence = other[0].Evidence
-	if _, err := c.Evaluate(t.Context(), "id", "default", items); err == nil || errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), "report_data") {
+	if _, err := c.Evaluate(t.Context(), "id", "default", items); err == nil || errors.Is(err, outage.ErrUnavailable) ||
+		!strings.Contains(err.Error(), "report_data") {
 		t.Errorf("evidence of another session: %v", err)
 	}
 	if _, err := c.Evaluate(t.Context(), "id", "default", nil); err == nil {
@@ -111,7 +113,8 @@ func TestStrangers(t *testing.T) {
 			t.Errorf("token of another %s: %v", name, err)
 		}
 	}
-	if _, err := w.client(func(c *Config) { c.JWKSets, c.InsecureHeaderJWK = nil, true }).Evaluate(t.Context(), "id", "default", items); err != nil {
+	if _, err := w.client(func(c *Config) { c.JWKSets, c.InsecureHeaderJWK = nil, true }).Evaluate(t.Context(), "id", "default",
+		items); err != nil {
 		t.Errorf("insecure_header_jwk: %v", err)
 	}
 	plain := "http://" + w.address
@@ -159,7 +162,8 @@ func TestReplay(t *testing.T) {
 		t.Errorf("token of another guest's key: %v", err)
 	}
 	give = v2.Token
-	if _, err := c.Evaluate(t.Context(), "id", "default", more); err == nil || !strings.Contains(err.Error(), "0 submods about evidence of sampledevice") {
+	if _, err := c.Evaluate(t.Context(), "id", "default", more); err == nil ||
+		!strings.Contains(err.Error(), "0 submods about evidence of sampledevice") {
 		t.Errorf("token without the device: %v", err)
 	}
 	give = v.Token
@@ -215,19 +219,22 @@ func TestOutages(t *testing.T) {
 	big := newWorld(t).pretend(&answers{evaluate: func(context.Context, *as.AttestationRequest) (string, error) {
 		return strings.Repeat("A", 10<<20), nil
 	}})
-	if _, err = big.client(nil).Evaluate(t.Context(), "id", "default", items); err == nil || errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), "larger than max") {
+	if _, err = big.client(nil).Evaluate(t.Context(), "id", "default", items); err == nil ||
+		errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), "larger than max") {
 		t.Errorf("an answer of 10 MiB: %v", err)
 	}
 	large := w.sampleItems()
 	large[0].Evidence = json.RawMessage(`"` + strings.Repeat("A", 8<<20) + `"`)
-	if _, err = big.client(nil).Evaluate(t.Context(), "id", "default", large); err == nil || !strings.Contains(err.Error(), "at most 8388608 are sent") {
+	if _, err = big.client(nil).Evaluate(t.Context(), "id", "default", large); err == nil ||
+		!strings.Contains(err.Error(), "at most 8388608 are sent") {
 		t.Errorf("evidence of 8 MiB: %v", err)
 	}
 	no := newWorld(t).pretend(&answers{evaluate: func(context.Context, *as.AttestationRequest) (string, error) {
 		return "", status.Error(codes.Aborted, "0: bad\n1: \x1b[31mquote"+strings.Repeat("x", 16<<10))
 	}})
 	_, err = no.client(nil).Evaluate(t.Context(), "id", "default", items)
-	if err == nil || errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), "0: bad 1: [31mquote") || len(err.Error()) > 4<<10 {
+	if err == nil || errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), "0: bad 1: [31mquote") ||
+		len(err.Error()) > 4<<10 {
 		t.Errorf("a no: %.200q", err)
 	}
 }
@@ -269,7 +276,8 @@ func TestAdministration(t *testing.T) {
 		t.Errorf("policy at the service: %v %v", p, err)
 	}
 	v, err := c.Evaluate(t.Context(), "id", "mine", w.sampleItems()[:1])
-	if err != nil || v.Record.Parts[0].Status != "affirming" || v.Record.Parts[0].Policy != "mine_cpu" || len(v.Record.Parts[0].Findings) != 0 {
+	if err != nil || v.Record.Parts[0].Status != "affirming" || v.Record.Parts[0].Policy != "mine_cpu" ||
+		len(v.Record.Parts[0].Findings) != 0 {
 		t.Errorf("by the new policy: %+v %v", v, err)
 	}
 	stranger := w.client(func(c *Config) { c.AdminTokenFile = "" })
@@ -303,7 +311,8 @@ func TestKeysOverHTTPS(t *testing.T) {
 	for _, address := range []string{rest.URL + "/.well-known/jwks.json", rest.URL} { // the second by discovery
 		up.Store(false)
 		c := w.client(func(c *Config) { c.JWKSets = []string{address} })
-		if _, err := c.Evaluate(t.Context(), "id", "default", w.sampleItems()); !errors.Is(err, token.ErrInvalid) || !errors.Is(err, outage.ErrUnavailable) {
+		if _, err := c.Evaluate(t.Context(), "id", "default", w.sampleItems()); !errors.Is(err, token.ErrInvalid) ||
+			!errors.Is(err, outage.ErrUnavailable) {
 			t.Errorf("without keys: %v, want a token that cannot be checked now", err)
 		}
 		c = w.client(func(c *Config) { c.JWKSets = []string{address} })

@@ -93,7 +93,8 @@ func TestKeyBroker(t *testing.T) {
 	w.must(err)
 	guest := &http.Client{Jar: jar}
 	var challenge kbs.Challenge
-	code := w.post(guest, srv.URL+"/kbs/v0/auth", kbs.Request{Version: kbs.Version, TEE: "sample", ExtraParams: json.RawMessage(`""`)}, &challenge)
+	code := w.post(guest, srv.URL+"/kbs/v0/auth", kbs.Request{Version: kbs.Version, TEE: "sample",
+		ExtraParams: json.RawMessage(`""`)}, &challenge)
 	if code != http.StatusOK {
 		t.Fatalf("auth: %d", code)
 	}
@@ -153,7 +154,8 @@ func TestThreeProcesses(t *testing.T) {
 	defer refs.Close()
 	w := newWorldWith(t, refs).start()
 	c := w.client(nil)
-	const policy = "package policy\nimport rego.v1\ndefault hardware := 97\nhardware := 2 if input.sample.svn in query_reference_value(\"svn\")\n" +
+	const policy = "package policy\nimport rego.v1\ndefault hardware := 97\n" +
+		"hardware := 2 if input.sample.svn in query_reference_value(\"svn\")\n" +
 		"trust_claims := {\"hardware\": hardware}\n"
 	w.must(c.SetAttestationPolicy(t.Context(), "default_cpu", policy))
 	items := w.sampleItems()[:1]
@@ -167,7 +169,8 @@ func TestThreeProcesses(t *testing.T) {
 		t.Fatalf("after: %+v %v", v, err)
 	}
 	values.server.Stop()
-	if v, err = c.Evaluate(t.Context(), "id", "default", items); !errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), values.address) {
+	if v, err = c.Evaluate(t.Context(), "id", "default", items); !errors.Is(err, outage.ErrUnavailable) ||
+		!strings.Contains(err.Error(), values.address) {
 		t.Errorf("without reference values: %+v %v, want an outage that says where", v, err)
 	}
 }

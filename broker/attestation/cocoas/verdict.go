@@ -133,7 +133,9 @@ func readSubmod(name string, v any) (*submod, error) {
 	}
 	m := &submod{name: name, vector: map[string]int{}}
 	m.status, _ = o["ear.status"].(string)
-	if !slices.Contains([]string{appraise.StatusNone, appraise.StatusAffirming, appraise.StatusWarning, appraise.StatusContraindicated}, m.status) {
+	switch m.status {
+	case appraise.StatusNone, appraise.StatusAffirming, appraise.StatusWarning, appraise.StatusContraindicated:
+	default:
 		return nil, fmt.Errorf("ear.status is %.32q, want none, affirming, warning or contraindicated", m.status)
 	}
 	m.policy, _ = o["ear.appraisal-policy-id"].(string)

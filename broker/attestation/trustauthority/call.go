@@ -94,9 +94,11 @@ func (c *Client) once(ctx context.Context, path string, text []byte) (answer str
 	case code == http.StatusTooManyRequests || code >= 500:
 		return "", retryAfter(resp.Header), fmt.Errorf("asking %s: %w: it answers %d%s", c.cfg.BaseURL, outage.ErrUnavailable, code, reason(raw))
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
-		return "", 0, fmt.Errorf("asking %s: it answers %d: the API key in %s is not valid or may not attest", c.cfg.BaseURL, code, c.cfg.APIKeyFile)
+		return "", 0, fmt.Errorf("asking %s: it answers %d: the API key in %s is not valid or may not attest",
+			c.cfg.BaseURL, code, c.cfg.APIKeyFile)
 	case code/100 == 3:
-		return "", 0, fmt.Errorf("asking %s: it answers %d, a redirect, which is not followed because the API key would go along", c.cfg.BaseURL, code)
+		return "", 0, fmt.Errorf("asking %s: it answers %d, a redirect, which is not followed because the API key would go along",
+			c.cfg.BaseURL, code)
 	case code != http.StatusOK:
 		return "", 0, fmt.Errorf("evidence is refused by %s, status %d%s", c.cfg.BaseURL, code, reason(raw))
 	case err != nil:

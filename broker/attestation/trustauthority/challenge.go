@@ -43,7 +43,8 @@ func (c *Client) Challenge(_ context.Context, tee string, params json.RawMessage
 		return nil, err
 	}
 	if !slices.ContainsFunc(p.SupportedHashAlgorithms, func(name string) bool { return strings.EqualFold(name, hash) }) {
-		return nil, fmt.Errorf("the guest supports report data of %q, Intel Trust Authority needs %s for %s", p.SupportedHashAlgorithms, hash, tee)
+		return nil, fmt.Errorf("the guest supports report data of %q, Intel Trust Authority needs %s for %s",
+			p.SupportedHashAlgorithms, hash, tee)
 	}
 	return &verifier.Challenge{Hash: hash, Params: &kbs.ChallengeParams{SelectedHashAlgorithm: hash}}, nil
 }

@@ -44,7 +44,8 @@ func TestEveryTEE(t *testing.T) {
 			t.Errorf("%s: the token given out: %v", tee, err)
 		}
 		rec := v.Record
-		if rec.ID != "id" || rec.TEE != tee || rec.Parts[0].Status != "affirming" || len(rec.Parts[0].Findings) != 0 || len(rec.Parts) != 1+len(items)-1 {
+		if rec.ID != "id" || rec.TEE != tee || rec.Parts[0].Status != "affirming" || len(rec.Parts[0].Findings) != 0 ||
+			len(rec.Parts) != 1+len(items)-1 {
 			t.Errorf("%s: record is %+v", tee, rec)
 		}
 		if !strings.Contains(string(rec.Parts[0].Evidence), claimTCB) {
@@ -64,7 +65,8 @@ func TestWeakPlatform(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, _ := v.Record.Summary()
-	if v.Record.Parts[0].Status != "warning" || !strings.Contains(text, `tdx.attester_tcb_status = "OutOfDate", want "UpToDate"`) || !strings.Contains(text, "tdx.dbgstat is absent") {
+	if v.Record.Parts[0].Status != "warning" ||
+		!strings.Contains(text, `tdx.attester_tcb_status = "OutOfDate", want "UpToDate"`) || !strings.Contains(text, "tdx.dbgstat is absent") {
 		t.Errorf("status %s, %s", v.Record.Parts[0].Status, text)
 	}
 }
@@ -76,13 +78,19 @@ func TestTokens(t *testing.T) {
 		change func(*fake)
 		says   string
 	}{
-		"another issuer":       {func(f *fake) { f.claims = func(m map[string]any) { m["iss"] = "https://ita.example" } }, "its iss is"},
-		"expired":              {func(f *fake) { f.claims = func(m map[string]any) { m["exp"] = time.Now().Add(-time.Hour).Unix() } }, "expired"},
-		"no expiry":            {func(f *fake) { f.claims = func(m map[string]any) { delete(m, "exp") } }, "no exp"},
-		"HMAC":                 {func(f *fake) { f.alg = jose.HS256 }, "not valid"},
-		"no claims":            {func(f *fake) { f.claims = func(m map[string]any) { delete(m, "tdx") } }, "want the claims about the guest"},
-		"no runtime data":      {func(f *fake) { f.claims = func(m map[string]any) { delete(m["tdx"].(map[string]any), claimRuntime) } }, "want the object"},
-		"runtime data as text": {func(f *fake) { f.claims = func(m map[string]any) { m["tdx"].(map[string]any)[claimRuntime] = "x" } }, "want the object"},
+		"another issuer": {func(f *fake) { f.claims = func(m map[string]any) { m["iss"] = "https://ita.example" } }, "its iss is"},
+		"expired":        {func(f *fake) { f.claims = func(m map[string]any) { m["exp"] = time.Now().Add(-time.Hour).Unix() } }, "expired"},
+		"no expiry":      {func(f *fake) { f.claims = func(m map[string]any) { delete(m, "exp") } }, "no exp"},
+		"HMAC":           {func(f *fake) { f.alg = jose.HS256 }, "not valid"},
+		"no claims":      {func(f *fake) { f.claims = func(m map[string]any) { delete(m, "tdx") } }, "want the claims about the guest"},
+		"no runtime data": {func(f *fake) {
+			f.claims = func(m map[string]any) {
+				delete(m["tdx"].(map[string]any),
+					claimRuntime)
+			}
+		}, "want the object"},
+		"runtime data as text": {func(f *fake) { f.claims = func(m map[string]any) { m["tdx"].(map[string]any)[claimRuntime] = "x" } },
+			"want the object"},
 		"another nonce": {func(f *fake) {
 			f.claims = func(m map[string]any) { m["tdx"].(map[string]any)[claimRuntime].(map[string]any)["nonce"] = "x" }
 		}, "about another request"},
@@ -107,7 +115,8 @@ func TestTokens(t *testing.T) {
 			tc.change(f)
 			g := f.guest(teeTDX)
 			g.gpus = true
-			if _, err := c.Evaluate(t.Context(), "id", "default", g.items()); err == nil || errors.Is(err, outage.ErrUnavailable) || !strings.Contains(err.Error(), tc.says) {
+			if _, err := c.Evaluate(t.Context(), "id", "default", g.items()); err == nil || errors.Is(err, outage.ErrUnavailable) ||
+				!strings.Contains(err.Error(), tc.says) {
 				t.Errorf("got %v, want %q", err, tc.says)
 			}
 			if !f.sent.MustMatch || len(f.sent.PolicyIDs) != 1 {
@@ -216,12 +225,14 @@ func TestRepetition(t *testing.T) {
 		t.Errorf("busy at first: %v after %d requests", err, f.asked)
 	}
 	f.asked, f.statuses, f.reason = 0, []int{500, 502, 503, 504, 500}, "down\x1b[0m\nfor now"
-	if _, err := c.Evaluate(t.Context(), "id", "default", items); !errors.Is(err, outage.ErrUnavailable) || f.asked != attempts || !strings.Contains(err.Error(), "504: down [0m for now") {
+	if _, err := c.Evaluate(t.Context(), "id", "default", items); !errors.Is(err, outage.ErrUnavailable) || f.asked != attempts ||
+		!strings.Contains(err.Error(), "504: down [0m for now") {
 		t.Errorf("down: %v after %d requests", err, f.asked)
 	}
 	for status, says := range map[int]string{400: "evidence is refused", 401: "API key in", 307: "redirect", 404: "evidence is refused"} {
 		f.asked, f.statuses, f.reason = 0, []int{status}, "why"
-		if _, err := c.Evaluate(t.Context(), "id", "default", items); err == nil || errors.Is(err, outage.ErrUnavailable) || f.asked != 1 || !strings.Contains(err.Error(), says) {
+		if _, err := c.Evaluate(t.Context(), "id", "default", items); err == nil || errors.Is(err, outage.ErrUnavailable) ||
+			f.asked != 1 || !strings.Contains(err.Error(), says) {
 			t.Errorf("status %d: %v after %d requests", status, err, f.asked)
 		} else if strings.Contains(err.Error(), apiKey) {
 			t.Errorf("status %d shows the API key: %v", status, err)
@@ -232,7 +243,8 @@ func TestRepetition(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	start := time.Now()
-	if _, err := c.Evaluate(ctx, "id", "default", items); !errors.Is(err, outage.ErrUnavailable) || f.asked != 1 || time.Since(start) > 2*time.Second {
+	if _, err := c.Evaluate(ctx, "id", "default", items); !errors.Is(err, outage.ErrUnavailable) || f.asked != 1 ||
+		time.Since(start) > 2*time.Second {
 		t.Errorf("asked to wait for longer than there is time: %v after %d requests and %s", err, f.asked, time.Since(start))
 	}
 	f.server.Close()
@@ -284,7 +296,8 @@ func TestChallenge(t *testing.T) {
 			t.Errorf("%s: %+v %v, want %s", tee, ch, err, hash)
 		}
 	}
-	for _, bad := range []struct{ tee, params string }{{"snp", string(all)}, {"tdx", `""`}, {"tdx", `{"supported-hash-algorithms":["sha256"]}`}, {"tdx", "{"}} {
+	for _, bad := range []struct{ tee, params string }{{"snp", string(all)}, {"tdx", `""`}, {"tdx",
+		`{"supported-hash-algorithms":["sha256"]}`}, {"tdx", "{"}} {
 		if ch, err := c.Challenge(t.Context(), bad.tee, json.RawMessage(bad.params)); err == nil {
 			t.Errorf("%v: %+v", bad, ch)
 		}
@@ -313,7 +326,8 @@ func TestConfig(t *testing.T) {
 	if err := c.Validate(); err != nil || len(c.Files()) != 3 {
 		t.Errorf("%+v: %v", c, err)
 	}
-	if d := (Config{}).withDefaults(); d.BaseURL != DefaultBaseURL || d.JWKSet != DefaultJWKSet || len(d.Issuers) != 2 || d.TimeoutMS != 30000 {
+	if d := (Config{}).withDefaults(); d.BaseURL != DefaultBaseURL || d.JWKSet != DefaultJWKSet || len(d.Issuers) != 2 ||
+		d.TimeoutMS != 30000 {
 		t.Errorf("defaults are %+v", d)
 	}
 	for says, change := range map[string]func(*Config){

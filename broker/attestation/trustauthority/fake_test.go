@@ -89,7 +89,8 @@ func (f *fake) file(name string, text []byte) string {
 
 func (f *fake) config() Config {
 	return Config{
-		BaseURL: f.server.URL, APIKeyFile: filepath.Join(f.dir, "key"), JWKSet: f.server.URL + "/certs", CACerts: []string{filepath.Join(f.dir, "ca.pem")},
+		BaseURL: f.server.URL, APIKeyFile: filepath.Join(f.dir, "key"), JWKSet: f.server.URL + "/certs",
+		CACerts: []string{filepath.Join(f.dir, "ca.pem")},
 	}
 }
 
@@ -119,7 +120,8 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "not yet", http.StatusServiceUnavailable)
 			return
 		}
-		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &f.key.PublicKey, KeyID: f.kid, Algorithm: string(f.alg)}}})
+		key := jose.JSONWebKey{Key: &f.key.PublicKey, KeyID: f.kid, Algorithm: string(f.alg)}
+		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{key}})
 		return
 	}
 	f.asked++
@@ -193,7 +195,8 @@ func (f *fake) token(claims map[string]any) string {
 	if f.alg == jose.HS256 {
 		key = []byte(fmt.Sprintf("%064d", 7))
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: f.alg, Key: key}, (&jose.SignerOptions{}).WithType("JWT").WithHeader("kid", f.kid))
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: f.alg, Key: key},
+		(&jose.SignerOptions{}).WithType("JWT").WithHeader("kid", f.kid))
 	if err != nil {
 		f.t.Error(err)
 		return ""

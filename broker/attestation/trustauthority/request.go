@@ -199,7 +199,8 @@ func readAzure(evidence json.RawMessage, reportData, runtime []byte) (*machine, 
 	}
 	sum := sha256.Sum256(report.RuntimeData)
 	if !bytes.Equal(got[:len(sum)], sum[:]) {
-		return nil, fmt.Errorf("report_data of the quote begins with %x, want the digest of the HCL report's runtime data, %x", got[:len(sum)], sum)
+		return nil, fmt.Errorf("report_data of the quote begins with %x, want the digest of the HCL report's runtime data, %x",
+			got[:len(sum)], sum)
 	}
 	return &machine{Quote: q, Runtime: report.RuntimeData, UserData: runtime}, nil
 }

@@ -98,7 +98,8 @@ func (c *Client) part(name, tee, member string, machine, claims map[string]any) 
 	if err != nil {
 		return nil, err
 	}
-	p := &decision.Part{Name: name, TEE: tee, Status: appraise.StatusAffirming, Policy: policyName, Vector: map[string]int{}, Evidence: evidence}
+	p := &decision.Part{Name: name, TEE: tee, Status: appraise.StatusAffirming, Policy: policyName, Vector: map[string]int{},
+		Evidence: evidence}
 	want := map[string]string{claimTCB: upToDate, claimDebug: disabled}
 	for _, claim := range slices.Sorted(maps.Keys(want)) {
 		if machine[claim] == want[claim] {

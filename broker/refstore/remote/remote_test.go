@@ -47,7 +47,8 @@ func (s *service) QueryReferenceValue(_ context.Context, r *rvps.ReferenceValueQ
 	return &rvps.ReferenceValueQueryResponse{}, nil
 }
 
-func (s *service) RegisterReferenceValue(ctx context.Context, _ *rvps.ReferenceValueRegisterRequest) (*rvps.ReferenceValueRegisterResponse, error) {
+func (s *service) RegisterReferenceValue(ctx context.Context, _ *rvps.ReferenceValueRegisterRequest,
+) (*rvps.ReferenceValueRegisterResponse, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,7 +218,8 @@ func TestRegister(t *testing.T) {
 	if err := os.WriteFile(file, []byte("two words"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Register(t.Context(), []byte(`{"type":"x"}`), "ann"); err == nil || strings.Contains(err.Error(), "words of") || strings.Contains(err.Error(), "two words") {
+	if _, err := c.Register(t.Context(), []byte(`{"type":"x"}`), "ann"); err == nil ||
+		strings.Contains(err.Error(), "words of") || strings.Contains(err.Error(), "two words") {
 		t.Errorf("a broken token: %v, want an error that does not show it", err)
 	}
 }
