@@ -72,6 +72,8 @@ type Parts struct {
 	Decisions   decisions
 	Tokens      keys
 	Admins      adminauth.Authority
+	// Issuer is the address that relying parties know the REST form by, for OIDC discovery; "" means whatever they called.
+	Issuer string
 }
 
 // API is both services.
@@ -178,7 +180,7 @@ func (e evidence) item() (attestation.Item, error) {
 		if err != nil {
 			return it, fmt.Errorf("reading the init data: %w", err)
 		}
-		it.InitData, it.InitClaims = sum, appraise.InitDataClaims(doc.Data)
+		it.InitData, it.InitClaims, it.InitTOML = sum, appraise.InitDataClaims(doc.Data), e.initTOML
 	}
 	return it, nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -26,6 +27,7 @@ import (
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/outage"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/as"
@@ -249,5 +251,33 @@ func TestGRPC(t *testing.T) {
 	}
 	if _, err := refs.RegisterReferenceValue(admin, &rvps.ReferenceValueRegisterRequest{Message: "{}"}); err != nil || f.values["by"] != "ann" {
 		t.Errorf("register: %v %v", err, f.values)
+	}
+}
+
+// TestOutage: what is away for now is no verdict about evidence, in both protocols.
+func TestOutage(t *testing.T) {
+	f, api := newFake()
+	f.err = fmt.Errorf("asking for reference values: %w", outage.ErrUnavailable)
+	_, err := (&attestationGRPC{api: api}).AttestationEvaluate(t.Context(), &as.AttestationRequest{VerificationRequests: []*as.IndividualAttestationRequest{
+		{Tee: "tdx", Evidence: b64([]byte(`{}`))},
+	}})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("gRPC: %v, want UNAVAILABLE", err)
+	}
+	w := httptest.NewRecorder()
+	body := `{"verification_requests":[{"tee":"tdx","evidence":"` + b64([]byte(`{}`)) + `"}],"policy_ids":[]}`
+	api.REST().ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/attestation", strings.NewReader(body)))
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+		t.Errorf("REST: %d %s, want 503 and when to come again", w.Code, w.Body)
+	}
+}
+
+func TestDiscovery(t *testing.T) {
+	_, api := newFake()
+	api.Issuer = "https://as.example"
+	w := httptest.NewRecorder()
+	api.REST().ServeHTTP(w, httptest.NewRequest(http.MethodGet, token.DiscoveryPath, nil))
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"jwks_uri":"https://as.example/.well-known/jwks.json"`) {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }

@@ -3,38 +3,59 @@ package asapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/outage"
+	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/wire/as"
 	"github.com/cloister/cloister/wire/rvps"
 )
 
 // GRPC makes a server with the attestation service, the reference value service and the standard health service.
 func (a *API) GRPC(opts ...grpc.ServerOption) *grpc.Server {
-	s := grpc.NewServer(append([]grpc.ServerOption{grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage)}, opts...)...)
+	s := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(maxAnswer),
+		// Upstream's clients ask every 10 s whether the connection lives.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minKeepalive, PermitWithoutStream: true}),
+	}, opts...)...)
 	as.RegisterAttestationServiceServer(s, &attestationGRPC{api: a})
 	rvps.RegisterReferenceValueProviderServiceServer(s, &referencesGRPC{api: a})
 	healthpb.RegisterHealthServer(s, health.NewServer())
 	return s
 }
 
+const (
+	// maxAnswer has room for the longest token.
+	maxAnswer    = token.MaxSize + 64<<10
+	minKeepalive = 5 * time.Second
+)
+
 type attestationGRPC struct {
 	as.UnimplementedAttestationServiceServer
 	api *API
 }
 
-// aborted is the one status upstream answers errors with.
-func aborted(err error) error { return status.Error(codes.Aborted, err.Error()) }
+// aborted is the one status upstream answers errors with. Here what may go away by itself, such as reference values that cannot be
+// asked for now, has one of its own, so that a key broker does not take it for a no.
+func aborted(err error) error {
+	if errors.Is(err, outage.ErrUnavailable) {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return status.Error(codes.Aborted, err.Error())
+}
 
 func remote(ctx context.Context) string {
 	if p, ok := peer.FromContext(ctx); ok {
@@ -64,11 +85,11 @@ func (s *attestationGRPC) AttestationEvaluate(ctx context.Context, req *as.Attes
 		}
 		list = append(list, e)
 	}
-	token, err := s.api.evaluate(ctx, remote(ctx), list, req.GetPolicyIds())
+	signed, err := s.api.evaluate(ctx, remote(ctx), list, req.GetPolicyIds())
 	if err != nil {
 		return nil, aborted(err)
 	}
-	return &as.AttestationResponse{AttestationToken: token}, nil
+	return &as.AttestationResponse{AttestationToken: signed}, nil
 }
 
 func fromGRPC(r *as.IndividualAttestationRequest) (evidence, error) {

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/outage"
+	"github.com/cloister/cloister/broker/token"
 )
 
 // REST is the HTTP form of the attestation service, for the paths of upstream's restful-as.
@@ -18,7 +20,8 @@ func (a *API) REST() http.Handler {
 	mux.HandleFunc("POST /policy", a.postPolicy)
 	mux.HandleFunc("GET /policy", a.getPolicies)
 	mux.HandleFunc("POST /challenge", a.postChallenge)
-	mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.Tokens.KeySet()) })
+	mux.HandleFunc("GET "+token.KeySetPath, func(w http.ResponseWriter, _ *http.Request) { reply(w, a.Tokens.KeySet()) })
+	mux.Handle("GET "+token.DiscoveryPath, token.OIDC(a.Issuer))
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -95,13 +98,18 @@ func (a *API) postAttestation(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	token, err := a.evaluate(r.Context(), r.RemoteAddr, list, req.PolicyIDs)
+	signed, err := a.evaluate(r.Context(), r.RemoteAddr, list, req.PolicyIDs)
 	if err != nil {
-		http.Error(w, "attestation failed: "+err.Error(), http.StatusInternalServerError)
+		status := http.StatusInternalServerError
+		if errors.Is(err, outage.ErrUnavailable) {
+			status = http.StatusServiceUnavailable
+			w.Header().Set("Retry-After", outage.RetryAfter)
+		}
+		http.Error(w, "attestation failed: "+err.Error(), status)
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, token)
+	_, _ = io.WriteString(w, signed)
 }
 
 func (a *API) postPolicy(w http.ResponseWriter, r *http.Request) {

@@ -30,6 +30,8 @@ type Item struct {
 	// InitData is the digest of the init data, nil when there is none; InitClaims is what the init data says, for the token.
 	InitData   []byte
 	InitClaims any
+	// InitTOML is the init data as it was sent, "" when only its digest is known. A service elsewhere reads the claims itself.
+	InitTOML string
 	// Challenge is what the verifier of the TEE left at the challenge.
 	Challenge json.RawMessage
 }
@@ -97,7 +99,7 @@ func (s *Service) Evaluate(ctx context.Context, id, policy string, items []Item)
 	submods := map[string]any{}
 	for i, a := range appraisals {
 		submods[a.Name] = a.Submod()
-		raw, err := keptEvidence(a.Annotated)
+		raw, err := KeptEvidence(a.Annotated)
 		if err != nil {
 			return nil, err
 		}
@@ -129,9 +131,9 @@ func (s *Service) Challenge(ctx context.Context, tee string, params json.RawMess
 // every container, and with it what stands in a Secret; who reads records or the store must not learn it.
 var withheld = []string{"policy.rego", "agent_policy_claims"}
 
-// keptEvidence is the claims as records keep them. What a guest can make as long as it likes is left out when it is long:
+// KeptEvidence is the claims as records keep them. What a guest can make as long as it likes is left out when it is long:
 // records must not fill the disk.
-func keptEvidence(annotated map[string]any) (json.RawMessage, error) {
+func KeptEvidence(annotated map[string]any) (json.RawMessage, error) {
 	const most = 64 << 10
 	kept := map[string]any{}
 	for name, v := range annotated {

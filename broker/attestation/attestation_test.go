@@ -15,7 +15,7 @@ func TestRecordsKeepNoPolicy(t *testing.T) {
 	} {
 		claims := appraise.InitDataClaims(map[string]string{"policy.rego": policy, "aa.toml": "url = 'https://kbs'"})
 		annotated := map[string]any{"init_data": "00", "init_data_claims": claims}
-		kept, err := keptEvidence(annotated)
+		kept, err := KeptEvidence(annotated)
 		if err != nil {
 			t.Fatal(err)
 		}

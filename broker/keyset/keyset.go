@@ -40,10 +40,12 @@ type Key struct {
 	Public    crypto.PublicKey
 }
 
-// Source says where keys come from: either a JWK set or PEM text, as a path, a file:// or an https:// URL.
+// Source says where keys come from: a JWK set or PEM text, as a path, a file:// or an https:// URL, or an OIDC issuer.
 type Source struct {
 	JWKSet string
 	PEM    string
+	// Issuer is an https:// URL whose discovery document leads to the keys. The document must name the very same issuer.
+	Issuer string
 }
 
 // Set is the keys of some sources.
@@ -106,6 +108,14 @@ func (s *Set) read(ctx context.Context, src Source) ([]Key, error) {
 	switch {
 	case src.JWKSet != "" && src.PEM != "":
 		return nil, fmt.Errorf("key source names a JWK set %q and a PEM %q, want one of them", src.JWKSet, src.PEM)
+	case src.Issuer != "" && src.JWKSet+src.PEM != "":
+		return nil, fmt.Errorf("key source names an issuer %q and %q, want one of them", src.Issuer, src.JWKSet+src.PEM)
+	case src.Issuer != "":
+		keys, err := s.discover(ctx, src.Issuer, true)
+		if err != nil {
+			return nil, fmt.Errorf("reading the keys of issuer %s: %w", src.Issuer, err)
+		}
+		return keys, nil
 	case src.PEM != "":
 		text, err := s.fetch(ctx, src.PEM)
 		if err != nil {
@@ -123,7 +133,7 @@ func (s *Set) read(ctx context.Context, src Source) ([]Key, error) {
 		}
 		return keys, nil
 	}
-	return nil, errors.New("key source is empty, want a JWK set or a PEM")
+	return nil, errors.New("key source is empty, want a JWK set, a PEM or an issuer")
 }
 
 // jwkSet reads a set, or the set that the OIDC discovery document below an HTTPS address leads to.
@@ -138,22 +148,9 @@ func (s *Set) jwkSet(ctx context.Context, from string) ([]Key, error) {
 	if !strings.HasPrefix(from, "https://") {
 		return nil, fmt.Errorf("%s: %w", from, err)
 	}
-	text, derr := s.fetch(ctx, strings.TrimSuffix(from, "/")+"/.well-known/openid-configuration")
+	keys, derr := s.discover(ctx, from, false)
 	if derr != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", from, err), derr)
-	}
-	var doc struct {
-		JWKSURI string `json:"jwks_uri"`
-	}
-	if derr := json.Unmarshal(text, &doc); derr != nil || !strings.HasPrefix(doc.JWKSURI, "https://") {
-		return nil, errors.Join(fmt.Errorf("%s: %w", from, err), fmt.Errorf("its discovery document has jwks_uri %.128q, want an https:// address", doc.JWKSURI))
-	}
-	if text, derr = s.fetch(ctx, doc.JWKSURI); derr != nil {
-		return nil, derr
-	}
-	keys, derr := parseJWKSet(text)
-	if derr != nil {
-		return nil, fmt.Errorf("%s: %w", doc.JWKSURI, derr)
 	}
 	return keys, nil
 }

@@ -44,7 +44,8 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 		s.metrics.attestationErrors.Inc()
 		entry.Decision, entry.Reason = audit.Deny, err.Error()
 		s.noteRefusal(r, entry)
-		s.fail(w, r, refusal{http.StatusUnauthorized, kbs.ErrorAttestation, "Attestation error: RCAR handshake Attest failed: " + err.Error()})
+		status := statusOf(w, err)
+		s.fail(w, r, refusal{status, kbs.ErrorAttestation, "Attestation error: RCAR handshake Attest failed: " + err.Error()})
 	}
 	sess, err := s.session(r)
 	if err != nil {
@@ -122,6 +123,10 @@ func items(sess *session.Session, body []byte) ([]attestation.Item, error) {
 	if err != nil {
 		return nil, err
 	}
+	text := ""
+	if att.InitData != nil {
+		text = att.InitData.Body
+	}
 	additional := att.TEEEvidence.Additional
 	primary, err := kbs.ReportData(att.RuntimeData, &additional, sess.Hash)
 	if err != nil {
@@ -129,6 +134,7 @@ func items(sess *session.Session, body []byte) ([]attestation.Item, error) {
 	}
 	out := []attestation.Item{{
 		TEE: sess.TEE, Evidence: att.TEEEvidence.Primary, ReportData: primary, Challenge: sess.Challenge, InitData: digest, InitClaims: claims,
+		InitTOML: text,
 		Runtime: map[string]any{
 			"nonce": att.RuntimeData.Nonce, "tee-pubkey": att.RuntimeData.TEEPubKey, "additional-evidence": additional,
 		},

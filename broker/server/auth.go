@@ -27,7 +27,7 @@ func (s *Server) auth(w http.ResponseWriter, r *http.Request) {
 		s.metrics.authErrors.Inc()
 		entry.Decision, entry.Reason = audit.Deny, err.Error()
 		s.noteRefusal(r, entry)
-		status := http.StatusUnauthorized
+		status := statusOf(w, err)
 		if errors.Is(err, session.ErrFull) {
 			status = http.StatusServiceUnavailable
 			w.Header().Set("Retry-After", "5")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/cloister/cloister/broker/outage"
 	"github.com/cloister/cloister/wire/kbs"
 )
 
@@ -37,6 +38,16 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f refusal) {
 	if _, err := w.Write(body); err != nil {
 		s.Log.DebugContext(r.Context(), "the client went away before the answer", "request", requestID(r), "error", err)
 	}
+}
+
+// statusOf is the status of a handshake that failed. Where a service that the broker needs is away, the guest is not at fault and is told
+// when to come again.
+func statusOf(w http.ResponseWriter, err error) int {
+	if !errors.Is(err, outage.ErrUnavailable) {
+		return http.StatusUnauthorized
+	}
+	w.Header().Set("Retry-After", outage.RetryAfter)
+	return http.StatusServiceUnavailable
 }
 
 // failBody answers an error of reading the body.

@@ -105,6 +105,14 @@ func (s *Session) Token() (string, bool) {
 	return s.token, s.token != ""
 }
 
+// Attestation is the id of the record of an attested session's attestation, "" before. The token may have another id: that of the
+// attestation service that made it.
+func (s *Session) Attestation() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.id
+}
+
 // fresh makes a session with a new id and, unless the verifier has made one, a new nonce.
 func fresh(k keeper, tee, nonce, hash string, challenge json.RawMessage) (*Session, error) {
 	if len(challenge) > maxChallenge {

@@ -1,26 +1,58 @@
 package token
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Any accepts the broker's own tokens and those of services it trusts.
 type Any struct {
+	// Own is nil when this broker signs nothing: a key broker whose attestation service is elsewhere.
 	Own *Signer
 	// Others is nil when no other service is trusted.
 	Others *Trust
+	// Service is the trust in the attestation service that this broker uses, when that is elsewhere; else nil.
+	Service *Trust
 }
 
 // Verify returns the claims of a token.
 func (a Any) Verify(compact string) (map[string]any, error) {
-	claims, err := a.Own.Verify(compact)
-	if err == nil || a.Others == nil {
-		return claims, err
+	var errs []error
+	if a.Own != nil {
+		claims, err := a.Own.Verify(compact)
+		if err == nil {
+			return claims, nil
+		}
+		errs = append(errs, err)
 	}
-	claims, oerr := a.Others.Verify(compact)
-	if oerr != nil {
-		return nil, fmt.Errorf("%w; as a token of another service: %w", err, oerr)
+	for _, other := range []struct {
+		as    string
+		trust *Trust
+	}{{"as a token of the attestation service", a.Service}, {"as a token of another service", a.Others}} {
+		if other.trust == nil {
+			continue
+		}
+		claims, err := other.trust.Verify(compact)
+		if err == nil {
+			return claims, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", other.as, err))
 	}
-	return claims, nil
+	switch len(errs) {
+	case 0:
+		return nil, fmt.Errorf("%w: no issuer of tokens is trusted", ErrInvalid)
+	case 1:
+		return nil, errs[0]
+	case 2:
+		return nil, fmt.Errorf("%w; %w", errs[0], errs[1])
+	}
+	return nil, fmt.Errorf("%w; %w", errs[0], errors.Join(errs[1:]...))
 }
 
 // KeySet is the set of the broker's own keys.
-func (a Any) KeySet() map[string][]JWK { return a.Own.KeySet() }
+func (a Any) KeySet() map[string][]JWK {
+	if a.Own == nil {
+		return map[string][]JWK{"keys": {}}
+	}
+	return a.Own.KeySet()
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -25,7 +26,9 @@ type Trust struct {
 	Keys *keyset.Set
 	// InsecureHeaderJWK believes the key inside the token, whoever made it.
 	InsecureHeaderJWK bool
-	Now               func() time.Time
+	// Issuers are the values of iss that are accepted; none means any: the key is what a token is believed for.
+	Issuers []string
+	Now     func() time.Time
 }
 
 // Verify returns the claims of a token that is trusted and still good. The error wraps ErrInvalid.
@@ -45,7 +48,21 @@ func (t *Trust) Verify(compact string) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := t.issuer(claims); err != nil {
+		return nil, err
+	}
 	return claims, checkTimes(claims, t.Now(), leeway)
+}
+
+func (t *Trust) issuer(claims map[string]any) error {
+	if len(t.Issuers) == 0 {
+		return nil
+	}
+	iss, _ := claims["iss"].(string)
+	if !slices.Contains(t.Issuers, iss) {
+		return fmt.Errorf("%w: its iss is %.128q, want %q", ErrInvalid, iss, t.Issuers)
+	}
+	return nil
 }
 
 func (t *Trust) payload(jws *jose.JSONWebSignature) ([]byte, error) {
