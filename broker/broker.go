@@ -70,6 +70,7 @@ type Broker struct {
 	trust      *refstore.Trust
 	collateral *catalog.Catalog
 	verifiers  *verifier.Set
+	service    *service // nil when guests are judged here
 
 	root    *realm
 	tenants *tenants
@@ -144,7 +145,14 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if b.collateral, err = b.openCollateral(); err != nil {
 		return err
 	}
-	if b.verifiers, err = verifier.NewSet(verifier.Builtin(b.verifierConfig())); err != nil {
+	if b.service, err = b.openService(ctx); err != nil {
+		return fmt.Errorf("attestation.%s: %w", b.cfg.Attestation.Backend, err)
+	}
+	entries := verifier.Builtin(b.verifierConfig())
+	if b.service != nil {
+		entries = nil // evidence is not looked at here
+	}
+	if b.verifiers, err = verifier.NewSet(entries); err != nil {
 		return err
 	}
 	b.metrics = server.NewMetrics(o.Version, func() float64 { return float64(b.root.sessions.Len()) })
@@ -152,7 +160,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 		return err
 	}
 	b.api = asapi.New(asapi.Parts{
-		Log: b.log, Now: b.now, Attestation: b.root.attestation, Policies: b.root.attestationPolicies, References: b.root.references, Audit: b.audit,
+		Log: b.log, Now: b.now, Attestation: b.root.judge.attestation, Policies: b.root.judge.policies, References: b.root.judge.references, Audit: b.audit,
 		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins,
 	})
 	return nil
@@ -249,6 +257,9 @@ func (b *Broker) Close() error {
 	opened := b.root != nil
 	if opened {
 		errs = append(errs, b.root.close())
+	}
+	if b.service != nil {
+		errs = append(errs, b.service.close())
 	}
 	if b.audit != nil && b.db != nil && opened {
 		errs = append(errs, b.saveAuditHead(context.Background()))

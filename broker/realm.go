@@ -4,19 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
-	"github.com/cloister/cloister/broker/appraise"
-	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/plugin/builtin"
 	"github.com/cloister/cloister/broker/plugin/resources"
-	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/server"
@@ -28,18 +26,17 @@ import (
 // realm is everything that belongs to one tenant, or to the root, which is the one without a name: policies, reference values,
 // secrets, sessions, signing key, administrators.
 type realm struct {
-	server              *server.Server
-	sessions            sessions
-	plugins             *plugin.Set
-	attestation         *attestation.Service
-	attestationPolicies *rego.Set
-	references          *refstore.Store
-	decisions           *decision.Store
-	signer              *token.Signer
-	keys                *signingKeys
+	server    *server.Server
+	sessions  sessions
+	plugins   *plugin.Set
+	judge     *judge
+	decisions *decision.Store
+	signer    *token.Signer
+	keys      *signingKeys
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
+	closers []func() error
 }
 
 type sessions interface {
@@ -90,16 +87,10 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	if r.signer, err = token.NewSigner(b.now, r.keys.lifetime, list...); err != nil {
 		return nil, err
 	}
-	r.attestationPolicies = rego.NewSet(p.db, appraise.Namespace)
-	resourcePolicies := rego.NewSet(p.db, resource.PolicyNamespace)
-	r.references = refstore.New(p.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime), refstore.WithTrust(b.trust))
-	appraiser, err := appraise.New(ctx, r.attestationPolicies, r.references, map[string]any{
-		"insecure_unknown_tpm":   b.cfg.TPM.InsecureUnknownTPM,
-		"insecure_no_revocation": b.cfg.SNP.InsecureNoRevocation,
-	})
-	if err != nil {
+	if r.judge, err = b.openJudge(ctx, r, p); err != nil {
 		return nil, err
 	}
+	resourcePolicies := rego.NewSet(p.db, resource.PolicyNamespace)
 	gate, err := resource.NewGate(ctx, resourcePolicies)
 	if err != nil {
 		return nil, err
@@ -108,17 +99,16 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.attestation = &attestation.Service{Verifiers: b.verifiers, Appraiser: appraiser, Tokens: r.signer, Now: b.now}
 	r.decisions = decision.NewStore(p.db, b.cfg.Records.MaxDecisions)
 	r.sessions = b.openSessions(p)
 	r.server = server.New(server.Parts{
 		Log: b.log, Now: b.now, Prefix: p.prefix,
-		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Others: b.trusted}, Gate: gate,
-		Attestation: r.attestation, Plugins: r.plugins, Resources: resourceList,
-		AttestationPolicies: r.attestationPolicies, ResourcePolicies: resourcePolicies,
-		References: r.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, SigningKeys: rotation{r.keys, r.signer},
+		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Service: r.judge.service, Others: b.trusted}, Gate: gate,
+		Attestation: r.judge.attestation, Plugins: r.plugins, Resources: resourceList,
+		AttestationPolicies: r.judge.policies, ResourcePolicies: resourcePolicies,
+		References: r.judge.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, SigningKeys: rotation{r.keys, r.signer},
 		Limits:  server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
-		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
+		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.keyPaths(), Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
 	})
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r.stop = stop
@@ -152,11 +142,23 @@ func (b *Broker) openSessions(p realmParts) sessions {
 	return session.NewShared(p.db, p.key, session.Options{Log: b.log, Now: b.now, Lifetime: lifetime, Max: p.sessions})
 }
 
+// keyPaths are more places where tokens carry the guest's key.
+func (b *Broker) keyPaths() []string {
+	if b.service == nil {
+		return b.cfg.TrustedTokens.ExtraTEEKeyPaths
+	}
+	return slices.Concat(b.cfg.TrustedTokens.ExtraTEEKeyPaths, b.service.keyPaths)
+}
+
 // close ends what the realm runs.
 func (r *realm) close() error {
 	r.stop()
 	r.running.Wait()
-	return r.plugins.Close()
+	errs := []error{r.plugins.Close()}
+	for _, c := range r.closers {
+		errs = append(errs, c())
+	}
+	return errors.Join(errs...)
 }
 
 // tenantAudit is the audit log as one tenant sees it: its own entries.

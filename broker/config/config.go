@@ -18,11 +18,14 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/cloister/cloister/broker/attestation/cocoas"
+	"github.com/cloister/cloister/broker/attestation/trustauthority"
 	"github.com/cloister/cloister/broker/collateral"
 	"github.com/cloister/cloister/broker/plugin/builtin"
 	"github.com/cloister/cloister/broker/plugin/resources"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/refstore/extract"
+	"github.com/cloister/cloister/broker/refstore/remote"
 	"github.com/cloister/cloister/broker/verifier/nvidia"
 	"github.com/cloister/cloister/broker/verifier/nvidiadpu"
 )
@@ -75,14 +78,25 @@ type Limits struct {
 	Attestations      int `toml:"attestations"`
 }
 
-// Attestation bounds sessions and tokens.
+// The back ends of Attestation.
+const (
+	BackendBuiltin        = "builtin"
+	BackendCoCoAS         = "coco-as-grpc"
+	BackendTrustAuthority = "intel-trust-authority"
+)
+
+// Attestation says who judges guests, and bounds sessions and tokens.
 type Attestation struct {
+	Backend         string   `toml:"backend"`
 	SessionLifetime Duration `toml:"session_lifetime"`
 	MaxSessions     int      `toml:"max_sessions"`
 	TokenLifetime   Duration `toml:"token_lifetime"`
 	// SigningKey and SigningCertificates are files; without the first, the broker makes its own keys.
 	SigningKey          string `toml:"signing_key"`
 	SigningCertificates string `toml:"signing_certificates"`
+	// CoCoAS and TrustAuthority are about the back ends of their names.
+	CoCoAS         *cocoas.Config         `toml:"coco_as"`
+	TrustAuthority *trustauthority.Config `toml:"intel_trust_authority"`
 }
 
 // AttestationAPI offers the attestation service and the reference values to brokers elsewhere; empty addresses are not served.
@@ -192,6 +206,8 @@ type ReferenceValues struct {
 	SWID   extract.SWID   `toml:"swid"`
 	CoRIM  extract.CoRIM  `toml:"corim"`
 	InToto extract.InToto `toml:"in_toto"`
+	// Remote is a service elsewhere that keeps the values; nil when this broker does.
+	Remote *remote.Config `toml:"remote"`
 }
 
 // Trust is where the trust anchors of the extractors are.
@@ -239,7 +255,7 @@ func Default() Config {
 		},
 		Limits: Limits{RequestsPerSecond: 20, Burst: 400, Attestations: 64},
 		Attestation: Attestation{
-			SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
+			Backend: BackendBuiltin, SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
 		},
 		TrustedTokens: TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
 		Admin:         Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}},
@@ -289,6 +305,9 @@ func Load(path string) (Config, error) {
 		&c.Collateral.CacheDir, &c.Collateral.PCCSCertificates, &c.Database.PasswordFile, &c.Database.CAFile, &c.Database.CertificateFile, &c.Database.KeyFile,
 		&c.Attestation.SigningKey, &c.Attestation.SigningCertificates, &c.Resources.Vault.TokenFile, &c.Resources.Directory.Dir,
 	} {
+		*p = under(base, *p)
+	}
+	for _, p := range c.serviceFiles() {
 		*p = under(base, *p)
 	}
 	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.ReferenceValues.SWID.Roots,
@@ -389,6 +408,7 @@ func (c Config) Validate() error {
 	}
 	c.Admin.validate(fault)
 	c.Database.validate(fault)
+	c.validateServices(fault)
 	if c.Attestation.SigningKey == "" && c.Attestation.SigningCertificates != "" {
 		fault("attestation.signing_certificates without attestation.signing_key: the keys that the broker makes have no certificates")
 	}
@@ -464,7 +484,7 @@ func (c Config) Insecure() []string {
 	if c.Database.InsecurePlaintext {
 		on = append(on, "database.insecure_plaintext: whoever is between broker and database reads and changes what is not sealed")
 	}
-	for _, switches := range [][]string{c.Resources.Insecure(), c.Plugins.Insecure()} {
+	for _, switches := range [][]string{c.Resources.Insecure(), c.Plugins.Insecure(), c.insecureServices()} {
 		on = append(on, switches...)
 	}
 	return on

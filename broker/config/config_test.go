@@ -25,6 +25,10 @@ func TestExample(t *testing.T) {
 			if key == "-" {
 				continue
 			}
+			if f.Anonymous {
+				walk(f.Type, path, mark)
+				continue
+			}
 			table := "[" + path + key + "]"
 			switch kind.Kind() {
 			case reflect.Pointer: // off until its table is there

@@ -56,7 +56,7 @@ func (s *Server) denial(r *http.Request, what string, d *resource.Decision, entr
 }
 
 // claims returns the verified claims of a request: those of its attested session, else those of its bearer token.
-func (s *Server) claims(r *http.Request, entry *audit.Entry) (map[string]any, *refusal) {
+func (s *Server) claims(r *http.Request, entry *audit.Entry) (claims map[string]any, refused *refusal) {
 	var missing error
 	if sess, err := s.session(r); err != nil {
 		missing = err
@@ -66,6 +66,7 @@ func (s *Server) claims(r *http.Request, entry *audit.Entry) (map[string]any, *r
 		entry.Session = sessionTag(sess.ID)
 		claims, err := s.Tokens.Verify(tok)
 		if err == nil {
+			entry.Attestation = sess.Attestation()
 			return claims, nil
 		}
 		missing = err
@@ -78,6 +79,7 @@ func (s *Server) claims(r *http.Request, entry *audit.Entry) (map[string]any, *r
 	if err != nil {
 		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorTokenVerifier, err.Error()}
 	}
+	entry.Attestation, _ = claims["jti"].(string)
 	return claims, nil
 }
 

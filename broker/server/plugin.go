@@ -124,9 +124,7 @@ func (c *pluginCall) Guest(ctx context.Context, req *plugin.Request) (map[string
 	if refused != nil {
 		return nil, *refused
 	}
-	if id, ok := claims["jti"].(string); ok {
-		c.entry.Attestation, c.rec.AttestationID = id, id
-	}
+	c.rec.AttestationID = c.entry.Attestation
 	s.metrics.evaluations.Inc()
 	d, err := s.Gate.Decide(ctx, resource.Request{Plugin: c.name, Path: req.Path, Query: req.Query, Claims: claims})
 	if err != nil {

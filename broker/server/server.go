@@ -168,7 +168,8 @@ func New(p Parts) *Server {
 	mux.HandleFunc("POST /cloister/v1/keys/token/rotate", s.admin(kindAdmin, s.rotateSigningKey))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))
-	mux.HandleFunc("GET /.well-known/jwks.json", s.keySet)
+	mux.HandleFunc("GET "+token.KeySetPath, s.keySet)
+	mux.Handle("GET "+token.DiscoveryPath, token.OIDC(""))
 	if p.Tenants != nil {
 		s.tenantRoutes(mux)
 		mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})

@@ -17,7 +17,7 @@ import (
 
 // TestDiscovery: who knows only the address of a service can check its tokens.
 func TestDiscovery(t *testing.T) {
-	s, err := NewSigner(newKey(t), time.Now, 0)
+	s, err := NewSigner(time.Now, 0, SigningKey{Private: newKey(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func TestAny(t *testing.T) {
 	signers := map[string]*Signer{}
 	for _, name := range []string{"own", "service", "other", "stranger"} {
 		key[name] = newKey(t)
-		s, err := NewSigner(key[name], time.Now, 0)
+		s, err := NewSigner(time.Now, 0, SigningKey{Private: key[name]})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package cocoas
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -24,6 +25,8 @@ import (
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/outage"
+	"github.com/cloister/cloister/broker/plugin"
+	"github.com/cloister/cloister/broker/plugin/resources"
 	"github.com/cloister/cloister/broker/refstore/remote"
 	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/resource"
@@ -53,16 +56,20 @@ func (w *world) keyBroker(c *Client) *httptest.Server {
 import rego.v1
 default allow := false
 allow if input.submods.cpu0["ear.veraison.annotated-evidence"].init_data_claims["policy.rego"] == "package agent_policy"`))
-	resources := resource.NewStore(db, key)
+	backend := resource.NewStore(db, key)
 	path, err := resource.ParsePath([]string{"default", "key", "1"})
 	w.must(err)
-	w.must(resources.Put(w.t.Context(), path, []byte("the secret")))
+	w.must(backend.Put(w.t.Context(), path, []byte("the secret")))
 	none, err := verifier.NewSet(nil)
+	w.must(err)
+	serves := resources.New(backend)
+	plugins, err := plugin.NewSet(w.t.Context(), []plugin.Entry{{Name: resources.Name, New: func(context.Context) (plugin.Plugin, error) { return serves, nil }}})
 	w.must(err)
 	srv := httptest.NewServer(server.New(server.Parts{
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: time.Now, Sessions: session.NewManager(time.Now, 0, 0), Verifiers: none,
-		Attestation: c, Tokens: token.Any{Service: c.Trust()}, Gate: gate, Resources: resources, AttestationPolicies: Policies{c},
+		Attestation: c, Tokens: token.Any{Service: c.Trust()}, Gate: gate, Plugins: plugins, Resources: serves, AttestationPolicies: Policies{c},
 		ResourcePolicies: policies, References: c.References(), Audit: log, Decisions: decision.NewStore(db, 0), Admins: adminauth.DenyAll{},
+		Metrics: server.NewMetrics("test", func() float64 { return 0 }),
 	}))
 	w.t.Cleanup(func() {
 		srv.Close()

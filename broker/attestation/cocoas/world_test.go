@@ -85,7 +85,7 @@ func newSigner(t *testing.T) *token.Signer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := token.NewSigner(key, time.Now, 0)
+	s, err := token.NewSigner(time.Now, 0, token.SigningKey{Private: key})
 	if err != nil {
 		t.Fatal(err)
 	}
