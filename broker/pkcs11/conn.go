@@ -59,13 +59,13 @@ func (c *conn) fail(err error) {
 		return
 	}
 	c.err = err
+	close(c.dead) // first: whoever hears of the end must not be given this connection again
 	for id, k := range c.pending {
 		delete(c.pending, id)
 		k.timer.Stop()
 		k.err = err
 		close(k.done)
 	}
-	close(c.dead)
 	c.sock.Close() // its error would say nothing new
 }
 
@@ -140,8 +140,8 @@ func (c *conn) deliver(f link.Frame) error {
 func (c *conn) do(ctx context.Context, op link.Op, fields [][]byte) ([]byte, error) {
 	select {
 	case c.slots <- struct{}{}:
-	case <-c.dead:
-		return nil, c.reason()
+	case <-c.dead: // whatever the reason, this request was not made
+		return nil, fmt.Errorf("%w: %w", errLost, c.reason())
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a session of the token: %w", ctx.Err())
 	}

@@ -26,7 +26,7 @@ const (
 	idSize  = len(idMagic) + 8 + 8 // magic, generation, random bytes: two writers at once make two ids
 
 	maxFound   = 64
-	maxLookups = 4
+	maxLookups = 8
 )
 
 type object struct {
@@ -46,18 +46,34 @@ func secretTemplate(label string) []*pkcs11.Attribute {
 	}
 }
 
-// find returns the objects of a template that have exactly this label.
+// find returns the objects of a template that have exactly this label. When one goes while it looks, it looks again: the one
+// that took its place may not have been seen.
 func (t *Token) find(sh pkcs11.SessionHandle, template []*pkcs11.Attribute, label string) ([]object, error) {
+	for range maxLookups {
+		out, whole, err := t.look(sh, template, label)
+		if err != nil || whole {
+			return out, err
+		}
+	}
+	return nil, changing(label)
+}
+
+func changing(label string) error {
+	return link.Fail(link.StatusFailed, "the object with label %q changes all the time", label)
+}
+
+// look is one attempt of find; whole is false when an object went.
+func (t *Token) look(sh pkcs11.SessionHandle, template []*pkcs11.Attribute, label string) (out []object, whole bool, err error) {
 	ctx := t.module.ctx
 	if err := ctx.FindObjectsInit(sh, template); err != nil {
-		return nil, failure("looking for an object", err)
+		return nil, false, failure("looking for an object", err)
 	}
 	var handles []pkcs11.ObjectHandle
 	for len(handles) <= maxFound {
 		some, _, err := ctx.FindObjects(sh, maxFound+1-len(handles))
 		if err != nil {
 			_ = ctx.FindObjectsFinal(sh)
-			return nil, failure("looking for an object", err)
+			return nil, false, failure("looking for an object", err)
 		}
 		if len(some) == 0 {
 			break
@@ -65,26 +81,27 @@ func (t *Token) find(sh pkcs11.SessionHandle, template []*pkcs11.Attribute, labe
 		handles = append(handles, some...)
 	}
 	if err := ctx.FindObjectsFinal(sh); err != nil {
-		return nil, failure("looking for an object", err)
+		return nil, false, failure("looking for an object", err)
 	}
 	if len(handles) > maxFound {
-		return nil, link.Fail(link.StatusDuplicate, "more than %d objects have label %q", maxFound, label)
+		return nil, false, link.Fail(link.StatusDuplicate, "more than %d objects have label %q", maxFound, label)
 	}
-	var out []object
+	whole = true
 	for _, h := range handles {
 		got, err := ctx.GetAttributeValue(sh, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil),
 			pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
 		if is(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
-			continue // removed a moment ago
+			whole = false
+			continue
 		}
 		if err != nil {
-			return nil, failure("reading about an object", err)
+			return nil, false, failure("reading about an object", err)
 		}
 		if len(got) == 2 && string(got[0].Value) == label { // some tokens compare more loosely
 			out = append(out, object{h, got[1].Value})
 		}
 	}
-	return out, nil
+	return out, whole, nil
 }
 
 // pick returns the object that counts, or -1 when there is none.
@@ -137,7 +154,7 @@ func (t *Token) Get(ctx context.Context, label string) (value []byte, err error)
 			value = got[0].Value
 			return nil
 		}
-		return link.Fail(link.StatusFailed, "the object with label %q changes all the time", label)
+		return changing(label)
 	})
 	return value, err
 }
@@ -155,18 +172,25 @@ func (t *Token) Put(ctx context.Context, label string, value []byte) error {
 		if err != nil {
 			return err
 		}
-		_, err = t.module.ctx.CreateObject(sh, append(secretTemplate(label),
-			pkcs11.NewAttribute(pkcs11.CKA_ID, id),
-			pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
-			pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
-			pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		// SoftHSM has a general error when another process writes at the same moment. An object that a failed attempt left
+		// has the same id and value.
+		for range maxLookups {
+			_, err = t.module.ctx.CreateObject(sh, append(secretTemplate(label),
+				pkcs11.NewAttribute(pkcs11.CKA_ID, id),
+				pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
+				pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
+				pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+			if !is(err, pkcs11.CKR_GENERAL_ERROR) {
+				break
+			}
+		}
 		if is(err, pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_DATA_LEN_RANGE) {
 			return link.Fail(link.StatusFull, "the token takes no secret of %d bytes", len(value))
 		}
 		if err != nil {
 			return failure("making an object", err)
 		}
-		return t.destroy(sh, old)
+		return t.destroy(sh, old, label)
 	})
 }
 
@@ -185,7 +209,7 @@ func (t *Token) Delete(ctx context.Context, label string) error {
 		if _, err := next(old, label); err != nil {
 			return err
 		}
-		return t.destroy(sh, old)
+		return t.destroy(sh, old, label)
 	})
 }
 
@@ -215,7 +239,7 @@ func next(old []object, label string) ([]byte, error) {
 }
 
 // destroy removes objects, the newest last: a crash in between must not bring back an older value.
-func (t *Token) destroy(sh pkcs11.SessionHandle, objects []object) error {
+func (t *Token) destroy(sh pkcs11.SessionHandle, objects []object, label string) error {
 	slices.SortFunc(objects, func(a, b object) int {
 		if a.ours() != b.ours() {
 			return map[bool]int{true: 1, false: -1}[a.ours()]
@@ -223,8 +247,21 @@ func (t *Token) destroy(sh pkcs11.SessionHandle, objects []object) error {
 		return bytes.Compare(a.id, b.id)
 	})
 	for _, o := range objects {
-		if err := t.module.ctx.DestroyObject(sh, o.handle); err != nil && !is(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
-			return failure("removing an object", err)
+		err := t.module.ctx.DestroyObject(sh, o.handle)
+		if err == nil || is(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
+			continue
+		}
+		err = failure("removing an object", err)
+		if link.StatusOf(err) != link.StatusFailed {
+			return err
+		}
+		// Another process may have removed it at the same moment, for which modules have several errors.
+		left, ferr := t.find(sh, secretTemplate(label), label)
+		if ferr != nil {
+			return ferr
+		}
+		if slices.ContainsFunc(left, func(l object) bool { return l.handle == o.handle }) {
+			return err
 		}
 	}
 	return nil
