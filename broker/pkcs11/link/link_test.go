@@ -32,7 +32,9 @@ func TestFrames(t *testing.T) {
 }
 
 func TestReadRefuses(t *testing.T) {
-	body := func(size uint32, rest string) []byte { return append(binary.BigEndian.AppendUint32(nil, size), rest...) }
+	body := func(size uint32, rest string) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, size), rest...)
+	}
 	for name, b := range map[string][]byte{
 		"too short":    body(9, "123456789"),
 		"too long":     body(MaxFrame+1, strings.Repeat("x", MaxFrame+1)),
