@@ -229,7 +229,8 @@ func (c *Client) crypt(ctx context.Context, op link.Op, key, hash string, data [
 		most += 1 << 10
 	}
 	if len(data) == 0 || len(data) > most {
-		return nil, fmt.Errorf("PKCS#11 %s: %w", op, link.Fail(link.StatusBadRequest, "%d bytes are given, a token takes 1 to %d", len(data), most))
+		return nil, fmt.Errorf("PKCS#11 %s: %w", op, link.Fail(link.StatusBadRequest,
+			"%d bytes are given, a token takes 1 to %d", len(data), most))
 	}
 	return c.do(ctx, op, append([][]byte{[]byte(key), []byte(hash), data}, more...)...)
 }

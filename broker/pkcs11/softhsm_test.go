@@ -22,7 +22,8 @@ import (
 )
 
 func hsmConfig(h *softhsm.HSM, helper string) Config {
-	return Config{Module: softhsm.Module, TokenLabel: softhsm.Label, PINFile: h.PINFile, Helper: helper, Environment: []string{softhsm.Variable}}
+	return Config{Module: softhsm.Module, TokenLabel: softhsm.Label, PINFile: h.PINFile, Helper: helper,
+		Environment: []string{softhsm.Variable}}
 }
 
 func open(t *testing.T, cfg Config) *Client {

@@ -41,7 +41,8 @@ func TestWrongCommandLines(t *testing.T) {
 
 func TestTokensCheckInit(t *testing.T) {
 	h := softhsm.New(t)
-	if code, out, errs := main(t, "tokens", "--module", softhsm.Module); code != exitDone || !strings.Contains(out, `label="`+softhsm.Label+`"`) {
+	if code, out, errs := main(t, "tokens", "--module", softhsm.Module); code != exitDone ||
+		!strings.Contains(out, `label="`+softhsm.Label+`"`) {
 		t.Errorf("%d, %q, %q", code, out, errs)
 	}
 	do := func(command string, more ...string) (int, string, string) {
@@ -53,14 +54,16 @@ func TestTokensCheckInit(t *testing.T) {
 	if code, out, errs := do("init", "--key-label", "k"); code != exitDone || !strings.Contains(out, `made aes key "k"`) {
 		t.Errorf("%d, %q, %q", code, out, errs)
 	}
-	if code, out, errs := do("check", "--key-label", "k"); code != exitDone || !strings.Contains(out, `key "k": aes`) || strings.Contains(out, softhsm.PIN) {
+	if code, out, errs := do("check", "--key-label", "k"); code != exitDone || !strings.Contains(out, `key "k": aes`) ||
+		strings.Contains(out, softhsm.PIN) {
 		t.Errorf("%d, %q, %q", code, out, errs)
 	}
 }
 
 func TestPINFiles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pin")
-	for text, want := range map[string]string{"1234": "1234", "1234\n": "1234", "1234\r\n": "1234", " 1 2 ": " 1 2 ", strings.Repeat("9", maxPIN) + "\n": strings.Repeat("9", maxPIN),
+	for text, want := range map[string]string{"1234": "1234", "1234\n": "1234", "1234\r\n": "1234", " 1 2 ": " 1 2 ",
+		strings.Repeat("9", maxPIN) + "\n": strings.Repeat("9", maxPIN),
 		"": "", "\n": "", "12\n34": "", "12\x0034": "", "1234\n\n": "", strings.Repeat("9", maxPIN+1): "", strings.Repeat("9", 1<<20): ""} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

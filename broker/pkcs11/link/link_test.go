@@ -12,7 +12,8 @@ import (
 )
 
 func TestFrames(t *testing.T) {
-	for _, f := range []Frame{{}, {ID: 1, Code: 2, Fields: [][]byte{{}}}, {ID: 1<<64 - 1, Code: 255, Fields: [][]byte{[]byte("a"), {}, []byte("bc"), {0}}},
+	for _, f := range []Frame{{}, {ID: 1, Code: 2, Fields: [][]byte{{}}},
+		{ID: 1<<64 - 1, Code: 255, Fields: [][]byte{[]byte("a"), {}, []byte("bc"), {0}}},
 		{ID: 7, Fields: [][]byte{make([]byte, MaxFrame-headSize-4)}}} {
 		var b bytes.Buffer
 		if err := Write(&b, f); err != nil {

@@ -193,7 +193,8 @@ type stream struct {
 
 func FuzzServe(f *testing.F) {
 	var b bytes.Buffer
-	for i, fields := range [][]string{{"l"}, {"l", "v"}, {"l"}, {"k", "sha1", "x"}, {"k", "sha256", "x"}, {"k", "sha256", "x", "c"}, {"k", "sha1", "x", ""}} {
+	for i, fields := range [][]string{{"l"}, {"l", "v"}, {"l"}, {"k", "sha1", "x"}, {"k", "sha256", "x"},
+		{"k", "sha256", "x", "c"}, {"k", "sha1", "x", ""}} {
 		q := link.Frame{ID: uint64(i + 1), Code: byte(i + 1)}
 		for _, s := range fields {
 			q.Fields = append(q.Fields, []byte(s))

@@ -7,6 +7,7 @@ package storagekey
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -45,8 +46,8 @@ func (c Config) Insecure() []string {
 
 // Wrapper wraps keys. It is safe for use by several goroutines.
 type Wrapper struct {
-	client      *pkcs11.Client
-	label, hash string
+	client            *pkcs11.Client
+	name, label, hash string
 }
 
 // New opens the token and tries the key. A key whose value could leave the token is refused. log may be nil.
@@ -62,7 +63,7 @@ func New(ctx context.Context, c Config, log *slog.Logger) (*Wrapper, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Wrapper{client, c.KeyLabel, hash}
+	w := &Wrapper{client, "pkcs11:" + cmp.Or(c.TokenLabel, c.TokenSerial) + "/" + c.KeyLabel, c.KeyLabel, hash}
 	if err := w.try(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("trying the storage key %q of the token: %w", c.KeyLabel, err), client.Close())
 	}
@@ -85,8 +86,8 @@ func (w *Wrapper) try(ctx context.Context) error {
 	return err
 }
 
-// Name says what wraps.
-func (w *Wrapper) Name() string { return "pkcs11:" + w.label }
+// Name says which key wraps: pkcs11:TOKEN/KEY.
+func (w *Wrapper) Name() string { return w.name }
 
 // Wrap encrypts a key and binds it to a context of at most 1024 bytes.
 func (w *Wrapper) Wrap(ctx context.Context, plaintext, binding []byte) ([]byte, error) {

@@ -41,7 +41,7 @@ func TestWrapWithSoftHSM(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 		}
 		w := start(t, config(h, helper, kind))
-		if w.Name() != "pkcs11:"+kind {
+		if w.Name() != "pkcs11:"+softhsm.Label+"/"+kind {
 			t.Errorf("it is called %s", w.Name())
 		}
 		first, err := w.Wrap(t.Context(), key, []byte("place"))

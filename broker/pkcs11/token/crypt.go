@@ -166,7 +166,8 @@ func (t *Token) wrapGCM(sh pkcs11.SessionHandle, h pkcs11.ObjectHandle, plaintex
 		return nil, link.Fail(link.StatusFailed, "the token made a nonce of %d bytes, want %d", len(iv), nonceSize)
 	}
 	if len(sealed) != len(plaintext)+tagSize {
-		return nil, link.Fail(link.StatusFailed, "the token made %d bytes of %d, want %d", len(sealed), len(plaintext), len(plaintext)+tagSize)
+		return nil, link.Fail(link.StatusFailed, "the token made %d bytes of %d, want %d", len(sealed), len(plaintext),
+			len(plaintext)+tagSize)
 	}
 	return append(append([]byte{wrappedGCM}, nonce...), sealed...), nil
 }

@@ -144,8 +144,8 @@ func TestWithSoftHSM(t *testing.T) {
 	flipped := bytes.Clone(sealed)
 	flipped[100] ^= 1
 	texts := map[string]bool{}
-	for name, body := range map[string][]byte{"flipped": flipped, "short": sealed[1:], "long": append(bytes.Clone(sealed), 0), "zero": make([]byte, 256),
-		"high": bytes.Repeat([]byte{0xff}, 256), "hash": other, "byte": {0}, "huge": make([]byte, 2048)} {
+	for name, body := range map[string][]byte{"flipped": flipped, "short": sealed[1:],
+		"long": append(bytes.Clone(sealed), 0), "zero": make([]byte, 256), "high": bytes.Repeat([]byte{0xff}, 256), "hash": other, "byte": {0}, "huge": make([]byte, 2048)} {
 		_, err := do(t, p, guest, "GET", "wrap-key", body)
 		if !errors.Is(err, plugin.ErrRequest) || link.StatusOf(err) != link.StatusBadCipher {
 			t.Errorf("%s: %v", name, err)
