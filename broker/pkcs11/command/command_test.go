@@ -64,7 +64,7 @@ func TestPINFiles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pin")
 	for text, want := range map[string]string{"1234": "1234", "1234\n": "1234", "1234\r\n": "1234", " 1 2 ": " 1 2 ",
 		strings.Repeat("9", maxPIN) + "\n": strings.Repeat("9", maxPIN),
-		"": "", "\n": "", "12\n34": "", "12\x0034": "", "1234\n\n": "", strings.Repeat("9", maxPIN+1): "", strings.Repeat("9", 1<<20): ""} {
+		"":                                 "", "\n": "", "12\n34": "", "12\x0034": "", "1234\n\n": "", strings.Repeat("9", maxPIN+1): "", strings.Repeat("9", 1<<20): ""} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
