@@ -2,13 +2,16 @@
 SHELL := /bin/bash
 GO    ?= go
 BIN   := $(CURDIR)/bin
+ifeq ($(origin CC),default)
+CC    := gcc
+endif
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps test-deps build demo test lint generate bench clean
+.PHONY: help deps test-deps build build-pkcs11 test-pkcs11 demo test lint generate bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 deps: ## install missing Debian packages (QEMU, OVMF, swtpm, compiler)
 	@scripts/deps.sh
@@ -16,6 +19,12 @@ deps: ## install missing Debian packages (QEMU, OVMF, swtpm, compiler)
 build: ## build all binaries into ./bin
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/ ./cmd/...
+	@if command -v $(firstword $(CC)) >/dev/null; then $(MAKE) --no-print-directory build-pkcs11; \
+	else echo "build: cloister-pkcs11 is skipped: it needs a C compiler and there is no $(firstword $(CC)); only PKCS#11 tokens need it"; fi
+
+build-pkcs11: ## build the helper for PKCS#11 tokens, the one program with C in it
+	@mkdir -p $(BIN)
+	CGO_ENABLED=1 CC="$(CC)" $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/ ./cmd/cloister-pkcs11
 
 demo: deps build ## from nothing to an attested, encrypted pod, and three attacks
 	@$(GO) run ./demo -bin $(BIN)
@@ -25,6 +34,10 @@ test-deps: # what only tests need
 
 test: test-deps build ## build and run all tests, whole VMs included
 	$(GO) test -timeout 40m ./...
+	@$(MAKE) --no-print-directory test-pkcs11
+
+test-pkcs11: test-deps # what has C in it is not seen without
+	CGO_ENABLED=1 CC="$(CC)" $(GO) test ./broker/pkcs11/... ./cmd/cloister-pkcs11/...
 
 lint: ## gofmt, vet, staticcheck, generated files current
 	@scripts/lint.sh

@@ -14,6 +14,11 @@ echo "lint: staticcheck"
 go -C internal/tools tool -n staticcheck >/dev/null # builds it, so that the run below is only the check
 "$(go -C internal/tools tool -n staticcheck)" ./...
 
+echo "lint: what has C in it"
+with_c=(./broker/pkcs11/... ./cmd/cloister-pkcs11/...)
+CGO_ENABLED=1 go vet "${with_c[@]}"
+CGO_ENABLED=1 "$(go -C internal/tools tool -n staticcheck)" "${with_c[@]}"
+
 echo "lint: generated files"
 before=$(git status --porcelain -- wire)
 go generate ./wire/...

@@ -1,18 +1,17 @@
 // Package builtin lists the plugins of the broker.
-//
-// Left out on purpose: pkcs11, because its modules are C libraries and the broker has no C in it; a module is reached
-// through an external plugin instead.
 package builtin
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/plugin/external"
 	"github.com/cloister/cloister/broker/plugin/nebulaca"
+	"github.com/cloister/cloister/broker/plugin/pkcs11"
 	"github.com/cloister/cloister/broker/plugin/provisioner"
 	"github.com/cloister/cloister/broker/plugin/resources"
 	"github.com/cloister/cloister/broker/plugin/sample"
@@ -23,6 +22,7 @@ type Config struct {
 	Sample      *sample.Config      `toml:"sample"`
 	NebulaCA    *nebulaca.Config    `toml:"nebula-ca"`
 	Provisioner *provisioner.Config `toml:"provisioner"`
+	PKCS11      *pkcs11.Config      `toml:"pkcs11"`
 	External    *external.Config    `toml:"external"`
 }
 
@@ -43,6 +43,9 @@ func (c Config) Validate() error {
 	if c.Provisioner != nil {
 		check(provisioner.Name, c.Provisioner.Validate())
 	}
+	if c.PKCS11 != nil {
+		check(pkcs11.Name, c.PKCS11.Validate())
+	}
 	if c.External != nil {
 		check(external.Name, c.External.Validate())
 	}
@@ -51,10 +54,16 @@ func (c Config) Validate() error {
 
 // Insecure lists the insecure switches that are on.
 func (c Config) Insecure() []string {
-	if c.External == nil {
-		return nil
+	var out []string
+	if c.PKCS11 != nil {
+		for _, s := range c.PKCS11.Insecure() {
+			out = append(out, pkcs11.Name+"."+s)
+		}
 	}
-	return c.External.Insecure()
+	if c.External != nil {
+		out = append(out, c.External.Insecure()...)
+	}
+	return out
 }
 
 // Parts is what plugins work with.
@@ -65,6 +74,8 @@ type Parts struct {
 	Store Store
 	Key   Sealer
 	Now   func() time.Time
+	// Log hears of what happens between requests; it may be nil.
+	Log *slog.Logger
 }
 
 // Store is the broker's state; it has the namespace provisioner.Namespace.
@@ -100,6 +111,9 @@ func List(c Config, p Parts) []plugin.Entry {
 		})},
 		{Name: provisioner.Name, New: when(c.Provisioner != nil, func(ctx context.Context) (plugin.Plugin, error) {
 			return provisioner.New(ctx, *c.Provisioner, p.Store, p.Key)
+		})},
+		{Name: pkcs11.Name, New: when(c.PKCS11 != nil, func(ctx context.Context) (plugin.Plugin, error) {
+			return pkcs11.New(ctx, *c.PKCS11, p.Log)
 		})},
 		{Name: external.Name, New: when(c.External != nil, func(ctx context.Context) (plugin.Plugin, error) {
 			return external.New(ctx, *c.External)

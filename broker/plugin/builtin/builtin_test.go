@@ -11,6 +11,7 @@ import (
 
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/plugin/external"
+	"github.com/cloister/cloister/broker/plugin/pkcs11"
 	"github.com/cloister/cloister/broker/store"
 )
 
@@ -44,12 +45,12 @@ func names(s *plugin.Set) string {
 
 func TestOnlyWhatIsConfiguredIsThere(t *testing.T) {
 	s, err := begin(t, "")
-	if err != nil || names(s) != "5 resource" {
+	if err != nil || names(s) != "6 resource" {
 		t.Fatalf("%s, %v", names(s), err)
 	}
 	s, err = begin(t, fmt.Sprintf("[sample]\nitem = \"x\"\n[nebula-ca]\nwork_dir = %q\n[nebula-ca.ca_config]\ncurve = \"P256\"\n",
 		t.TempDir()))
-	if err != nil || names(s) != "5 resource sample nebula-ca" {
+	if err != nil || names(s) != "6 resource sample nebula-ca" {
 		t.Fatalf("%s, %v", names(s), err)
 	}
 	if p, ok := s.Lookup("sample"); ok {
@@ -69,6 +70,8 @@ func TestWhatCannotStartIsAnError(t *testing.T) {
 	defer ln.Close()
 	for _, text := range []string{
 		"[external]\nbackends = []\n", "[provisioner]\nkey_length = 3\n", "[nebula-ca]\nwork_dir = \"\"\n",
+		"[pkcs11]\nmodule = \"m.so\"\n",
+		"[pkcs11]\nmodule = \"/m\"\ntoken_label = \"l\"\npin_file = \"/p\"\nhelper = \"/nonexistent\"\n",
 		fmt.Sprintf("[external]\nbackends = [ { name = \"a\", endpoint = \"https://%s\", ca_cert_path = \"/nonexistent\" } ]\n", ln.Addr()),
 		"[sample]\nitem = \"" + strings.Repeat("x", 4097) + "\"\n",
 	} {
@@ -79,8 +82,8 @@ func TestWhatCannotStartIsAnError(t *testing.T) {
 }
 
 func TestInsecure(t *testing.T) {
-	c := Config{External: &external.Config{Backends: []external.Backend{{Name: "a", InsecureHTTP: true}, {Name: "b"}}}}
-	if got := fmt.Sprint(c.Insecure(), Config{}.Insecure()); got != "[a.insecure_http] []" {
+	c := Config{PKCS11: &pkcs11.Config{RSAMechanism: "RsaPkcsTest"}, External: &external.Config{Backends: []external.Backend{{Name: "a", InsecureHTTP: true}, {Name: "b"}}}}
+	if got := fmt.Sprint(c.Insecure(), Config{}.Insecure()); got != "[pkcs11.rsa_mechanism=RsaPkcsTest a.insecure_http] []" {
 		t.Errorf("got %s", got)
 	}
 }
