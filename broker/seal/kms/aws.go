@@ -64,7 +64,7 @@ func (w *awsKMS) Wrap(ctx context.Context, plaintext, bound []byte) ([]byte, err
 		return nil, w.hint(err, "kms:Encrypt")
 	}
 	if out.KeyID != w.arn {
-		return nil, fmt.Errorf("AWS encrypted with the key %.128q, want %s", out.KeyID, w.arn)
+		return nil, fmt.Errorf("AWS encrypted with another key than %s", w.arn)
 	}
 	return out.CiphertextBlob, nil
 }
@@ -84,7 +84,7 @@ func (w *awsKMS) Unwrap(ctx context.Context, wrapped, bound []byte) ([]byte, err
 	}
 	if out.KeyID != w.arn {
 		clear(out.Plaintext)
-		return nil, fmt.Errorf("AWS decrypted with the key %.128q, want %s", out.KeyID, w.arn)
+		return nil, fmt.Errorf("AWS decrypted with another key than %s", w.arn)
 	}
 	return out.Plaintext, nil
 }

@@ -60,7 +60,7 @@ func (w *gcpKMS) Wrap(ctx context.Context, plaintext, bound []byte) ([]byte, err
 		return nil, w.hint(err)
 	}
 	if !strings.HasPrefix(out.Name, w.key+"/cryptoKeyVersions/") {
-		return nil, fmt.Errorf("Google encrypted with the key %.256q, want %s", out.Name, w.key)
+		return nil, fmt.Errorf("Google encrypted with another key than %s", w.key)
 	}
 	if !out.PlaintextOK || !out.AuthenticData || out.Checksum != google.Checksum(out.Ciphertext) {
 		return nil, errors.New("Google Cloud KMS: a checksum is wrong, something was damaged on the way")
