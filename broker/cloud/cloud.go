@@ -100,7 +100,9 @@ func (c *Client) Timeout() time.Duration { return c.timeout }
 // Do asks until there is an answer that is not a "try again later". build makes the request anew for each try, because
 // a signature holds the time; more says which further answers are to be tried again (may be nil). what names the
 // service in errors.
-func (c *Client) Do(ctx context.Context, what string, build func(context.Context) (*http.Request, error), more func(Answer) bool) (Answer, error) {
+func (c *Client) Do(
+	ctx context.Context, what string, build func(context.Context) (*http.Request, error), more func(Answer) bool,
+) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	for try, pause := 1, firstPause; ; try, pause = try+1, min(2*pause, longPause) {

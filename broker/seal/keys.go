@@ -152,7 +152,8 @@ func (k *Keys) look(ctx context.Context) error {
 	ring := was.ring
 	if ring == nil || rec.Version != was.version {
 		if e := was.doc.find(doc.Current); e != nil && doc.Current != was.doc.Current && !e.Replaced.IsZero() {
-			return fmt.Errorf("the record of storage keys went back to key %s, which was replaced; hint: was an old copy put in its place?", doc.Current)
+			return fmt.Errorf("the record of storage keys went back to key %s, which was replaced; hint: was an old copy put in its place?",
+				doc.Current)
 		}
 		if ring, err = k.build(ctx, doc, was.ring); err != nil {
 			return err

@@ -138,12 +138,14 @@ func (s *AWS) sts(w http.ResponseWriter, body []byte) {
 	if err != nil || form.Get("Action") != "AssumeRoleWithWebIdentity" || form.Get("Version") != "2011-06-15" || form.Get("RoleArn") != Role ||
 		form.Get("RoleSessionName") == "" || form.Get("WebIdentityToken") != s.WebToken {
 		w.WriteHeader(400)
-		fmt.Fprint(w, `<ErrorResponse><Error><Type>Sender</Type><Code>InvalidIdentityToken</Code><Message>leak-777333</Message></Error></ErrorResponse>`)
+		fmt.Fprint(w, `<ErrorResponse><Error><Type>Sender</Type><Code>InvalidIdentityToken</Code>`+
+			`<Message>leak-777333</Message></Error></ErrorResponse>`)
 		return
 	}
 	s.Keys[s.Temporary.ID] = s.Temporary
-	fmt.Fprintf(w, `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult><Credentials>`+
-		`<AccessKeyId>%s</AccessKeyId><SecretAccessKey>%s</SecretAccessKey><SessionToken>%s</SessionToken><Expiration>%s</Expiration>`+
+	fmt.Fprintf(w, `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">`+
+		`<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>%s</AccessKeyId><SecretAccessKey>%s</SecretAccessKey>`+
+		`<SessionToken>%s</SessionToken><Expiration>%s</Expiration>`+
 		`</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`,
 		s.Temporary.ID, s.Temporary.Secret, s.Temporary.Session, s.Temporary.Expires.UTC().Format(time.RFC3339))
 }

@@ -125,7 +125,8 @@ func verifyJWT(token string, key *rsa.PublicKey) (map[string]any, bool) {
 }
 
 func (s *Azure) refuse(w http.ResponseWriter, status int, code, inner string) {
-	answer(w, status, map[string]any{"error": map[string]any{"code": code, "message": "leak-777333", "innererror": map[string]string{"code": inner}}})
+	answer(w, status, map[string]any{"error": map[string]any{"code": code, "message": "leak-777333",
+		"innererror": map[string]string{"code": inner}}})
 }
 
 func (s *Azure) give(w http.ResponseWriter, seconds any) {
@@ -141,7 +142,8 @@ func (s *Azure) serve(w http.ResponseWriter, r *http.Request, body []byte) {
 	switch r.URL.Path {
 	case "/" + Tenant + "/oauth2/v2.0/token":
 		form, err := url.ParseQuery(string(body))
-		good := err == nil && form.Get("grant_type") == "client_credentials" && form.Get("client_id") == ClientID && form.Get("scope") == Audience+"/.default"
+		good := err == nil && form.Get("grant_type") == "client_credentials" && form.Get("client_id") == ClientID &&
+			form.Get("scope") == Audience+"/.default"
 		if form.Has("client_assertion") {
 			claims, ok := verifyJWT(form.Get("client_assertion"), &s.Issuer.PublicKey)
 			good = good && ok && claims["aud"] == "api://AzureADTokenExchange" &&

@@ -44,8 +44,8 @@ type Google struct {
 
 // NewGoogle starts a fake.
 func NewGoogle(t testing.TB) *Google {
-	s := &Google{Secrets: map[string][][]byte{}, Denied: map[string]bool{}, Key: RSAKey(t), Issuer: RSAKey(t), Lifetime: time.Hour, PageSize: 2,
-		tokens: map[string]string{}, kms: newGCM(t)}
+	s := &Google{Secrets: map[string][][]byte{}, Denied: map[string]bool{}, Key: RSAKey(t), Issuer: RSAKey(t), Lifetime: time.Hour,
+		PageSize: 2, tokens: map[string]string{}, kms: newGCM(t)}
 	s.start(t, true, s.serve)
 	return s
 }
@@ -228,7 +228,8 @@ func (s *Google) crypt(w http.ResponseWriter, operation string, body []byte) {
 	if operation == "encrypt" {
 		sealed := s.kms.encrypt(in.Plaintext, string(in.AAD))
 		answer(w, 200, map[string]any{"name": GCPKey + "/cryptoKeyVersions/1", "ciphertext": sealed, "ciphertextCrc32c": s.sum(sealed),
-			"verifiedPlaintextCrc32c": in.PlaintextSum == s.sum(in.Plaintext), "verifiedAdditionalAuthenticatedDataCrc32c": in.AADSum == s.sum(in.AAD)})
+			"verifiedPlaintextCrc32c":                   in.PlaintextSum == s.sum(in.Plaintext),
+			"verifiedAdditionalAuthenticatedDataCrc32c": in.AADSum == s.sum(in.AAD)})
 		return
 	}
 	plain, err := s.kms.decrypt(in.Ciphertext, string(in.AAD))

@@ -136,7 +136,8 @@ func workload(ctx context.Context, h *cloud.Client, c Config, now func() time.Ti
 		"requested_token_type": {"urn:ietf:params:oauth:token-type:access_token"},
 		"subject_token_type":   {"urn:ietf:params:oauth:token-type:jwt"}, "subject_token": {subject}}
 	asked := now()
-	a, err := post(ctx, h, strings.TrimSuffix(c.STSEndpoint, "/")+"/v1/token", "application/x-www-form-urlencoded", "", []byte(form.Encode()))
+	exchange := strings.TrimSuffix(c.STSEndpoint, "/") + "/v1/token"
+	a, err := post(ctx, h, exchange, "application/x-www-form-urlencoded", "", []byte(form.Encode()))
 	if err != nil {
 		return "", time.Time{}, err
 	}
@@ -154,8 +155,8 @@ func workload(ctx context.Context, h *cloud.Client, c Config, now func() time.Ti
 		Expires time.Time `json:"expireTime"`
 	}
 	if a.Status != http.StatusOK || json.Unmarshal(a.Body, &r) != nil || !cloud.TokenText(r.Token) {
-		return "", time.Time{}, fmt.Errorf("Google's IAM answers %d, want a token of %s; hint: the identity needs roles/iam.workloadIdentityUser on it",
-			a.Status, c.ServiceAccount)
+		return "", time.Time{}, fmt.Errorf("the IAM of Google Cloud answers %d, want a token of %s; "+
+			"hint: the identity needs roles/iam.workloadIdentityUser on it", a.Status, c.ServiceAccount)
 	}
 	return r.Token, r.Expires, nil
 }

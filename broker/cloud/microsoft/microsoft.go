@@ -83,7 +83,7 @@ func (c *Client) Next(ctx context.Context, link string, out any) error {
 	u, err := url.Parse(link)
 	own, _ := url.Parse(c.base)
 	if err != nil || u.User != nil || u.Scheme != own.Scheme || !strings.EqualFold(trimPort(u), trimPort(own)) {
-		return errors.New("Azure Key Vault names a next page that is not its own, which is not asked for because the token would go along")
+		return errors.New("the vault names a next page that is not its own, which is not asked for because the token would go along")
 	}
 	return c.call(ctx, http.MethodGet, u.Path, c.base+u.EscapedPath()+"?"+u.RawQuery, nil, out)
 }

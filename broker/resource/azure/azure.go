@@ -82,8 +82,7 @@ func (b *Backend) Get(ctx context.Context, p resource.Path) ([]byte, error) {
 	case microsoft.NotFound(err):
 		return nil, fmt.Errorf("resource %s in Azure Key Vault: %w", p, store.ErrNotFound)
 	case microsoft.Forbidden(err):
-		return nil, fmt.Errorf("resource %s: %w; hint: give the identity the role Key Vault Secrets User, and look whether the secret is disabled",
-			p, err)
+		return nil, fmt.Errorf("resource %s: %w; hint: give the identity the role Key Vault Secrets User, or enable the secret", p, err)
 	case err != nil:
 		return nil, fmt.Errorf("resource %s: %w", p, err)
 	case out.Value == nil:

@@ -87,11 +87,11 @@ func (w *azureKeyVault) Wrap(ctx context.Context, plaintext, bound []byte) ([]by
 	}
 	u, err := url.Parse(key.Key.ID)
 	if err != nil {
-		return nil, errors.New("Azure sent a key without an id")
+		return nil, errors.New("the vault sent a key without an id")
 	}
 	version, ok := strings.CutPrefix(strings.ToLower(u.Path), "/keys/"+w.key+"/")
 	if !ok || !azureVersion.MatchString(version) {
-		return nil, fmt.Errorf("Azure sent another key than %s", w.key)
+		return nil, fmt.Errorf("the vault sent another key than %s", w.key)
 	}
 	a := azureWrapped{Version: version}
 	if a.Value, err = w.operate(ctx, version, "wrapkey", "RSA-OAEP-256", plaintext); err != nil {

@@ -60,10 +60,10 @@ func (w *gcpKMS) Wrap(ctx context.Context, plaintext, bound []byte) ([]byte, err
 		return nil, w.hint(err)
 	}
 	if !strings.HasPrefix(out.Name, w.key+"/cryptoKeyVersions/") {
-		return nil, fmt.Errorf("Google encrypted with another key than %s", w.key)
+		return nil, fmt.Errorf("the service encrypted with another key than %s", w.key)
 	}
 	if !out.PlaintextOK || !out.AuthenticData || out.Checksum != google.Checksum(out.Ciphertext) {
-		return nil, errors.New("Google Cloud KMS: a checksum is wrong, something was damaged on the way")
+		return nil, errors.New("a checksum of Google Cloud KMS is wrong, something was damaged on the way")
 	}
 	return out.Ciphertext, nil
 }
@@ -85,7 +85,7 @@ func (w *gcpKMS) Unwrap(ctx context.Context, wrapped, bound []byte) ([]byte, err
 	}
 	if out.Checksum != google.Checksum(out.Plaintext) {
 		clear(out.Plaintext)
-		return nil, errors.New("Google Cloud KMS: a checksum is wrong, something was damaged on the way")
+		return nil, errors.New("a checksum of Google Cloud KMS is wrong, something was damaged on the way")
 	}
 	return out.Plaintext, nil
 }

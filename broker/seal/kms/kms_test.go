@@ -267,7 +267,8 @@ file = "/k"
 	if err := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields().Decode(&c); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Validate(); err != nil || c.AWS.TimeoutMS != 5000 || c.AWS.Region != "eu-central-1" || c.GCP.CACerts[0] != "/ca.pem" || c.Transit.TimeoutMS != 7 {
+	if err := c.Validate(); err != nil || c.AWS.TimeoutMS != 5000 || c.AWS.Region != "eu-central-1" || c.GCP.CACerts[0] != "/ca.pem" ||
+		c.Transit.TimeoutMS != 7 {
 		t.Errorf("%+v, %v", c, err)
 	}
 	for name, change := range map[string]func(*Config){

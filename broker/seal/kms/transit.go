@@ -125,11 +125,11 @@ func (w *transit) call(ctx context.Context, operation string, in, out any) error
 	case err != nil:
 		return err
 	case a.Status == http.StatusForbidden:
-		return fmt.Errorf("Vault answers %s with 403; hint: the token in %s needs the capability update there", path, w.cfg.TokenFile)
+		return fmt.Errorf("asking Vault for %s: it answers 403; hint: the token in %s needs the capability update there", path, w.cfg.TokenFile)
 	case a.Status == http.StatusBadRequest:
-		return fmt.Errorf("Vault answers %s with 400: no such key, or it was not wrapped with it, or for brokers with another identity", path)
+		return fmt.Errorf("asking Vault for %s: it answers 400: no such key, or it was not wrapped with it, or for brokers with another identity", path)
 	case a.Status != http.StatusOK:
-		return fmt.Errorf("Vault answers %s with %d, want 200", path, a.Status)
+		return fmt.Errorf("asking Vault for %s: it answers %d, want 200", path, a.Status)
 	}
 	if json.Unmarshal(a.Body, out) != nil {
 		return fmt.Errorf("the answer of Vault to %s is not the JSON of one", operation)
