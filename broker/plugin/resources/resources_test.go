@@ -229,11 +229,13 @@ func TestClouds(t *testing.T) {
 	z.Secrets["r--t--g"] = cloudtest.AzureSecret{Value: text}
 	g.Secrets["r__t__g"] = [][]byte{[]byte("old"), []byte(text)}
 	configs := map[string]string{
-		AWS: fmt.Sprintf("[aws]\nregion=%q\nendpoint=%q\ncredentials=\"file\"\ncredentials_file=%q\nca_certs=[%q]\ntimeout_ms=5000\n[aws.names]\nname_prefix=\"prod/\"",
+		AWS: fmt.Sprintf("[aws]\nregion=%q\nendpoint=%q\ncredentials=\"file\"\n"+
+			"credentials_file=%q\nca_certs=[%q]\ntimeout_ms=5000\n[aws.names]\nname_prefix=\"prod/\"",
 			cloudtest.Region, a.URL, cloudtest.CredentialsFile(t), a.CA),
 		Azure: fmt.Sprintf("[azure]\nvault_url=%q\naudience=%q\ncredentials=\"managed-identity\"\nmetadata_url=%q\nca_certs=[%q]",
 			z.URL, cloudtest.Audience, z.Plain(t), z.CA),
-		GCP: fmt.Sprintf("[gcp]\nproject_id=%q\nendpoint=%q\ncredentials=\"metadata\"\nmetadata_url=%q\nca_certs=[%q]", cloudtest.Project, g.URL, g.Plain(t), g.CA),
+		GCP: fmt.Sprintf("[gcp]\nproject_id=%q\nendpoint=%q\ncredentials=\"metadata\"\nmetadata_url=%q\nca_certs=[%q]",
+			cloudtest.Project, g.URL, g.Plain(t), g.CA),
 	}
 	for name, text := range configs {
 		c := DefaultConfig()

@@ -105,7 +105,8 @@ func TestCredentials(t *testing.T) {
 			c.Credentials, c.WebIdentityTokenFile = amazon.FromWebIdentity, cloudtest.File(t, "token", "web.token\n")
 		},
 		"container": func(c *Config) {
-			c.Credentials, c.ContainerURL, c.ContainerTokenFile = amazon.FromContainer, m.URL+"/v1/credentials", cloudtest.File(t, "token", "container-token")
+			c.Credentials, c.ContainerURL = amazon.FromContainer, m.URL+"/v1/credentials"
+			c.ContainerTokenFile = cloudtest.File(t, "token", "container-token")
 		},
 		"instance": func(c *Config) { c.Credentials, c.MetadataURL = amazon.FromInstance, m.URL },
 	} {
@@ -239,13 +240,15 @@ func TestFilesAreReadAgain(t *testing.T) {
 	s.Set(func() {
 		s.Keys = map[string]cloudtest.AWSKey{"AKIARENEWED1234567": {ID: "AKIARENEWED1234567", Secret: "new"}}
 	})
-	if err := os.WriteFile(c.CredentialsFile, []byte("[default]\naws_access_key_id=AKIARENEWED1234567\naws_secret_access_key=new\n"), 0o600); err != nil {
+	renewed := "[default]\naws_access_key_id=AKIARENEWED1234567\naws_secret_access_key=new\n"
+	if err := os.WriteFile(c.CredentialsFile, []byte(renewed), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Get(t.Context(), path(t, "r/t/g")); err != nil {
 		t.Errorf("after the file was renewed: %v", err)
 	}
-	for _, bad := range []string{"", "[default]\naws_access_key_id=short\naws_secret_access_key=777333\n", strings.Repeat("x", cloud.MaxFile+1)} {
+	for _, bad := range []string{"", "[default]\naws_access_key_id=short\naws_secret_access_key=777333\n",
+		strings.Repeat("x", cloud.MaxFile+1)} {
 		if err := os.WriteFile(c.CredentialsFile, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -25,8 +25,9 @@ func path(t *testing.T, text string) resource.Path {
 }
 
 func config(t *testing.T, s *cloudtest.Azure) Config {
-	return Config{Config: microsoft.Config{VaultURL: s.URL, Credentials: microsoft.FromSecret, TenantID: cloudtest.Tenant, ClientID: cloudtest.ClientID,
-		ClientSecretFile: cloudtest.File(t, "secret", cloudtest.ClientSecret), Authority: s.URL, Audience: cloudtest.Audience,
+	return Config{Config: microsoft.Config{VaultURL: s.URL, Credentials: microsoft.FromSecret, TenantID: cloudtest.Tenant,
+		ClientID: cloudtest.ClientID, ClientSecretFile: cloudtest.File(t, "secret", cloudtest.ClientSecret),
+		Authority: s.URL, Audience: cloudtest.Audience,
 		Bounds: cloud.Bounds{CACerts: []string{s.CA}, TimeoutMS: 5000}}}
 }
 
@@ -63,7 +64,8 @@ func TestGet(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if !errors.Is(b.Put(t.Context(), path(t, "r/t/g"), nil), resource.ErrReadOnly) || !errors.Is(b.Delete(t.Context(), path(t, "r/t/g")), resource.ErrReadOnly) {
+	if !errors.Is(b.Put(t.Context(), path(t, "r/t/g"), nil), resource.ErrReadOnly) ||
+		!errors.Is(b.Delete(t.Context(), path(t, "r/t/g")), resource.ErrReadOnly) {
 		t.Error("it writes")
 	}
 }

@@ -56,21 +56,24 @@ func TestGet(t *testing.T) {
 		t.Errorf("an absent version: %v", err)
 	}
 	versions, err := b.Versions(t.Context(), path(t, "r/t/g"))
-	if err != nil || len(versions) != 2 || versions[0].Number != 3 || versions[1].Number != 1 || versions[0].Size != -1 || versions[0].Time.Month() != 11 {
+	if err != nil || len(versions) != 2 || versions[0].Number != 3 || versions[1].Number != 1 ||
+		versions[0].Size != -1 || versions[0].Time.Month() != 11 {
 		t.Errorf("%+v, %v", versions, err)
 	}
 	if _, err := b.Get(t.Context(), path(t, "r/t/missing")); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("missing: %v", err)
 	}
 	_, err = b.Get(t.Context(), path(t, "r/t/denied"))
-	if err == nil || errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), "secretAccessor") || strings.Contains(err.Error(), "777333") {
+	if err == nil || errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), "secretAccessor") ||
+		strings.Contains(err.Error(), "777333") {
 		t.Errorf("denied: %v", err)
 	}
 	s.Set(func() { s.BadChecksum = true })
 	if _, err := b.Get(t.Context(), path(t, "r/t/g")); err == nil || !strings.Contains(err.Error(), "checksum") {
 		t.Errorf("damaged: %v", err)
 	}
-	if !errors.Is(b.Put(t.Context(), path(t, "r/t/g"), nil), resource.ErrReadOnly) || !errors.Is(b.Delete(t.Context(), path(t, "r/t/g")), resource.ErrReadOnly) {
+	if !errors.Is(b.Put(t.Context(), path(t, "r/t/g"), nil), resource.ErrReadOnly) ||
+		!errors.Is(b.Delete(t.Context(), path(t, "r/t/g")), resource.ErrReadOnly) {
 		t.Error("it writes")
 	}
 }
@@ -127,7 +130,8 @@ func TestTokens(t *testing.T) {
 		"no metadata":     func(c *Config) { c.Credentials, c.MetadataURL = google.FromMetadata, "http://127.0.0.1:1" },
 		"not JSON":        func(c *Config) { c.KeyFile = cloudtest.File(t, "key", "777333") },
 		"plain token_uri": func(c *Config) {
-			c.KeyFile = cloudtest.File(t, "key", `{"type":"service_account","client_email":"a@b","token_uri":"http://token.example","private_key":"777333"}`)
+			c.KeyFile = cloudtest.File(t, "key", `{"type":"service_account","client_email":"a@b",`+
+				`"token_uri":"http://token.example","private_key":"777333"}`)
 		},
 	} {
 		c := config(t, s)

@@ -118,9 +118,11 @@ func TestValidate(t *testing.T) {
 		c    Config
 		good bool
 	}{
-		{AWS, Config{}, true}, {AWS, Config{NamePrefix: "prod/"}, true}, {GCP, Config{NamePrefix: "prod_"}, true}, {Azure, Config{NamePrefix: "prod-"}, true},
+		{AWS, Config{}, true}, {AWS, Config{NamePrefix: "prod/"}, true}, {GCP, Config{NamePrefix: "prod_"}, true},
+		{Azure, Config{NamePrefix: "prod-"}, true},
 		{AWS, Config{Mapping: Tag, Repository: "a", Type: "b"}, true}, {AWS, Config{Mapping: Tag, InsecureAnyPath: true}, true},
-		{AWS, Config{Mapping: Tag}, false}, {AWS, Config{Mapping: Tag, Repository: "a"}, false}, {AWS, Config{Mapping: Tag, Repository: "a", Type: "../b"}, false},
+		{AWS, Config{Mapping: Tag}, false}, {AWS, Config{Mapping: Tag, Repository: "a"}, false},
+		{AWS, Config{Mapping: Tag, Repository: "a", Type: "../b"}, false},
 		{AWS, Config{Mapping: "other"}, false}, {AWS, Config{InsecureAnyPath: true}, false}, {AWS, Config{Repository: "a"}, false},
 		{AWS, Config{Mapping: Tag, Repository: "a", Type: "b", InsecureAnyPath: true}, false}, {AWS, Config{NamePrefix: "a b"}, false},
 		{GCP, Config{NamePrefix: "a/"}, false}, {Azure, Config{NamePrefix: "Prod-"}, false}, {Azure, Config{NamePrefix: "p_"}, false},

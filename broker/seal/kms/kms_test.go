@@ -32,7 +32,8 @@ func awsConfig(t *testing.T) (Config, *cloudtest.AWS) {
 
 func azureConfig(t *testing.T) (Config, *cloudtest.Azure) {
 	s := cloudtest.NewAzure(t)
-	return Config{Provider: Azure, Azure: AzureConfig{Key: cloudtest.AzureKey, Config: microsoft.Config{VaultURL: s.URL, Audience: cloudtest.Audience,
+	return Config{Provider: Azure, Azure: AzureConfig{Key: cloudtest.AzureKey, Config: microsoft.Config{
+		VaultURL: s.URL, Audience: cloudtest.Audience,
 		Credentials: microsoft.FromManaged, MetadataURL: s.Plain(t), Bounds: cloud.Bounds{CACerts: []string{s.CA}}}}}, s
 }
 
@@ -233,11 +234,13 @@ func TestOutages(t *testing.T) {
 				return true
 			}
 		})
-		if _, err := w.Wrap(t.Context(), []byte("x"), nil); err == nil || !strings.Contains(err.Error(), code) || strings.Contains(err.Error(), "777333") {
+		_, err := w.Wrap(t.Context(), []byte("x"), nil)
+		if err == nil || !strings.Contains(err.Error(), code) || strings.Contains(err.Error(), "777333") {
 			t.Errorf("%s: %v", code, err)
 		}
 	}
-	if _, err := seal.Open(t.Context(), seal.Source{Identity: "prod", Keep: seal.InFile(t.TempDir()+"/k", time.Now), Wrap: w, Now: time.Now}); err == nil {
+	src := seal.Source{Identity: "prod", Keep: seal.InFile(t.TempDir()+"/k", time.Now), Wrap: w, Now: time.Now}
+	if _, err := seal.Open(t.Context(), src); err == nil {
 		t.Error("a broker starts without its key service")
 	}
 }
@@ -294,7 +297,8 @@ file = "/k"
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Open(t.Context(), Config{Provider: PKCS11}, Outside{PKCS11: func(context.Context) (seal.Wrapper, error) { return mine, nil }}, time.Now)
+	outside := Outside{PKCS11: func(context.Context) (seal.Wrapper, error) { return mine, nil }}
+	got, err := Open(t.Context(), Config{Provider: PKCS11}, outside, time.Now)
 	if err != nil || got != mine {
 		t.Errorf("%v, %v", got, err)
 	}

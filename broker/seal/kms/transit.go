@@ -127,7 +127,8 @@ func (w *transit) call(ctx context.Context, operation string, in, out any) error
 	case a.Status == http.StatusForbidden:
 		return fmt.Errorf("asking Vault for %s: it answers 403; hint: the token in %s needs the capability update there", path, w.cfg.TokenFile)
 	case a.Status == http.StatusBadRequest:
-		return fmt.Errorf("asking Vault for %s: it answers 400: no such key, or it was not wrapped with it, or for brokers with another identity", path)
+		return fmt.Errorf("asking Vault for %s: it answers 400: no such key, or it was not wrapped with it, or for brokers with another identity",
+			path)
 	case a.Status != http.StatusOK:
 		return fmt.Errorf("asking Vault for %s: it answers %d, want 200", path, a.Status)
 	}
