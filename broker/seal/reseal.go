@@ -2,6 +2,7 @@ package seal
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -17,17 +18,25 @@ type backend interface {
 	Each(ctx context.Context, ns string, fn func(key string, value []byte) error) error
 }
 
+// resealer is a Ring or Keys.
+type resealer interface {
+	// ID names the current key.
+	ID() string
+	Reseal(place string, sealed []byte) (out []byte, changed bool, err error)
+}
+
 // ResealAll seals the values of a namespace anew that are sealed with another key than the current one, and tells how many
 // those were. place is where the value of a key is sealed for, ok is false for keys whose values are not sealed. Brokers
 // may read and write at the same time: a value that changes meanwhile is not overwritten. When it returns no error, no
 // value that was there when it began is sealed with another key; after an error it may be called again.
-func ResealAll(ctx context.Context, db backend, ns string, r *Ring, place func(key string) (place string, ok bool)) (int, error) {
+func ResealAll(ctx context.Context, db backend, ns string, r resealer, place func(key string) (place string, ok bool)) (int, error) {
 	var keys []string
+	current := r.ID()
 	err := db.Each(ctx, ns, func(key string, value []byte) error {
 		if _, ok := place(key); !ok {
 			return nil
 		}
-		if id, err := keyID(value); err != nil || id != r.current.id {
+		if id, err := keyID(value); err != nil || hex.EncodeToString(id[:]) != current {
 			keys = append(keys, key)
 		}
 		return nil
@@ -49,7 +58,7 @@ func ResealAll(ctx context.Context, db backend, ns string, r *Ring, place func(k
 	return n, nil
 }
 
-func resealOne(ctx context.Context, db backend, ns, key, place string, r *Ring) (bool, error) {
+func resealOne(ctx context.Context, db backend, ns, key, place string, r resealer) (bool, error) {
 	for range maxTries {
 		e, err := db.Load(ctx, ns, key)
 		if errors.Is(err, store.ErrNotFound) {

@@ -57,6 +57,19 @@ func LoadRing(current string, others ...string) (*Ring, error) {
 	return NewRing(k, keys...)
 }
 
+// key returns the key with an id, or nil.
+func (r *Ring) key(id string) *Key {
+	if r == nil {
+		return nil
+	}
+	for _, k := range r.byID {
+		if k.ID() == id {
+			return k
+		}
+	}
+	return nil
+}
+
 // ID names the current key.
 func (r *Ring) ID() string { return r.current.ID() }
 

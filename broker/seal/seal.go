@@ -1,8 +1,9 @@
 // Package seal encrypts what the broker keeps at rest.
 //
-// The key is 32 random bytes in a file of mode 0600 that is made at the first start and never leaves the machine. A
-// sealed value names its key and is bound to where it is kept (the additional data), so a value copied from one place in
-// the store to another does not open there.
+// The key is 32 random bytes. Ring has it in a file of mode 0600 that is made at the first start and never leaves the
+// machine. Keys has it wrapped by a key that is kept elsewhere (a key management service, an HSM), in a file or in the
+// database that several brokers share; unwrapped it is in memory only. A sealed value names its key and is bound to where
+// it is kept (the additional data), so a value copied from one place in the store to another does not open there.
 package seal
 
 import (
@@ -35,16 +36,22 @@ type Key struct {
 
 // LoadOrCreate reads the key file, or makes it when it does not exist. A key file that others may read is refused.
 func LoadOrCreate(path string) (*Key, error) {
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if raw, err = newRaw(); err != nil {
-			return nil, err
-		}
-		if err := atomicfile.WriteNew(path, raw, 0o600); err != nil {
-			return nil, fmt.Errorf("writing storage key: %w", err)
-		}
-		return New(raw)
+	k, err := load(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return k, err
 	}
+	raw, err := newRaw()
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.WriteNew(path, raw, 0o600); err != nil {
+		return nil, fmt.Errorf("writing storage key: %w", err)
+	}
+	return New(raw)
+}
+
+func load(path string) (*Key, error) {
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading storage key: %w", err)
 	}

@@ -16,7 +16,11 @@ import (
 
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/resource"
+	"github.com/cloister/cloister/broker/resource/aws"
+	"github.com/cloister/cloister/broker/resource/azure"
 	"github.com/cloister/cloister/broker/resource/directory"
+	"github.com/cloister/cloister/broker/resource/gcp"
+	"github.com/cloister/cloister/broker/resource/mapping"
 	"github.com/cloister/cloister/broker/resource/vault"
 )
 
@@ -58,6 +62,9 @@ const (
 	Embedded  = "embedded"
 	Vault     = "vault"
 	Directory = "directory"
+	AWS       = "aws"
+	Azure     = "azure"
+	GCP       = "gcp"
 )
 
 // Config selects a back end; of the tables only that of the one in use counts.
@@ -66,6 +73,9 @@ type Config struct {
 	Embedded  resource.Config  `toml:"embedded"`
 	Vault     vault.Config     `toml:"vault"`
 	Directory directory.Config `toml:"directory"`
+	AWS       aws.Config       `toml:"aws"`
+	Azure     azure.Config     `toml:"azure"`
+	GCP       gcp.Config       `toml:"gcp"`
 }
 
 // DefaultConfig is the embedded store.
@@ -81,8 +91,14 @@ func (c Config) Validate() error {
 		err = c.Vault.Validate()
 	case Directory:
 		err = c.Directory.Validate()
+	case AWS:
+		err = c.AWS.Validate()
+	case Azure:
+		err = c.Azure.Validate()
+	case GCP:
+		err = c.GCP.Validate()
 	default:
-		return fmt.Errorf("backend is %.32q, want %s, %s or %s", c.Backend, Embedded, Vault, Directory)
+		return fmt.Errorf("backend is %.32q, want %s, %s, %s, %s, %s or %s", c.Backend, Embedded, Vault, Directory, AWS, Azure, GCP)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Backend, err)
@@ -92,8 +108,15 @@ func (c Config) Validate() error {
 
 // Insecure lists the insecure switches that are on.
 func (c Config) Insecure() []string {
-	if c.Backend == Vault {
+	switch c.Backend {
+	case Vault:
 		return c.Vault.Insecure()
+	case AWS:
+		return c.AWS.Insecure()
+	case Azure:
+		return c.Azure.Insecure()
+	case GCP:
+		return c.GCP.Insecure()
 	}
 	return nil
 }
@@ -114,6 +137,12 @@ func Open(ctx context.Context, c Config, embedded func(resource.Config) (*resour
 		return b, b.Check(ctx)
 	case Directory:
 		return directory.New(c.Directory)
+	case AWS:
+		return aws.New(c.AWS, time.Now)
+	case Azure:
+		return azure.New(c.Azure, time.Now)
+	case GCP:
+		return gcp.New(c.GCP, time.Now)
 	}
 	return embedded(c.Embedded)
 }
@@ -242,7 +271,8 @@ func (p *Plugin) post(ctx context.Context, r *plugin.Request, path resource.Path
 // List tells names and versions for an administrator; see resource.Store.List.
 func (p *Plugin) List(ctx context.Context, prefix, after string, limit int) ([]resource.Info, error) {
 	if b, ok := p.backend.(lister); ok {
-		return b.List(ctx, prefix, after, limit)
+		list, err := b.List(ctx, prefix, after, limit)
+		return list, unsupported(err)
 	}
 	return nil, ErrUnsupported
 }
@@ -250,9 +280,18 @@ func (p *Plugin) List(ctx context.Context, prefix, after string, limit int) ([]r
 // Count tells how many resources there are, or returns an error that wraps ErrUnsupported.
 func (p *Plugin) Count(ctx context.Context) (int, error) {
 	if b, ok := p.backend.(counter); ok {
-		return b.Count(ctx)
+		n, err := b.Count(ctx)
+		return n, unsupported(err)
 	}
 	return 0, ErrUnsupported
+}
+
+// unsupported says it in this package's words when a back end cannot do something the way it is configured.
+func unsupported(err error) error {
+	if errors.Is(err, mapping.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	return err
 }
 
 // Unsupported reports whether an error means that the back end in use cannot do something.

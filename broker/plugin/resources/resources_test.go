@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -14,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cloister/cloister/broker/cloud/cloudtest"
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/resource/directory"
@@ -214,5 +218,62 @@ func TestConfig(t *testing.T) {
 		if _, err := Open(t.Context(), c, embedded(t)); err == nil {
 			t.Errorf("%+v is accepted", c)
 		}
+	}
+}
+
+// TestClouds opens each back end the way a configuration file names it, and reads a resource through the plugin.
+func TestClouds(t *testing.T) {
+	a, z, g := cloudtest.NewAWS(t, "secretsmanager"), cloudtest.NewAzure(t), cloudtest.NewGoogle(t)
+	text := "s!"
+	a.Secrets["prod/r/t/g"] = cloudtest.AWSSecret{Text: &text}
+	z.Secrets["r--t--g"] = cloudtest.AzureSecret{Value: text}
+	g.Secrets["r__t__g"] = [][]byte{[]byte("old"), []byte(text)}
+	configs := map[string]string{
+		AWS: fmt.Sprintf("[aws]\nregion=%q\nendpoint=%q\ncredentials=\"file\"\n"+
+			"credentials_file=%q\nca_certs=[%q]\ntimeout_ms=5000\n[aws.names]\nname_prefix=\"prod/\"",
+			cloudtest.Region, a.URL, cloudtest.CredentialsFile(t), a.CA),
+		Azure: fmt.Sprintf("[azure]\nvault_url=%q\naudience=%q\ncredentials=\"managed-identity\"\nmetadata_url=%q\nca_certs=[%q]",
+			z.URL, cloudtest.Audience, z.Plain(t), z.CA),
+		GCP: fmt.Sprintf("[gcp]\nproject_id=%q\nendpoint=%q\ncredentials=\"metadata\"\nmetadata_url=%q\nca_certs=[%q]",
+			cloudtest.Project, g.URL, g.Plain(t), g.CA),
+	}
+	for name, text := range configs {
+		c := DefaultConfig()
+		d := toml.NewDecoder(strings.NewReader(fmt.Sprintf("backend=%q\n%s", name, text))).DisallowUnknownFields()
+		if err := d.Decode(&c); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		b, err := Open(t.Context(), c, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		p := New(b)
+		if answer, _, err := do(t, p, "GET", "r/t/g", ""); err != nil || string(answer.Body) != "s!" || !answer.Encrypt {
+			t.Errorf("%s: %+v, %v", name, answer, err)
+		}
+		if _, _, err := do(t, p, "GET", "r/t/other", ""); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%s: missing: %v", name, err)
+		}
+		if _, _, err := do(t, p, "POST", "r/t/g", "x"); !errors.Is(err, resource.ErrReadOnly) {
+			t.Errorf("%s: writing: %v", name, err)
+		}
+		if list, err := p.List(t.Context(), "r", "", 0); err != nil || len(list) != 1 || list[0].Path != "r/t/g" {
+			t.Errorf("%s: %+v, %v", name, list, err)
+		}
+		if n, err := p.Count(t.Context()); n != 1 || err != nil {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+		answer, _, err := do(t, p, "GET", "r/t/g?version=1", "")
+		if name == GCP && (err != nil || string(answer.Body) != "old") || name != GCP && !Unsupported(err) {
+			t.Errorf("%s: an older version: %+v, %v", name, answer, err)
+		}
+		if len(c.Insecure()) != 0 {
+			t.Errorf("%s: insecure are %v", name, c.Insecure())
+		}
+	}
+	bad := Config{Backend: AWS}
+	bad.AWS.Names.Mapping, bad.AWS.Names.InsecureAnyPath = "tag", true
+	if bad.Validate() == nil || len(bad.Insecure()) != 1 {
+		t.Errorf("%v, %v", bad.Validate(), bad.Insecure())
 	}
 }
