@@ -110,7 +110,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if b.db, err = store.Open(b.file(StoreFile)); err != nil {
 		return err
 	}
-	if b.audit, err = audit.Open(b.file(AuditFile), b.now); err != nil {
+	if b.audit, err = audit.Open(b.file(AuditFile), audit.DefaultConfig().Options("", b.now)); err != nil {
 		return err
 	}
 	if err := b.checkAuditHead(ctx); err != nil {
