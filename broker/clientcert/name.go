@@ -64,5 +64,5 @@ func NormalName(name string) (string, error) {
 		}
 		return kind + strings.ToLower(rest), nil
 	}
-	return "", fmt.Errorf("name %.64q is of kind %.16q, want uri:, dns:, email: or cn:", name, kind)
+	return "", fmt.Errorf("name %.64q is of kind %.16q, want one of uri:, dns:, email:, cn: before it", name, kind)
 }
