@@ -118,7 +118,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 		return err
 	}
 	b.tenants = newTenants(b)
-	if b.audit, err = audit.Open(b.file(AuditFile), b.now); err != nil {
+	if b.audit, err = b.openAudit(); err != nil {
 		return err
 	}
 	if err := b.checkAuditHead(ctx); err != nil {

@@ -1,7 +1,8 @@
 // Package adminauth decides who may administrate the broker, and what (kbs-protocol.md section 8).
 //
-// Four modes are there. Token: one bearer token made at the first start (package admintoken). JWT: tokens of identity providers,
-// whose role claim is matched against an access list. DenyAll: nobody. InsecureAllowAll: everybody, for closed test set-ups.
+// Bearer: one token made at the first start (package admintoken). JWT: tokens of identity providers, whose role claim is matched
+// against an access list. Certificates: TLS certificates (package clientcert checks them), whose names have roles in the same list.
+// AnyOf and AllOf combine them. DenyAll: nobody. InsecureAllowAll: everybody, for closed test set-ups.
 package adminauth
 
 import (
@@ -10,9 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -28,6 +27,12 @@ type Call struct {
 	Bearer string // of the Authorization header, without "Bearer "
 	Method string
 	Path   string // without the query
+	// Certificate is the name of the verified TLS certificate, as package clientcert writes it; empty when there is none.
+	Certificate string
+	// Fingerprint is the SHA-256 of that certificate, in hex.
+	Fingerprint string
+	// CertificateProblem is why a certificate that was shown does not count; Certificate is then empty.
+	CertificateProblem error
 }
 
 // Authority decides about calls and names the caller for the audit log.
@@ -74,26 +79,11 @@ type Provider struct {
 	Keys     *keyset.Set
 }
 
-// Rule lets a role call paths.
-type Rule struct {
-	Role string
-	// Paths is a regular expression that the whole path must match: alternatives in it cannot reach beyond it.
-	Paths string
-	// Methods are those allowed; none means all.
-	Methods []string
-}
-
 // JWT admits holders of tokens with a role.
 type JWT struct {
 	providers []Provider
-	rules     []rule
+	rules     rules
 	now       func() time.Time
-}
-
-type rule struct {
-	role    string
-	paths   *regexp.Regexp
-	methods []string
 }
 
 // leeway is how far the clocks of provider and broker may be apart.
@@ -106,21 +96,11 @@ func NewJWT(providers []Provider, rules []Rule, now func() time.Time) (*JWT, err
 	if len(providers) == 0 {
 		return nil, errors.New("admin authentication by JWT needs at least one identity provider")
 	}
-	j := &JWT{providers: providers, now: now}
-	for i, r := range rules {
-		if r.Role == "" {
-			return nil, fmt.Errorf("admin rule %d names no role", i+1)
-		}
-		if !strings.HasPrefix(strings.TrimPrefix(r.Paths, "^"), "/") {
-			return nil, fmt.Errorf("admin rule %d: paths %q do not begin with a slash", i+1, r.Paths)
-		}
-		re, err := regexp.Compile(`\A(?:` + r.Paths + `)\z`)
-		if err != nil {
-			return nil, fmt.Errorf("admin rule %d: paths %q: %w", i+1, r.Paths, err)
-		}
-		j.rules = append(j.rules, rule{r.Role, re, r.Methods})
+	compiled, err := compile(rules)
+	if err != nil {
+		return nil, err
 	}
-	return j, nil
+	return &JWT{providers: providers, rules: compiled, now: now}, nil
 }
 
 // Admit is part of Authority.
@@ -132,12 +112,10 @@ func (j *JWT) Admit(_ context.Context, c Call) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrDenied, err)
 	}
-	for _, r := range j.rules {
-		if r.role == who.Role && r.paths.MatchString(c.Path) && (len(r.methods) == 0 || slices.Contains(r.methods, c.Method)) {
-			return who.name(), nil
-		}
+	if err := j.rules.admit(who.Role, c); err != nil {
+		return "", err
 	}
-	return "", fmt.Errorf("%w: no rule lets role %.64q do %s %s", ErrDenied, who.Role, c.Method, c.Path)
+	return who.name(), nil
 }
 
 // identity is what the broker reads of a token.

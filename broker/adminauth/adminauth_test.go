@@ -84,25 +84,25 @@ func TestJWT(t *testing.T) {
 		call Call
 		says string
 	}{
-		{"admin", Call{token(t, key, nil), "POST", "/kbs/v0/resource/a/b/c"}, ""},
-		{"audience as one text", Call{token(t, key, map[string]any{"aud": "KBS"}), "POST", "/kbs/v0/resource/a/b/c"}, ""},
-		{"writer of its own", Call{token(t, key, writer), "POST", "/kbs/v0/resource/team-a/b/c"}, ""},
-		{"second alternative", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value"}, ""},
-		{"alternatives do not escape the anchors", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value/x"}, "no rule lets role"},
-		{"nor before them", Call{token(t, key, writer), "POST", "/x/kbs/v0/reference-value"}, "no rule lets role"},
-		{"a line end does not end the path", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value\n/x"}, "no rule lets role"},
-		{"another team", Call{token(t, key, writer), "POST", "/kbs/v0/resource/team-b/b/c"}, "no rule lets role"},
-		{"another method", Call{token(t, key, writer), "DELETE", "/kbs/v0/resource/team-a/b/c"}, "no rule lets role"},
-		{"outside all rules", Call{token(t, key, nil), "GET", "/cloister/v1/audit"}, "no rule lets role"},
-		{"no token", Call{"", "POST", "/kbs/v0/auth"}, "has no token"},
-		{"another key", Call{token(t, thief, nil), "POST", "/kbs/v0/resource/a/b/c"}, "not signed by"},
-		{"another issuer", Call{token(t, key, map[string]any{"iss": "else"}), "POST", "/kbs/v0/x"}, `iss is "else"`},
-		{"another audience", Call{token(t, key, map[string]any{"aud": "else"}), "POST", "/kbs/v0/x"}, "aud is"},
-		{"no role", Call{token(t, key, map[string]any{"role": nil}), "POST", "/kbs/v0/x"}, "has no role"},
-		{"no exp", Call{token(t, key, map[string]any{"exp": nil}), "POST", "/kbs/v0/x"}, "has no exp"},
-		{"expired", Call{token(t, key, map[string]any{"exp": now.Add(-time.Hour).Unix()}), "POST", "/kbs/v0/x"}, "expired"},
-		{"not yet", Call{token(t, key, map[string]any{"nbf": now.Add(time.Hour).Unix()}), "POST", "/kbs/v0/x"}, "not good before"},
-		{"alg none", Call{"eyJhbGciOiJub25lIn0.e30.", "POST", "/kbs/v0/x"}, "not a signed JWT"},
+		{"admin", Call{Bearer: token(t, key, nil), Method: "POST", Path: "/kbs/v0/resource/a/b/c"}, ""},
+		{"audience as one text", Call{Bearer: token(t, key, map[string]any{"aud": "KBS"}), Method: "POST", Path: "/kbs/v0/resource/a/b/c"}, ""},
+		{"writer of its own", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/resource/team-a/b/c"}, ""},
+		{"second alternative", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value"}, ""},
+		{"alternatives do not escape the anchors", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value/x"}, "no rule lets role"},
+		{"nor before them", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/x/kbs/v0/reference-value"}, "no rule lets role"},
+		{"a line end does not end the path", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value\n/x"}, "no rule lets role"},
+		{"another team", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/resource/team-b/b/c"}, "no rule lets role"},
+		{"another method", Call{Bearer: token(t, key, writer), Method: "DELETE", Path: "/kbs/v0/resource/team-a/b/c"}, "no rule lets role"},
+		{"outside all rules", Call{Bearer: token(t, key, nil), Method: "GET", Path: "/cloister/v1/audit"}, "no rule lets role"},
+		{"no token", Call{Bearer: "", Method: "POST", Path: "/kbs/v0/auth"}, "has no token"},
+		{"another key", Call{Bearer: token(t, thief, nil), Method: "POST", Path: "/kbs/v0/resource/a/b/c"}, "not signed by"},
+		{"another issuer", Call{Bearer: token(t, key, map[string]any{"iss": "else"}), Method: "POST", Path: "/kbs/v0/x"}, `iss is "else"`},
+		{"another audience", Call{Bearer: token(t, key, map[string]any{"aud": "else"}), Method: "POST", Path: "/kbs/v0/x"}, "aud is"},
+		{"no role", Call{Bearer: token(t, key, map[string]any{"role": nil}), Method: "POST", Path: "/kbs/v0/x"}, "has no role"},
+		{"no exp", Call{Bearer: token(t, key, map[string]any{"exp": nil}), Method: "POST", Path: "/kbs/v0/x"}, "has no exp"},
+		{"expired", Call{Bearer: token(t, key, map[string]any{"exp": now.Add(-time.Hour).Unix()}), Method: "POST", Path: "/kbs/v0/x"}, "expired"},
+		{"not yet", Call{Bearer: token(t, key, map[string]any{"nbf": now.Add(time.Hour).Unix()}), Method: "POST", Path: "/kbs/v0/x"}, "not good before"},
+		{"alg none", Call{Bearer: "eyJhbGciOiJub25lIn0.e30.", Method: "POST", Path: "/kbs/v0/x"}, "not a signed JWT"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			name, err := auth.Admit(t.Context(), tc.call)
@@ -120,7 +120,7 @@ func TestJWT(t *testing.T) {
 }
 
 func TestRules(t *testing.T) {
-	for _, r := range []Rule{{Paths: "/kbs/.*"}, {Role: "a", Paths: "kbs"}, {Role: "a", Paths: "/kbs/("}, {Role: "a"}} {
+	for _, r := range []Rule{{Paths: "/kbs/.*"}, {Role: "a", Paths: "kbs"}, {Role: "a", Paths: "/kbs/("}, {Role: "a", Paths: "/a)|(/.*"}, {Role: "a"}} {
 		if _, err := NewJWT([]Provider{{}}, []Rule{r}, time.Now); err == nil {
 			t.Errorf("rule %+v is accepted", r)
 		}

@@ -11,7 +11,7 @@ import (
 func logOf(t *testing.T, n int) (string, []byte) {
 	t.Helper()
 	path := t.TempDir() + "/audit.jsonl"
-	l, err := Open(path, time.Now)
+	l, err := Open(path, Options{Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,23 +40,23 @@ func TestChainTellsEdits(t *testing.T) {
 		}
 		return out
 	}
-	if n, _, err := Verify(bytes.NewReader(raw)); err != nil || n != 4 {
+	if n, _, err := VerifyReader(bytes.NewReader(raw)); err != nil || n != 4 {
 		t.Fatalf("a good log: %d entries, %v", n, err)
 	}
 	for name, tc := range map[string]struct {
 		text []byte
 		says string
 	}{
-		"changed word":  {bytes.Replace(raw, []byte("allow"), []byte("deny!"), 1), "line 1 was changed"},
-		"line removed":  {join(0, 2, 3), "line 2 has number 3"},
-		"lines swapped": {join(0, 2, 1, 3), "line 2 has number 3"},
-		"first removed": {join(1, 2, 3), "line 1 has number 2"},
-		"repeated":      {join(0, 0, 1), "line 2 has number 1"},
-		"added member":  {bytes.Replace(raw, []byte(`{"seq":1,`), []byte(`{"seq":1,"x":1,`), 1), "line 1 was changed"},
-		"not JSON":      {append(join(0), "noise\n"...), "line 2"},
-		"half a line":   {raw[:len(raw)-3], "line 4 has no end"},
+		"changed word":  {bytes.Replace(raw, []byte("allow"), []byte("deny!"), 1), "entry 1 was changed"},
+		"line removed":  {join(0, 2, 3), "entry 2 has number 3"},
+		"lines swapped": {join(0, 2, 1, 3), "entry 2 has number 3"},
+		"first removed": {join(1, 2, 3), "entry 1 has number 2"},
+		"repeated":      {join(0, 0, 1), "entry 2 has number 1"},
+		"added member":  {bytes.Replace(raw, []byte(`{"seq":1,`), []byte(`{"seq":1,"x":1,`), 1), "entry 1 was changed"},
+		"not JSON":      {append(join(0), "noise\n"...), "entry 2"},
+		"half a line":   {raw[:len(raw)-3], "entry 4 has no end"},
 	} {
-		if _, _, err := Verify(bytes.NewReader(tc.text)); err == nil || !strings.Contains(err.Error(), tc.says) {
+		if _, _, err := VerifyReader(bytes.NewReader(tc.text)); err == nil || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: error %v, want one with %q", name, err, tc.says)
 		}
 	}
@@ -68,7 +68,7 @@ func TestReopen(t *testing.T) {
 	if err := os.WriteFile(path, append(raw, `{"seq":4,"ti`...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := Open(path, time.Now)
+	l, err := Open(path, Options{Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,14 +92,14 @@ func TestReopen(t *testing.T) {
 	if err := os.WriteFile(path, bytes.Replace(raw, []byte("allow"), []byte("deny!"), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path, time.Now); err == nil || !strings.Contains(err.Error(), "line 1 was changed") {
+	if _, err := Open(path, Options{Now: time.Now}); err == nil || !strings.Contains(err.Error(), "entry 1 was changed") {
 		t.Errorf("edited log opens: %v", err)
 	}
 }
 
 func TestLongReasonIsCut(t *testing.T) {
 	path := t.TempDir() + "/audit.jsonl"
-	l, err := Open(path, time.Now)
+	l, err := Open(path, Options{Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestLongReasonIsCut(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path, time.Now); err != nil {
+	if _, err := Open(path, Options{Now: time.Now}); err != nil {
 		t.Errorf("the log does not verify: %v", err)
 	}
 }
@@ -117,7 +117,7 @@ func TestLongReasonIsCut(t *testing.T) {
 // TestSinceReadsFromMarks reads pages across the places where reading can begin.
 func TestSinceReadsFromMarks(t *testing.T) {
 	path, _ := logOf(t, 2*markEvery+5)
-	l, err := Open(path, time.Now)
+	l, err := Open(path, Options{Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,6 +135,6 @@ func TestSinceReadsFromMarks(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	f.Add([]byte("{\"seq\":1}\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		_, _, _ = Verify(bytes.NewReader(text))
+		_, _, _ = VerifyReader(bytes.NewReader(text))
 	})
 }

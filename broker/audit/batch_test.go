@@ -13,7 +13,7 @@ import (
 // TestTogether appends from many goroutines: every acknowledged entry is in one unbroken chain.
 func TestTogether(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
-	l, err := Open(path, time.Now)
+	l, err := Open(path, Options{Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, last, err := Verify(bytes.NewReader(raw))
+	n, last, err := VerifyReader(bytes.NewReader(raw))
 	if seq, head := l.Head(); err != nil || n != 1000 || seq != 1000 || head != last {
 		t.Errorf("%d entries, head %d, %v; want 1000 in an unbroken chain", n, seq, err)
 	}

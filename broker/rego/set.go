@@ -67,9 +67,17 @@ func (s *Set) PutDefault(ctx context.Context, id, text string) error {
 	return nil
 }
 
-func (s *Set) check(id, text string) error {
+// ValidID checks the form of a policy id.
+func ValidID(id string) error {
 	if !policyID.MatchString(id) {
 		return fmt.Errorf("policy id %.64q: want up to 128 letters, digits, '_', '-' and inner '.': %w", id, ErrPolicy)
+	}
+	return nil
+}
+
+func (s *Set) check(id, text string) error {
+	if err := ValidID(id); err != nil {
+		return err
 	}
 	_, err := Compile(id, text)
 	return err

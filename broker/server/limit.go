@@ -3,42 +3,36 @@ package server
 import (
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
+	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/wire/kbs"
 )
 
 // Limits bound what one address can ask for, so that one client cannot fill the audit log, take every session or keep every
 // processor busy. Requests of administrators count as well: their tokens are only looked at after this.
 type Limits struct {
-	// PerSecond and Burst are of one address; zero means no limit.
+	// PerSecond and Burst are of one address (of an IPv6 address: its /64); zero means no limit.
 	PerSecond float64
 	Burst     int
 	// Attestations is how many are verified at the same time; zero means no limit.
 	Attestations int
 }
 
-// maxAddresses bounds the memory of the limiter.
-const maxAddresses = 16384
-
 type limiter struct {
-	limits Limits
-	now    func() time.Time
-
-	mu    sync.Mutex
-	by    map[string]*rate.Limiter
-	slots chan struct{}
-	large chan struct{}
+	addresses *ratelimit.Limiter
+	slots     chan struct{}
+	large     chan struct{}
 }
 
 // maxLarge is how many attestations above MaxBody are taken in at the same time, which bounds what bodies take of the memory.
 const maxLarge = 8
 
 func newLimiter(l Limits, now func() time.Time) *limiter {
-	m := &limiter{limits: l, now: now, by: map[string]*rate.Limiter{}, large: make(chan struct{}, maxLarge)}
+	m := &limiter{
+		addresses: ratelimit.New(ratelimit.Limit{PerSecond: l.PerSecond, Burst: l.Burst}, ratelimit.MaxNames, now),
+		large:     make(chan struct{}, maxLarge),
+	}
 	if l.Attestations > 0 {
 		m.slots = make(chan struct{}, l.Attestations)
 	}
@@ -47,34 +41,8 @@ func newLimiter(l Limits, now func() time.Time) *limiter {
 
 // admit reports whether an address may make one more request now.
 func (m *limiter) admit(address string) bool {
-	if m.limits.PerSecond <= 0 {
-		return true
-	}
-	now := m.now()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	one, ok := m.by[address]
-	if !ok {
-		if len(m.by) >= maxAddresses {
-			m.forget(now)
-		}
-		one = rate.NewLimiter(rate.Limit(m.limits.PerSecond), m.limits.Burst)
-		m.by[address] = one
-	}
-	return one.AllowN(now, 1)
-}
-
-// forget drops addresses that have not asked for a while; when all have, it drops all: a flood from everywhere is not stopped
-// by counting addresses.
-func (m *limiter) forget(now time.Time) {
-	for address, one := range m.by {
-		if one.TokensAt(now) >= float64(m.limits.Burst) {
-			delete(m.by, address)
-		}
-	}
-	if len(m.by) >= maxAddresses {
-		clear(m.by)
-	}
+	ok, _ := m.addresses.Allow(ratelimit.Network(address))
+	return ok
 }
 
 // slot waits for a place among the attestations under way and returns how to give it back; false when the client gave up first.

@@ -301,7 +301,7 @@ func (a *app) verifyAudit(file, head string) error {
 		return fmt.Errorf("opening the audit file: %w", err)
 	}
 	defer f.Close()
-	n, last, err := audit.Verify(f)
+	n, last, err := audit.VerifyReader(f)
 	if err != nil {
 		return err
 	}
