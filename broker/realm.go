@@ -119,14 +119,14 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 
 // openPlugins starts the plugins, the resources among them.
 func (b *Broker) openPlugins(ctx context.Context, r *realm, p realmParts) (*resources.Plugin, error) {
-	backend, err := resources.Open(ctx, p.resources, func(c resource.Config) (*resource.Store, error) {
+	backend, err := resources.Open(ctx, p.resources, b.log, func(c resource.Config) (*resource.Store, error) {
 		c.Shared = b.shared()
 		return resource.OpenStore(p.db, p.key, c, b.now)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the store of resources: %w", err)
 	}
-	r.plugins, err = plugin.NewSet(ctx, builtin.List(p.plugins, builtin.Parts{Resources: backend, Store: p.db, Key: p.key, Now: b.now}))
+	r.plugins, err = plugin.NewSet(ctx, builtin.List(p.plugins, builtin.Parts{Resources: backend, Store: p.db, Key: p.key, Now: b.now, Log: b.log}))
 	return resources.New(backend), err
 }
 

@@ -18,14 +18,20 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/attestation/cocoas"
 	"github.com/cloister/cloister/broker/attestation/trustauthority"
+	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/collateral"
 	"github.com/cloister/cloister/broker/plugin/builtin"
 	"github.com/cloister/cloister/broker/plugin/resources"
+	"github.com/cloister/cloister/broker/policydir"
+	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/refstore/extract"
 	"github.com/cloister/cloister/broker/refstore/remote"
+	"github.com/cloister/cloister/broker/telemetry"
+	"github.com/cloister/cloister/broker/tlsprofile"
 	"github.com/cloister/cloister/broker/verifier/nvidia"
 	"github.com/cloister/cloister/broker/verifier/nvidiadpu"
 )
@@ -38,26 +44,30 @@ func Example() string { return example }
 
 // Config is the whole file.
 type Config struct {
-	DataDir         string          `toml:"data_dir"`
-	Server          Server          `toml:"server"`
-	Database        Database        `toml:"database"`
-	Limits          Limits          `toml:"limits"`
-	Attestation     Attestation     `toml:"attestation"`
-	AttestationAPI  AttestationAPI  `toml:"attestation_api"`
-	TrustedTokens   TrustedTokens   `toml:"trusted_tokens"`
-	Admin           Admin           `toml:"admin"`
-	TPM             TPM             `toml:"tpm"`
-	SNP             SNP             `toml:"snp"`
-	CCA             CCA             `toml:"cca"`
-	SE              SE              `toml:"se"`
-	Hygon           Hygon           `toml:"hygon"`
-	NVIDIA          NVIDIA          `toml:"nvidia"`
-	Sample          Sample          `toml:"sample"`
-	Collateral      Collateral      `toml:"collateral"`
-	ReferenceValues ReferenceValues `toml:"reference_values"`
-	Records         Records         `toml:"records"`
-	Resources       Resources       `toml:"resources"`
-	Plugins         Plugins         `toml:"plugins"`
+	DataDir         string           `toml:"data_dir"`
+	Server          Server           `toml:"server"`
+	Database        Database         `toml:"database"`
+	Limits          Limits           `toml:"limits"`
+	Attestation     Attestation      `toml:"attestation"`
+	AttestationAPI  AttestationAPI   `toml:"attestation_api"`
+	TrustedTokens   TrustedTokens    `toml:"trusted_tokens"`
+	Admin           Admin            `toml:"admin"`
+	TPM             TPM              `toml:"tpm"`
+	SNP             SNP              `toml:"snp"`
+	CCA             CCA              `toml:"cca"`
+	SE              SE               `toml:"se"`
+	Hygon           Hygon            `toml:"hygon"`
+	NVIDIA          NVIDIA           `toml:"nvidia"`
+	Sample          Sample           `toml:"sample"`
+	Collateral      Collateral       `toml:"collateral"`
+	ReferenceValues ReferenceValues  `toml:"reference_values"`
+	Records         Records          `toml:"records"`
+	Audit           audit.Config     `toml:"audit"`
+	Telemetry       telemetry.Config `toml:"telemetry"`
+	Policies        policydir.Config `toml:"policies"`
+	StorageKey      StorageKey       `toml:"storage_key"`
+	Resources       Resources        `toml:"resources"`
+	Plugins         Plugins          `toml:"plugins"`
 }
 
 // Server is how the broker is reached.
@@ -66,6 +76,8 @@ type Server struct {
 	TLSHosts        []string `toml:"tls_hosts"`
 	TLSCertificate  string   `toml:"tls_certificate"`
 	TLSKey          string   `toml:"tls_key"`
+	TLSProfile      string   `toml:"tls_profile"`
+	TrustedProxies  []string `toml:"trusted_proxies"`
 	InsecureHTTP    bool     `toml:"insecure_http"`
 	InsecureRSA15   bool     `toml:"insecure_rsa1_5"`
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
@@ -126,6 +138,8 @@ type Admin struct {
 	Mode              string             `toml:"mode"`
 	IdentityProviders []IdentityProvider `toml:"identity_providers"`
 	Rules             []AdminRule        `toml:"rules"`
+	// Certificates are of administrators, besides or instead of tokens.
+	Certificates adminauth.CertificateConfig `toml:"certificates"`
 }
 
 // IdentityProvider issues admin tokens. It has a JWK set or a PEM file.
@@ -141,6 +155,15 @@ type AdminRule struct {
 	Role    string   `toml:"role"`
 	Paths   string   `toml:"paths"`
 	Methods []string `toml:"methods"`
+}
+
+// AuthRules are the rules as package adminauth takes them.
+func (a Admin) AuthRules() []adminauth.Rule {
+	var rules []adminauth.Rule
+	for _, r := range a.Rules {
+		rules = append(rules, adminauth.Rule{Role: r.Role, Paths: r.Paths, Methods: r.Methods})
+	}
+	return rules
 }
 
 // TPM says which TPMs are known.
@@ -249,8 +272,9 @@ func Default() Config {
 	return Config{
 		DataDir: "/var/lib/cloister/broker",
 		Server: Server{
-			Listen:          "127.0.0.1:8080",
-			TLSHosts:        []string{"localhost", "127.0.0.1", "10.0.2.2"},
+			Listen:     "127.0.0.1:8080",
+			TLSHosts:   []string{"localhost", "127.0.0.1", "10.0.2.2"},
+			TLSProfile: tlsprofile.Intermediate, TrustedProxies: []string{},
 			ShutdownTimeout: Duration(10 * time.Second),
 		},
 		Limits: Limits{RequestsPerSecond: 20, Burst: 400, Attestations: 64},
@@ -258,7 +282,7 @@ func Default() Config {
 			Backend: BackendBuiltin, SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
 		},
 		TrustedTokens: TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
-		Admin:         Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}},
+		Admin:         Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}, Certificates: adminauth.DefaultCertificateConfig()},
 		TPM:           TPM{EKRoots: []string{}},
 		NVIDIA:        NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
 		Collateral:    collateral.DefaultConfig(),
@@ -266,8 +290,9 @@ func Default() Config {
 			Lifetime: Duration(365 * 24 * time.Hour), SWID: extract.SWID{Roots: []string{}}, CoRIM: extract.CoRIM{Anchors: []string{}},
 			InToto: extract.InToto{Keys: []string{}, Names: map[string]string{}, Predicates: []string{}},
 		},
-		Records:   Records{MaxDecisions: 4096},
-		Database:  defaultDatabase(),
+		Records:  Records{MaxDecisions: 4096},
+		Database: defaultDatabase(),
+		Audit:    audit.DefaultConfig(), Telemetry: telemetry.DefaultConfig(), StorageKey: defaultStorageKey(),
 		Resources: defaultResources(),
 	}
 }
@@ -302,7 +327,7 @@ func Load(path string) (Config, error) {
 	for _, p := range []*string{
 		&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey, &c.CCA.TrustAnchors, &c.CCA.ReferenceValues, &c.SE.MeasurementKey,
 		&c.SE.HostKeyDocuments, &c.SE.Certificates, &c.SE.RootCA, &c.SE.CRLs, &c.SE.ImageHeader, &c.Hygon.Certificates, &c.NVIDIA.DPURoot,
-		&c.Collateral.CacheDir, &c.Collateral.PCCSCertificates, &c.Database.PasswordFile, &c.Database.CAFile, &c.Database.CertificateFile, &c.Database.KeyFile,
+		&c.Policies.Directory, &c.Telemetry.Certificates, &c.Telemetry.HeadersFile, &c.Collateral.CacheDir, &c.Collateral.PCCSCertificates, &c.Database.PasswordFile, &c.Database.CAFile, &c.Database.CertificateFile, &c.Database.KeyFile,
 		&c.Attestation.SigningKey, &c.Attestation.SigningCertificates, &c.Resources.Vault.TokenFile, &c.Resources.Directory.Dir,
 	} {
 		*p = under(base, *p)
@@ -310,7 +335,7 @@ func Load(path string) (Config, error) {
 	for _, p := range c.serviceFiles() {
 		*p = under(base, *p)
 	}
-	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.ReferenceValues.SWID.Roots,
+	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.Admin.Certificates.Authorities, c.Admin.Certificates.CRLs, c.StorageKey.OldFiles, c.ReferenceValues.SWID.Roots,
 		c.ReferenceValues.CoRIM.Anchors, c.ReferenceValues.InToto.Keys} {
 		for i := range list {
 			list[i] = under(base, list[i])
@@ -407,6 +432,19 @@ func (c Config) Validate() error {
 		}
 	}
 	c.Admin.validate(fault)
+	if err := tlsprofile.Validate(c.Server.TLSProfile); err != nil {
+		fault("server.%w", err)
+	}
+	if _, err := ratelimit.ParseProxies(c.Server.TrustedProxies); err != nil {
+		fault("server.trusted_proxies: %w", err)
+	}
+	if err := c.Audit.Validate(); err != nil {
+		fault("audit: %w", err)
+	}
+	if err := c.Telemetry.Validate(); err != nil {
+		fault("telemetry: %w", err)
+	}
+	c.validateStorageKey(fault)
 	c.Database.validate(fault)
 	c.validateServices(fault)
 	if c.Attestation.SigningKey == "" && c.Attestation.SigningCertificates != "" {
@@ -437,8 +475,11 @@ func (c Config) Validate() error {
 func (a Admin) validate(fault func(format string, args ...any)) {
 	switch a.Mode {
 	case AdminToken, AdminDenyAll, AdminInsecureAllowAll:
-		if len(a.IdentityProviders)+len(a.Rules) > 0 {
-			fault("admin.identity_providers and admin.rules have no effect with admin.mode = %q, want %q", a.Mode, AdminJWT)
+		if len(a.IdentityProviders) > 0 || len(a.Rules) > 0 && !a.Certificates.On() {
+			fault("admin.identity_providers and admin.rules have no effect with admin.mode = %q, want %q or admin.certificates", a.Mode, AdminJWT)
+		}
+		if a.Mode != AdminToken && a.Certificates.On() {
+			fault("admin.certificates have no effect with admin.mode = %q", a.Mode)
 		}
 	case AdminJWT:
 		if len(a.IdentityProviders) == 0 || len(a.Rules) == 0 {
@@ -446,6 +487,9 @@ func (a Admin) validate(fault func(format string, args ...any)) {
 		}
 	default:
 		fault("admin.mode is %q, want %q, %q, %q or %q", a.Mode, AdminToken, AdminJWT, AdminDenyAll, AdminInsecureAllowAll)
+	}
+	if err := a.Certificates.Validate(a.AuthRules()); err != nil {
+		fault("admin.certificates: %w", err)
 	}
 	for i, p := range a.IdentityProviders {
 		if (p.JWKSet == "") == (p.PublicKey == "") {
@@ -484,7 +528,7 @@ func (c Config) Insecure() []string {
 	if c.Database.InsecurePlaintext {
 		on = append(on, "database.insecure_plaintext: whoever is between broker and database reads and changes what is not sealed")
 	}
-	for _, switches := range [][]string{c.Resources.Insecure(), c.Plugins.Insecure(), c.insecureServices()} {
+	for _, switches := range [][]string{c.Resources.Insecure(), c.Plugins.Insecure(), c.insecureServices(), c.Telemetry.Insecure(), c.StorageKey.insecure()} {
 		on = append(on, switches...)
 	}
 	return on

@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"github.com/cloister/cloister/broker/resource/directory"
 	"github.com/cloister/cloister/broker/resource/gcp"
 	"github.com/cloister/cloister/broker/resource/mapping"
+	"github.com/cloister/cloister/broker/resource/pkcs11"
 	"github.com/cloister/cloister/broker/resource/vault"
 )
 
@@ -65,6 +68,7 @@ const (
 	AWS       = "aws"
 	Azure     = "azure"
 	GCP       = "gcp"
+	PKCS11    = "pkcs11"
 )
 
 // Config selects a back end; of the tables only that of the one in use counts.
@@ -76,6 +80,7 @@ type Config struct {
 	AWS       aws.Config       `toml:"aws"`
 	Azure     azure.Config     `toml:"azure"`
 	GCP       gcp.Config       `toml:"gcp"`
+	PKCS11    pkcs11.Config    `toml:"pkcs11"`
 }
 
 // DefaultConfig is the embedded store.
@@ -97,8 +102,12 @@ func (c Config) Validate() error {
 		err = c.Azure.Validate()
 	case GCP:
 		err = c.GCP.Validate()
+	case PKCS11:
+		if err = c.PKCS11.Validate(); err == nil && c.PKCS11.Module == "" {
+			err = errors.New("module is empty")
+		}
 	default:
-		return fmt.Errorf("backend is %.32q, want %s, %s, %s, %s, %s or %s", c.Backend, Embedded, Vault, Directory, AWS, Azure, GCP)
+		return fmt.Errorf("backend is %.32q, want %s, %s, %s, %s, %s, %s or %s", c.Backend, Embedded, Vault, Directory, AWS, Azure, GCP, PKCS11)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Backend, err)
@@ -122,7 +131,7 @@ func (c Config) Insecure() []string {
 }
 
 // Open makes the back end of a configuration; embedded makes the embedded store when it is the one.
-func Open(ctx context.Context, c Config, embedded func(resource.Config) (*resource.Store, error)) (Backend, error) {
+func Open(ctx context.Context, c Config, log *slog.Logger, embedded func(resource.Config) (*resource.Store, error)) (Backend, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -143,12 +152,22 @@ func Open(ctx context.Context, c Config, embedded func(resource.Config) (*resour
 		return azure.New(c.Azure, time.Now)
 	case GCP:
 		return gcp.New(c.GCP, time.Now)
+	case PKCS11:
+		return pkcs11.New(ctx, c.PKCS11, log)
 	}
 	return embedded(c.Embedded)
 }
 
 // Plugin serves a Backend.
 type Plugin struct{ backend Backend }
+
+// Close lets go of the back end.
+func (p *Plugin) Close() error {
+	if c, ok := p.backend.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
 
 // New makes a Plugin.
 func New(b Backend) *Plugin { return &Plugin{b} }
