@@ -25,6 +25,7 @@ import (
 	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/dryrun"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/resource"
@@ -149,10 +150,11 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 		return fmt.Errorf("reference_values: %w", err)
 	}
 	refs := refstore.New(b.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime), refstore.WithTrust(trust))
-	appraiser, err := appraise.New(ctx, attestationPolicies, refs, map[string]any{
+	settings := map[string]any{
 		"insecure_unknown_tpm":   b.cfg.TPM.InsecureUnknownTPM,
 		"insecure_no_revocation": b.cfg.SNP.InsecureNoRevocation,
-	})
+	}
+	appraiser, err := appraise.New(ctx, attestationPolicies, refs, settings)
 	if err != nil {
 		return err
 	}
@@ -181,6 +183,9 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 		Resources:           resource.NewStore(b.db, key),
 		AttestationPolicies: attestationPolicies, ResourcePolicies: resourcePolicies,
 		References: refs, Audit: b.audit, Decisions: decisions, Admins: admins,
+		Trials: &dryrun.Service{
+			Policies: attestationPolicies, Values: refs, Records: decisions, Verifiers: verifiers, Settings: settings,
+		},
 		Limits:      server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
 		TEEKeyPaths: b.cfg.TrustedTokens.ExtraTEEKeyPaths, Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: o.Version,
 	})

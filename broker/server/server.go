@@ -119,6 +119,7 @@ type Parts struct {
 	Audit               auditLog
 	Decisions           decisions
 	Admins              admins
+	Trials              trials
 	Limits              Limits
 	// TEEKeyPaths are more places, as JSON pointers, where tokens of other services carry the guest's key.
 	TEEKeyPaths []string
@@ -161,6 +162,7 @@ func New(p Parts) *Server {
 	mux.HandleFunc("GET /cloister/v1/resources", s.admin(kindAdmin, s.listResources))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))
+	mux.HandleFunc("POST /cloister/v1/appraisals/dry-run", s.admin(kindAdmin, s.dryRun))
 	mux.HandleFunc("GET /.well-known/jwks.json", s.keySet)
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.Handle("GET /metrics", s.metrics.handler())
