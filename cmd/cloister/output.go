@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 
 	"github.com/spf13/cobra"
 )
@@ -49,4 +50,13 @@ func sortedKeys[V any](m map[string]V) []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// printable is a text of others on one line, without what could steer a terminal.
+func printable(s string) string {
+	quoted := strconv.QuoteToGraphic(s)
+	if inner := quoted[1 : len(quoted)-1]; inner == s {
+		return s
+	}
+	return quoted
 }
