@@ -37,11 +37,35 @@ func advise(part string, f rego.Finding, records []refstore.Record, now time.Tim
 	case f.Reference != "":
 		a.Nearest = nearest(f.Got, a.Accepted)
 		a.Note = historyOf(f, records, now)
-		a.Do, a.Command = addCommand(f)
+		if a.Do, a.Command = addCommand(f); noInitdata(f) {
+			a.Note = "the guest was started without initdata: who approves that approves whatever its image then allows"
+			a.Do, a.Command = "start the guest with its initdata (`cloister run --initdata FILE`)", false
+		}
 	default:
 		a.Do = remedyOf(f.Claim)
 	}
 	return a
+}
+
+// adviseAll is the advice on findings; what several expressions say of one claim is said once.
+func adviseAll(part string, findings []rego.Finding, records []refstore.Record, now time.Time) []advice {
+	var out []advice
+	said := map[[2]string]bool{}
+	for _, f := range findings {
+		key := [2]string{f.Claim, f.Reference}
+		if f.Reference != "" && said[key] {
+			continue
+		}
+		said[key] = true
+		out = append(out, advise(part, f, records, now))
+	}
+	return out
+}
+
+// noInitdata tells whether the evidence says that there was no initdata: the field for its digest is empty.
+func noInitdata(f rego.Finding) bool {
+	var text string
+	return f.Claim == "init_data" && json.Unmarshal(f.Got, &text) == nil && strings.Trim(text, "0") == ""
 }
 
 // acceptedOf are the values that an expression would have accepted.

@@ -299,8 +299,8 @@ func (a *app) printResult(r *dryrun.Result, full bool) error {
 			fmt.Fprintln(a.stdout)
 			p.rows(rows)
 		}
-		for _, f := range part.Findings {
-			p.advice(advise(part.Name, f, nil, time.Now()))
+		for _, advice := range adviseAll(part.Name, part.Findings, nil, time.Now()) {
+			p.advice(advice)
 		}
 	}
 	for i, n := range r.Notes {

@@ -123,9 +123,7 @@ func explained(r *decision.Record, records []refstore.Record, notes []string, no
 		}
 		for _, p := range one.Parts {
 			evidence = append(evidence, p.Evidence)
-			for _, f := range p.Findings {
-				x.Advice = append(x.Advice, advise(p.Name, f, records, now))
-			}
+			x.Advice = append(x.Advice, adviseAll(p.Name, p.Findings, records, now)...)
 		}
 	}
 	if len(x.Advice) > 0 {

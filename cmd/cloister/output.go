@@ -6,6 +6,9 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 )
@@ -54,9 +57,9 @@ func sortedKeys[V any](m map[string]V) []string {
 
 // printable is a text of others on one line, without what could steer a terminal.
 func printable(s string) string {
-	quoted := strconv.QuoteToGraphic(s)
-	if inner := quoted[1 : len(quoted)-1]; inner == s {
+	odd := func(r rune) bool { return r == utf8.RuneError || !unicode.IsGraphic(r) }
+	if !strings.ContainsFunc(s, odd) {
 		return s
 	}
-	return quoted
+	return strconv.QuoteToGraphic(s)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,11 +22,15 @@ type page struct {
 
 // rows prints lines in columns.
 func (p page) rows(rows [][]string) {
-	w := tabwriter.NewWriter(p.w, 0, 4, 2, ' ', 0)
+	var out bytes.Buffer
+	w := tabwriter.NewWriter(&out, 0, 4, 2, ' ', 0)
 	for _, row := range rows {
-		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
 	w.Flush()
+	for line := range strings.Lines(out.String()) {
+		fmt.Fprintln(p.w, strings.TrimRight(line, " \n"))
+	}
 }
 
 func (p page) explanation(x *explanation) {
@@ -245,6 +250,11 @@ func (p page) text(s string) string {
 func (p page) value(raw json.RawMessage) string {
 	if raw == nil {
 		return "absent"
+	}
+	const most = 120
+	var prose string
+	if json.Unmarshal(raw, &prose) == nil && strings.Contains(prose, " ") && len(prose) <= most {
+		return printable(prose)
 	}
 	return shortValue(raw, p.full)
 }
