@@ -7,16 +7,20 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/cloister/cloister/broker/resource"
 )
 
+// plainResource has no part that a URL could change the meaning of; how many parts there are to be is the broker's business.
+var plainResource = regexp.MustCompile(`\A[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*\z`)
+
 // resourcePath turns "repository/type/tag" into a URL path.
 func resourcePath(path string) (string, error) {
-	if _, err := resource.ParsePath(resource.SplitPath(path)); err != nil {
-		return "", fmt.Errorf("resource path is %.128q: %w", path, err)
+	if !plainResource.MatchString(path) {
+		return "", fmt.Errorf("resource path is %.128q: %w", path, resource.ErrPath)
 	}
 	return "/kbs/v0/resource/" + path, nil
 }
