@@ -95,7 +95,7 @@ func TestList(t *testing.T) {
 		}
 		w.Write([]byte("]"))
 	})
-	list, err := c.ListResources(t.Context(), "")
+	list, err := c.Resources(t.Context(), "")
 	if err != nil || len(list) != n || list[n-1].Versions[0].Size != 4 {
 		t.Errorf("listed %+v, %v", list, err)
 	}
@@ -106,11 +106,11 @@ func TestList(t *testing.T) {
 		t.Error(err)
 	}
 	old := newClient(t, func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`["a/b/c","ab/b/c"]`)) })
-	if list, err := old.ListResources(t.Context(), "a"); err != nil || len(list) != 1 {
+	if list, err := old.Resources(t.Context(), "a"); err != nil || len(list) != 1 {
 		t.Errorf("of an older broker: %+v, %v", list, err)
 	}
 	same := newClient(t, func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`[{"path":"a/b/c"}]`)) })
-	if _, err := same.ListResources(t.Context(), ""); err == nil {
+	if _, err := same.Resources(t.Context(), ""); err == nil {
 		t.Error("the same for ever is a list")
 	}
 }

@@ -74,9 +74,19 @@ func (c *Client) DeleteResource(ctx context.Context, path string) error {
 	return nil
 }
 
-// ListResources tells paths, versions, sizes and times of the secrets below a prefix of whole path parts, in order; "" means all.
+// ListResources returns the paths of all secrets, in order.
+func (c *Client) ListResources(ctx context.Context) ([]string, error) {
+	list, err := c.Resources(ctx, "")
+	var paths []string
+	for _, r := range list {
+		paths = append(paths, r.Path)
+	}
+	return paths, err
+}
+
+// Resources tells paths, versions, sizes and times of the secrets below a prefix of whole path parts, in order; "" means all.
 // Values are not to be had.
-func (c *Client) ListResources(ctx context.Context, prefix string) ([]resource.Info, error) {
+func (c *Client) Resources(ctx context.Context, prefix string) ([]resource.Info, error) {
 	all := []resource.Info{}
 	for after := ""; ; {
 		query := url.Values{}
@@ -129,7 +139,7 @@ func (c *Client) Resource(ctx context.Context, path string) (*resource.Info, err
 	if _, err := resourcePath(path); err != nil {
 		return nil, err
 	}
-	list, err := c.ListResources(ctx, path)
+	list, err := c.Resources(ctx, path)
 	if err != nil {
 		return nil, err
 	}

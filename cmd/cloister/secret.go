@@ -156,7 +156,7 @@ func secretListCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list, err := client.ListResources(c.Context(), prefix)
+			list, err := client.Resources(c.Context(), prefix)
 			if err != nil {
 				return err
 			}
