@@ -86,9 +86,6 @@ func BuiltIn(_ context.Context, class string) (*rego.Policy, error) {
 	return rego.Compile(DefaultPolicy+"_"+class, text)
 }
 
-// Classes are those of devices that there is a policy for in a new broker.
-func Classes() []string { return slices.Clone(classes) }
-
 // rulesOf names the rules behind the trust claims, by the habit that a rule is named like its claim.
 func rulesOf(vector map[string]int) []string {
 	var names []string
