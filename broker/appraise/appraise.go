@@ -36,7 +36,7 @@ var defaults embed.FS
 // classes are those of devices that there is a default policy for.
 var classes = []string{"cpu", "gpu", "switch", "ppcie", "dcu", "nvidia-dpu"}
 
-// Classes are those of devices that there is a default policy for.
+// Classes are those of devices that a new store has a policy for.
 func Classes() []string { return slices.Clone(classes) }
 
 // Default is the text of the policy for a class that a new store starts with; a class that has none is an error.
