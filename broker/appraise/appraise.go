@@ -79,6 +79,10 @@ type Appraisal struct {
 	Extensions map[string]any
 	// Findings tell why the status is not affirming.
 	Findings []rego.Finding
+	// Checks tell of all rules behind the vector what they saw; only a Trial asks for them.
+	Checks []rego.Check
+	// Opaque are the trust claims that no rule of their name stands behind, so that Checks say nothing of them.
+	Opaque []string
 }
 
 // Submod is the appraisal as it stands in a token.
@@ -149,35 +153,43 @@ func (a *Appraiser) one(ctx context.Context, id, name string, e Evidence) (*Appr
 	if err != nil {
 		return nil, err
 	}
+	result, _, err := byPolicy(ctx, policy, id, name, e, a.refs, a.settings)
+	return result, err
+}
+
+// byPolicy appraises one device. The evaluation can be asked for more.
+func byPolicy(
+	ctx context.Context, policy *rego.Policy, chosen, name string, e Evidence, refs referenceValues, settings map[string]any,
+) (*Appraisal, *rego.Evaluation, error) {
 	annotated := annotate(e)
 	evaluation, err := policy.Begin(rego.Document{
-		Input: annotated, Data: map[string]any{"cloister": a.settings}, Lookup: a.refs.Lookup,
+		Input: annotated, Data: map[string]any{"cloister": settings}, Lookup: refs.Lookup,
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	result := &Appraisal{Name: name, Chosen: id, PolicyID: policy.ID(), Annotated: annotated}
+	result := &Appraisal{Name: name, Chosen: chosen, PolicyID: policy.ID(), Annotated: annotated}
 	value, defined, err := evaluation.Eval(ctx, "trust_claims")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if result.Vector, err = vector(value, defined); err != nil {
-		return nil, fmt.Errorf("policy %s: %w", policy.ID(), err)
+		return nil, nil, fmt.Errorf("policy %s: %w", policy.ID(), err)
 	}
 	value, defined, err = evaluation.Eval(ctx, "extensions")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if result.Extensions, err = extensions(value, defined); err != nil {
-		return nil, fmt.Errorf("policy %s: %w", policy.ID(), err)
+		return nil, nil, fmt.Errorf("policy %s: %w", policy.ID(), err)
 	}
 	result.Status = status(result.Vector)
 	if result.Status != StatusAffirming {
 		if result.Findings, err = evaluation.Explain(ctx, weak(result.Vector)...); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return result, nil
+	return result, evaluation, nil
 }
 
 // annotate builds the policy input out of claims (attestation-service.md section 8.1).
@@ -282,7 +294,7 @@ func weak(vector map[string]int) []string {
 	var names []string
 	for name, v := range vector {
 		if tier(v) > 1 {
-			names = append(names, strings.ReplaceAll(name, "-", "_"))
+			names = append(names, ruleOf(name))
 		}
 	}
 	sort.Strings(names)

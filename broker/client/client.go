@@ -15,25 +15,26 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"strings"
 	"time"
 
 	"github.com/cloister/cloister/broker/audit"
-	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/refstore"
-	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/server"
 	"github.com/cloister/cloister/wire/kbs"
 )
 
 // Config says which broker to talk to.
 type Config struct {
-	// URL is for example "https://127.0.0.1:8080".
+	// URL is for example "https://127.0.0.1:8080", or that of a tenant: "https://127.0.0.1:8080/ns/team-a".
 	URL string
 	// CertificateFile is a PEM file with the broker's certificate or its authority; empty means the system's authorities.
 	CertificateFile string
 	// AdminTokenFile holds the admin token; empty means that only open endpoints can be used.
 	AdminTokenFile string
+	// ClientCertificateFile and ClientKeyFile are PEM files of who asks, for brokers that know their admins by certificates.
+	ClientCertificateFile, ClientKeyFile string
 }
 
 const (
@@ -70,6 +71,15 @@ func New(c Config) (*Client, error) {
 	if base.Scheme != "https" && base.Scheme != "http" || base.Host == "" {
 		return nil, fmt.Errorf("broker URL is %q, want http(s)://host:port", c.URL)
 	}
+	if !plainBase(base) {
+		return nil, fmt.Errorf("broker URL of host %s has more than a plain path: want http(s)://host:port or http(s)://host:port/ns/TENANT", base.Host)
+	}
+	if (c.ClientCertificateFile == "") != (c.ClientKeyFile == "") {
+		return nil, errors.New("a client certificate needs its key, and the key its certificate")
+	}
+	if c.ClientCertificateFile != "" && base.Scheme != "https" {
+		return nil, fmt.Errorf("a client certificate is for https, the broker URL is %q", c.URL)
+	}
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second,
 		TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: false, Proxy: http.ProxyFromEnvironment,
@@ -84,7 +94,18 @@ func New(c Config) (*Client, error) {
 			return nil, fmt.Errorf("broker certificate file %s holds no certificate", c.CertificateFile)
 		}
 	}
-	cl := &Client{base: base, http: &http.Client{Transport: transport, Timeout: timeout}}
+	if c.ClientCertificateFile != "" {
+		pair, err := tls.LoadX509KeyPair(c.ClientCertificateFile, c.ClientKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading the client certificate: %w", err)
+		}
+		transport.TLSClientConfig.Certificates = []tls.Certificate{pair}
+	}
+	cl := &Client{base: base, http: &http.Client{
+		Transport: transport, Timeout: timeout,
+		// A broker sends nobody elsewhere, and a secret must not be sent on to where an answer says.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
 	if c.AdminTokenFile != "" {
 		text, err := os.ReadFile(c.AdminTokenFile)
 		if err != nil {
@@ -95,9 +116,15 @@ func New(c Config) (*Client, error) {
 	return cl, nil
 }
 
+// plainBase tells whether a URL has nothing but a path that no two readers read differently.
+func plainBase(u *url.URL) bool {
+	p := strings.TrimSuffix(u.Path, "/")
+	return u.User == nil && u.RawQuery == "" && u.Fragment == "" && u.RawPath == "" && (p == "" || path.Clean(p) == p)
+}
+
 // call sends a request and returns the body of a 200 answer.
-func (c *Client) call(ctx context.Context, method, path, query string, body []byte) ([]byte, error) {
-	u := c.base.JoinPath(path)
+func (c *Client) call(ctx context.Context, method, endpoint, query string, body []byte) ([]byte, error) {
+	u := c.base.JoinPath(endpoint)
 	u.RawQuery = query
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
 	if err != nil {
@@ -142,56 +169,6 @@ func (c *Client) get(ctx context.Context, path, query string, into any) error {
 	return nil
 }
 
-// resourcePath turns "repository/type/tag" into a URL path.
-func resourcePath(path string) (string, error) {
-	if path == "" || strings.ContainsAny(path, "?#%\\ ") {
-		return "", fmt.Errorf("resource path is %q, want <repository>/<type>/<tag>", path)
-	}
-	return "/kbs/v0/resource/" + path, nil
-}
-
-// PutResource stores or overwrites a secret at "repository/type/tag".
-func (c *Client) PutResource(ctx context.Context, path string, secret []byte) error {
-	p, err := resourcePath(path)
-	if err != nil {
-		return err
-	}
-	if _, err := c.call(ctx, http.MethodPost, p, "", secret); err != nil {
-		return fmt.Errorf("putting resource %s: %w", path, err)
-	}
-	return nil
-}
-
-// DeleteResource removes a secret.
-func (c *Client) DeleteResource(ctx context.Context, path string) error {
-	p, err := resourcePath(path)
-	if err != nil {
-		return err
-	}
-	if _, err := c.call(ctx, http.MethodDelete, p, "", nil); err != nil {
-		return fmt.Errorf("deleting resource %s: %w", path, err)
-	}
-	return nil
-}
-
-// ListResources returns the paths of all secrets, in order.
-func (c *Client) ListResources(ctx context.Context) ([]string, error) {
-	var paths []string
-	for after := ""; ; {
-		var page []resource.Info
-		if err := c.get(ctx, "/cloister/v1/resources", url.Values{"after": {after}}.Encode(), &page); err != nil {
-			return nil, fmt.Errorf("listing resources: %w", err)
-		}
-		for _, r := range page {
-			paths = append(paths, r.Path)
-		}
-		if len(page) == 0 {
-			return paths, nil
-		}
-		after = paths[len(paths)-1]
-	}
-}
-
 // SetAttestationPolicy sets the policy of a device class, for example "default_cpu".
 func (c *Client) SetAttestationPolicy(ctx context.Context, id, text string) error {
 	err := c.post(ctx, "/kbs/v0/attestation-policy", map[string]string{
@@ -216,21 +193,22 @@ func (c *Client) SetResourcePolicy(ctx context.Context, text string) error {
 
 // RegisterReferenceValues registers values by name, all or none. They take the place of what the names had.
 func (c *Client) RegisterReferenceValues(ctx context.Context, values map[string]any) error {
-	return c.sendReferenceValues(ctx, values, refstore.Message{})
+	return c.SendReferenceValues(ctx, values, refstore.Message{})
 }
 
 // AddReferenceValues registers values beside those that the names have. The group, which may be empty, labels them.
 func (c *Client) AddReferenceValues(ctx context.Context, group string, values map[string]any) error {
-	return c.sendReferenceValues(ctx, values, refstore.Message{Group: group, Mode: refstore.ModeAdd})
+	return c.SendReferenceValues(ctx, values, refstore.Message{Group: group, Mode: refstore.ModeAdd})
 }
 
 // KeepReferenceValues lets values end that are not named. Those that are keep their expiry.
 func (c *Client) KeepReferenceValues(ctx context.Context, values map[string]any) error {
 	renew := false
-	return c.sendReferenceValues(ctx, values, refstore.Message{Renew: &renew})
+	return c.SendReferenceValues(ctx, values, refstore.Message{Renew: &renew})
 }
 
-func (c *Client) sendReferenceValues(ctx context.Context, values map[string]any, m refstore.Message) error {
+// SendReferenceValues registers values by name as the other members of a message say.
+func (c *Client) SendReferenceValues(ctx context.Context, values map[string]any, m refstore.Message) error {
 	payload, err := json.Marshal(values)
 	if err != nil {
 		return fmt.Errorf("encoding reference values: %w", err)
@@ -307,18 +285,6 @@ func (c *Client) Audit(ctx context.Context, since uint64) ([]audit.Entry, error)
 		}
 		since = last
 	}
-}
-
-// Explain returns the verdict on a request and its grounds. The id is the one that every denial names.
-func (c *Client) Explain(ctx context.Context, id string) (*decision.Record, error) {
-	if !decision.ValidID(id) {
-		return nil, fmt.Errorf("request id is %q, want 32 hex digits", id)
-	}
-	var rec decision.Record
-	if err := c.get(ctx, "/cloister/v1/attestations/"+id, "", &rec); err != nil {
-		return nil, fmt.Errorf("asking about request %s: %w", id, err)
-	}
-	return &rec, nil
 }
 
 func (c *Client) post(ctx context.Context, path string, message any) error {

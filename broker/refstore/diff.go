@@ -3,8 +3,11 @@ package refstore
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"sort"
 	"time"
+
+	"github.com/cloister/cloister/broker/store"
 )
 
 // Change is one value that a registration changes: an element of a list, or a value that is no list.
@@ -77,3 +80,35 @@ func compare(old, next *Record) (added, removed, changed []Change, err error) {
 	}
 	return added, removed, changed, nil
 }
+
+// Compare is Diff against records that List told of elsewhere. The expiry of what is new is that of DefaultLifetime.
+func Compare(ctx context.Context, records []Record, message []byte, now time.Time) (added, removed, changed []Change, err error) {
+	s := New(snapshot(records), func() time.Time { return now }, 0)
+	return s.Diff(ctx, message)
+}
+
+// snapshot is a backend of records that are only read.
+type snapshot []Record
+
+var errSnapshot = errors.New("records to compare with are not a store")
+
+// Get is part of backend.
+func (s snapshot) Get(_ context.Context, _, key string) ([]byte, error) {
+	for i := range s {
+		if s[i].Name == key {
+			return encodeRecord(key, &s[i])
+		}
+	}
+	return nil, store.ErrNotFound
+}
+
+// Load is part of backend.
+func (snapshot) Load(context.Context, string, string) (store.Entry, error) {
+	return store.Entry{}, errSnapshot
+}
+
+// Swap is part of backend.
+func (snapshot) Swap(context.Context, string, map[string]store.Change) error { return errSnapshot }
+
+// Each is part of backend.
+func (snapshot) Each(context.Context, string, func(string, []byte) error) error { return errSnapshot }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/cloister/cloister/broker/store"
@@ -18,35 +19,29 @@ func (s *Store) Remove(ctx context.Context, name string, value json.RawMessage) 
 	if err := checkJSON(value); err != nil {
 		return fmt.Errorf("value to remove from %q: %w", name, err)
 	}
-	unlock, err := s.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	r, err := s.stored(ctx, name)
-	if err != nil {
-		return err
-	}
-	if r == nil {
-		return store.ErrNotFound
-	}
-	out := *r
-	out.Elements = nil
-	for _, e := range r.Elements {
-		if !sameJSON(e.Value, value) {
-			out.Elements = append(out.Elements, e)
+	return s.update(ctx, func(load func(string) (*Record, error)) (map[string]*Record, error) {
+		r, err := load(name)
+		if err != nil {
+			return nil, err
 		}
-	}
-	switch len(out.Elements) {
-	case len(r.Elements):
-		return store.ErrNotFound
-	case 0:
-		return s.write(ctx, map[string]*Record{name: nil})
-	}
-	if err := out.seal(); err != nil {
-		return err
-	}
-	return s.write(ctx, map[string]*Record{name: &out})
+		if r == nil {
+			return nil, store.ErrNotFound
+		}
+		out := *r
+		out.Elements = nil
+		for _, e := range r.Elements {
+			if !sameJSON(e.Value, value) {
+				out.Elements = append(out.Elements, e)
+			}
+		}
+		switch len(out.Elements) {
+		case len(r.Elements):
+			return nil, store.ErrNotFound
+		case 0:
+			return map[string]*Record{name: nil}, nil
+		}
+		return map[string]*Record{name: &out}, out.seal()
+	})
 }
 
 // ListGroup returns a group's values in name order, each with the elements and approvals of the group alone, expired ones
@@ -94,30 +89,47 @@ func (s *Store) DeleteGroup(ctx context.Context, group string) ([]string, error)
 	if err := checkGroup(group); err != nil {
 		return nil, err
 	}
-	unlock, err := s.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	batch, names := map[string]*Record{}, []string{}
-	err = s.each(ctx, func(r *Record) error {
-		mine := false
-		rest, err := r.filter(func(a Approval) bool {
-			mine = mine || a.Group == group
-			return a.Group != group
+	var names []string
+	err := s.update(ctx, func(load func(string) (*Record, error)) (map[string]*Record, error) {
+		var members []string
+		err := s.each(ctx, func(r *Record) error {
+			if r.of(group) {
+				members = append(members, r.Name)
+			}
+			return nil
 		})
-		if err == nil && mine {
-			batch[r.Name], names = rest, append(names, r.Name)
+		if err != nil {
+			return nil, err
 		}
-		return err
+		batch := map[string]*Record{}
+		names = names[:0]
+		for _, name := range members {
+			r, err := load(name)
+			if err != nil {
+				return nil, err
+			}
+			if r == nil || !r.of(group) {
+				continue // somebody else has just done it
+			}
+			if batch[name], err = r.filter(func(a Approval) bool { return a.Group != group }); err != nil {
+				return nil, err
+			}
+			names = append(names, name)
+		}
+		if len(names) == 0 {
+			return nil, store.ErrNotFound
+		}
+		return batch, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if len(names) == 0 {
-		return nil, store.ErrNotFound
-	}
-	return names, s.write(ctx, batch)
+	return names, nil
+}
+
+// of tells whether a record has approvals of a group.
+func (r *Record) of(group string) bool {
+	return slices.ContainsFunc(r.Elements, func(e Element) bool { return e.of(group) >= 0 })
 }
 
 // each calls fn for all records in name order, expired ones too.

@@ -284,7 +284,7 @@ func TestDiff(t *testing.T) {
 func TestOldRecords(t *testing.T) {
 	w := newWorld(t)
 	put := func(name, record string) {
-		if err := w.db.Put(t.Context(), store.ReferenceValues, map[string][]byte{name: []byte(record)}); err != nil {
+		if err := w.db.(*store.Bolt).Put(t.Context(), store.ReferenceValues, map[string][]byte{name: []byte(record)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -318,29 +318,19 @@ func TestOldRecords(t *testing.T) {
 	}
 }
 
-// lame fails to clear removed records away, as a broker does that is killed at that moment.
-type lame struct{ backend }
-
-var errLame = errors.New("killed")
-
-func (lame) Delete(context.Context, string, string) error { return errLame }
-
+// TestRemovedStaysRemoved reads what an older broker left of a value when it was killed before it had cleared it away.
 func TestRemovedStaysRemoved(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	w.register(Message{Group: "g"}, `{"x":["a"],"y":1}`)
-	db := w.db
-	w.db = lame{db}
-	if _, err := w.DeleteGroup(ctx, "g"); !errors.Is(err, errLame) {
+	mark := []byte(`{"version":"0.1.0","name":"y","value":[],"removed":true}`)
+	if err := w.db.(*store.Bolt).Put(ctx, store.ReferenceValues, map[string][]byte{"y": mark}); err != nil {
 		t.Fatal(err)
 	}
-	w.is("x", "")
 	w.is("y", "")
 	if list, err := w.List(ctx); err != nil || len(list) != 0 {
 		t.Errorf("left is %+v, %v", list, err)
 	}
-	w.db = db
-	if err := w.Delete(ctx, "x"); !errors.Is(err, store.ErrNotFound) {
+	if err := w.Delete(ctx, "y"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("deleting it again: %v", err)
 	}
 	if err := w.Remove(ctx, "y", json.RawMessage("1")); !errors.Is(err, store.ErrNotFound) {
@@ -354,29 +344,63 @@ func TestRemovedStaysRemoved(t *testing.T) {
 	w.is("y", "")
 }
 
-func TestExclusive(t *testing.T) {
+// faster is a backend that another broker writes to whenever this one is about to.
+type faster struct {
+	backend
+	other func()
+}
+
+func (f *faster) Swap(ctx context.Context, ns string, changes map[string]store.Change) error {
+	if other := f.other; other != nil {
+		f.other = nil
+		other()
+	}
+	return f.backend.Swap(ctx, ns, changes)
+}
+
+// TestOtherBroker lets another broker change what this one has just read: nothing of either is lost.
+func TestOtherBroker(t *testing.T) {
+	ctx := t.Context()
+	for name, tc := range map[string]struct {
+		here func(w *world) error
+		want string
+	}{
+		"register": {func(w *world) error {
+			w.register(Message{Mode: ModeAdd, Group: "g"}, `{"x":["c"],"y":["c"]}`)
+			return nil
+		}, `["a","b","c"]`},
+		"remove": {func(w *world) error { return w.Remove(ctx, "x", json.RawMessage(`"a"`)) }, `["b"]`},
+		"group":  {func(w *world) error { _, err := w.DeleteGroup(ctx, "old"); return err }, `["b"]`},
+		"delete": {func(w *world) error { return w.Delete(ctx, "x") }, ``},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.register(Message{Group: "old"}, `{"x":["a"]}`)
+			db := w.db
+			there := New(db, w.Store.now, 0)
+			w.db = &faster{db, func() {
+				if _, err := there.Register(ctx, compose(t, Message{Mode: ModeAdd, Group: "new"}, `{"x":["b"]}`), "admin"); err != nil {
+					t.Error(err)
+				}
+			}}
+			if err := tc.here(w); err != nil {
+				t.Error(err)
+			}
+			w.is("x", tc.want)
+		})
+	}
 	w := newWorld(t)
-	held, calls := 0, 0
-	WithExclusive(func(context.Context) (func(), error) {
-		held, calls = held+1, calls+1
-		return func() { held-- }, nil
-	})(w.Store)
-	w.register(Message{Group: "g"}, `{"x":["a","b"]}`)
-	if err := w.Remove(t.Context(), "x", json.RawMessage(`"a"`)); err != nil {
-		t.Error(err)
-	}
-	if _, err := w.DeleteGroup(t.Context(), "g"); err != nil {
-		t.Error(err)
-	}
-	if held != 0 || calls != 3 {
-		t.Errorf("locked %d times, %d not released", calls, held)
-	}
-	WithExclusive(func(context.Context) (func(), error) { return nil, errLame })(w.Store)
-	w.refuse(Message{}, `{"x":1}`, "killed")
+	w.db = always{w.db}
+	w.refuse(Message{}, `{"x":1}`, "other brokers keep changing them")
 	if !w.writing.TryLock() {
 		t.Error("the store stays locked")
 	}
 }
+
+// always is a backend whose values are never what they were.
+type always struct{ backend }
+
+func (always) Swap(context.Context, string, map[string]store.Change) error { return store.ErrChanged }
 
 func TestConcurrentAdding(t *testing.T) {
 	w := newWorld(t)

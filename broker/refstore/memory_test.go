@@ -19,13 +19,19 @@ func (m memory) Get(_ context.Context, _, key string) ([]byte, error) {
 	return v, nil
 }
 
-func (m memory) Put(_ context.Context, _ string, values map[string][]byte) error {
-	maps.Copy(m, values)
-	return nil
+func (m memory) Load(ctx context.Context, ns, key string) (store.Entry, error) {
+	v, err := m.Get(ctx, ns, key)
+	return store.Entry{Value: v}, err
 }
 
-func (m memory) Delete(_ context.Context, _, key string) error {
-	delete(m, key)
+func (m memory) Swap(_ context.Context, _ string, changes map[string]store.Change) error {
+	for key, c := range changes {
+		if c.Value == nil {
+			delete(m, key)
+		} else {
+			m[key] = c.Value
+		}
+	}
 	return nil
 }
 

@@ -67,7 +67,7 @@ func (r *Record) List() bool { return len(r.Value) > 0 && r.Value[0] == '[' }
 // stored is a record in the store.
 type stored struct {
 	Record
-	// Removed marks a record that is gone and only not yet cleared away.
+	// Removed marks a record that an older broker removed and did not get to clear away.
 	Removed bool `json:"removed,omitempty"`
 }
 
@@ -107,11 +107,7 @@ func decode(name string, raw []byte) (*Record, error) {
 }
 
 func encodeRecord(name string, r *Record) ([]byte, error) {
-	s := stored{Removed: true, Record: Record{Version: MessageVersion, Name: name, Value: json.RawMessage("[]")}}
-	if r != nil {
-		s = stored{Record: *r}
-	}
-	raw, err := json.Marshal(s)
+	raw, err := json.Marshal(stored{Record: *r})
 	if err != nil {
 		return nil, fmt.Errorf("encoding reference value %q: %w", name, err)
 	}

@@ -22,7 +22,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -46,8 +45,8 @@ func LoadTrust(c Config) (*Trust, error) { return extract.Load(c) }
 
 type backend interface {
 	Get(ctx context.Context, ns, key string) ([]byte, error)
-	Put(ctx context.Context, ns string, values map[string][]byte) error
-	Delete(ctx context.Context, ns, key string) error
+	Load(ctx context.Context, ns, key string) (store.Entry, error)
+	Swap(ctx context.Context, ns string, changes map[string]store.Change) error
 	Each(ctx context.Context, ns string, fn func(key string, value []byte) error) error
 }
 
@@ -57,9 +56,8 @@ type Store struct {
 	now      func() time.Time
 	lifetime time.Duration
 	trust    atomic.Pointer[Trust]
-	// writing is held from reading a record to writing it; exclusive does the same over all brokers of one backend.
-	writing   sync.Mutex
-	exclusive func(ctx context.Context) (release func(), err error)
+	// writing lets one caller of this broker change records at a time; other brokers of the backend are told by versions.
+	writing sync.Mutex
 }
 
 // Option is something that a Store may have.
@@ -67,12 +65,6 @@ type Option func(*Store)
 
 // WithTrust gives the extractors their trust anchors.
 func WithTrust(t *Trust) Option { return func(s *Store) { s.trust.Store(t) } }
-
-// WithExclusive gives a lock to hold while records are changed, for a backend that several brokers write to. Without it, two
-// brokers that change one name at the same moment may lose the change of one.
-func WithExclusive(lock func(ctx context.Context) (release func(), err error)) Option {
-	return func(s *Store) { s.exclusive = lock }
-}
 
 // New makes a Store; a lifetime of zero means DefaultLifetime.
 func New(db backend, now func() time.Time, lifetime time.Duration, options ...Option) *Store {
@@ -89,19 +81,6 @@ func New(db backend, now func() time.Time, lifetime time.Duration, options ...Op
 // SetTrust changes the trust anchors of the extractors, for messages from now on.
 func (s *Store) SetTrust(t *Trust) { s.trust.Store(t) }
 
-func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	s.writing.Lock()
-	if s.exclusive == nil {
-		return s.writing.Unlock, nil
-	}
-	release, err := s.exclusive(ctx)
-	if err != nil {
-		s.writing.Unlock()
-		return nil, fmt.Errorf("locking reference values: %w", err)
-	}
-	return func() { release(); s.writing.Unlock() }, nil
-}
-
 // Register stores the values of a message, all or none, and returns their names. by is the administrator who sends it; what
 // nobody signed is taken from an administrator only.
 func (s *Store) Register(ctx context.Context, message []byte, by string) ([]string, error) {
@@ -109,28 +88,36 @@ func (s *Store) Register(ctx context.Context, message []byte, by string) ([]stri
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := s.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	batch := make(map[string]*Record, len(in))
 	names := make([]string, 0, len(in))
 	for _, r := range in {
-		old, err := s.live(ctx, r.name)
-		if err != nil {
-			return nil, err
-		}
-		if batch[r.name], err = merge(old, r); err != nil {
-			return nil, err
-		}
 		names = append(names, r.name)
 	}
 	sort.Strings(names)
-	if err := s.write(ctx, batch); err != nil {
+	err = s.update(ctx, func(load func(string) (*Record, error)) (map[string]*Record, error) {
+		batch := make(map[string]*Record, len(in))
+		for _, r := range in {
+			old, err := s.holds(load(r.name))
+			if err != nil {
+				return nil, err
+			}
+			if batch[r.name], err = merge(old, r); err != nil {
+				return nil, err
+			}
+		}
+		return batch, nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	return names, nil
+}
+
+// holds returns what is unexpired of a record that was read.
+func (s *Store) holds(r *Record, err error) (*Record, error) {
+	if err != nil || r == nil {
+		return nil, err
+	}
+	return r.at(s.now())
 }
 
 // Lookup returns an unexpired value, or nil when there is none. Of an array only the unexpired elements are returned.
@@ -166,11 +153,7 @@ func (s *Store) live(ctx context.Context, name string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := decode(name, raw)
-	if err != nil || r == nil {
-		return nil, err
-	}
-	return r.at(s.now())
+	return s.holds(decode(name, raw))
 }
 
 // List returns all records in name order, expired ones too. Of a record that is not expired as a whole, expired elements are
@@ -200,52 +183,11 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	unlock, err := s.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	r, err := s.stored(ctx, name)
-	if err != nil {
-		return err
-	}
-	err = s.db.Delete(ctx, store.ReferenceValues, name)
-	if r == nil && err == nil {
-		err = store.ErrNotFound // what was left of an earlier removal
-	}
-	return err
-}
-
-// stored returns a record as it is stored, expired or not; nil for one that was removed.
-func (s *Store) stored(ctx context.Context, name string) (*Record, error) {
-	raw, err := s.db.Get(ctx, store.ReferenceValues, name)
-	if err != nil {
-		return nil, err
-	}
-	return decode(name, raw)
-}
-
-// write stores records, all or none; nil ones are removed. The backend writes several values at once but removes one at a
-// time, so that removed records are first overwritten by a mark, which counts as nothing, and then cleared away.
-func (s *Store) write(ctx context.Context, records map[string]*Record) error {
-	batch := make(map[string][]byte, len(records))
-	for name, r := range records {
-		raw, err := encodeRecord(name, r)
-		if err != nil {
-			return err
+	return s.update(ctx, func(load func(string) (*Record, error)) (map[string]*Record, error) {
+		r, err := load(name)
+		if err == nil && r == nil {
+			err = store.ErrNotFound
 		}
-		batch[name] = raw
-	}
-	if err := s.db.Put(ctx, store.ReferenceValues, batch); err != nil {
-		return fmt.Errorf("storing reference values: %w", err)
-	}
-	for name, r := range records {
-		if r != nil {
-			continue
-		}
-		if err := s.db.Delete(ctx, store.ReferenceValues, name); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return fmt.Errorf("clearing reference value %q away, which is removed: %w", name, err)
-		}
-	}
-	return nil
+		return map[string]*Record{name: nil}, err
+	})
 }

@@ -124,6 +124,7 @@ type Parts struct {
 	// Tenants is nil for the server of a tenant, which has none.
 	Tenants     Tenants
 	SigningKeys SigningKeys
+	Trials      trials
 	Metrics     *Metrics
 	Limits      Limits
 	// TEEKeyPaths are more places, as JSON pointers, where tokens of other services carry the guest's key.
@@ -168,6 +169,7 @@ func New(p Parts) *Server {
 	mux.HandleFunc("POST /cloister/v1/keys/token/rotate", s.admin(kindAdmin, s.rotateSigningKey))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))
+	mux.HandleFunc("POST /cloister/v1/appraisals/dry-run", s.admin(kindAdmin, s.dryRun))
 	mux.HandleFunc("GET "+token.KeySetPath, s.keySet)
 	mux.Handle("GET "+token.DiscoveryPath, token.OIDC(""))
 	if p.Tenants != nil {

@@ -130,6 +130,27 @@ func (s *Scoped) CompareAndSwap(ctx context.Context, ns, key string, version int
 	return s.whole.CompareAndSwap(ctx, s.ns(ns), key, version, value, limit)
 }
 
+// Swap is part of Store.
+func (s *Scoped) Swap(ctx context.Context, ns string, changes map[string]Change) error {
+	if s.limit(ns) != (Limit{}) {
+		entries, bytes := 0, int64(0)
+		for key, c := range changes {
+			old, err := s.whole.Get(ctx, s.ns(ns), key)
+			switch {
+			case c.Value == nil:
+				entries--
+			case err != nil:
+				entries++
+			}
+			bytes += int64(len(c.Value) - len(old))
+		}
+		if err := s.room(ctx, ns, entries, bytes); err != nil {
+			return err
+		}
+	}
+	return s.whole.Swap(ctx, s.ns(ns), changes)
+}
+
 // DeleteExpired is part of Store.
 func (s *Scoped) DeleteExpired(ctx context.Context, ns string) (int, error) {
 	return s.whole.DeleteExpired(ctx, s.ns(ns))

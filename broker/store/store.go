@@ -45,7 +45,7 @@ var (
 	ErrExpired = fmt.Errorf("%w: its time is over", ErrNotFound)
 	// ErrExists is returned by Create for a key that has a value.
 	ErrExists = errors.New("exists already")
-	// ErrChanged is returned by CompareAndSwap for a value that is not the one the caller has read.
+	// ErrChanged is returned by CompareAndSwap and Swap for a value that is not the one the caller has read.
 	ErrChanged = errors.New("was changed by somebody else")
 	// ErrFull is returned for a write that would pass a Limit.
 	ErrFull = errors.New("the store is full")
@@ -114,6 +114,9 @@ type Store interface {
 	// ErrChanged or ErrFull. Its expiry stays. Of concurrent calls for one version exactly one succeeds. Only the bytes
 	// of limit count; concurrent calls may pass them by what they write at the same moment.
 	CompareAndSwap(ctx context.Context, ns, key string, version int64, value []byte, limit Limit) (int64, error)
+	// Swap makes all of several changes of a namespace, or none: when one key is not what its change says it is, it returns
+	// ErrChanged. An expiry that a value had is gone.
+	Swap(ctx context.Context, ns string, changes map[string]Change) error
 	// DeleteExpired removes what has expired in a namespace and returns how many values that were.
 	DeleteExpired(ctx context.Context, ns string) (int, error)
 	// Usage is what a namespace takes.

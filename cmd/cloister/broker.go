@@ -18,8 +18,9 @@ import (
 
 // brokerFlags say which broker to talk to; they are the same for every command that does.
 type brokerFlags struct {
-	url, cert, token string
-	dir              string
+	url, cert, token      string
+	clientCert, clientKey string
+	dir                   string
 }
 
 // Environment variables that stand in for the flags.
@@ -28,18 +29,26 @@ const (
 	envCert  = "CLOISTER_KBS_CERT"
 	envToken = "CLOISTER_ADMIN_TOKEN_FILE"
 	envDir   = "CLOISTER_BROKER_DIR"
+
+	envClientCert = "CLOISTER_CLIENT_CERT"
+	envClientKey  = "CLOISTER_CLIENT_KEY"
 )
 
 func (f *brokerFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.url, "kbs", os.Getenv(envKBS), "URL of the broker (env "+envKBS+")")
+	c.Flags().StringVar(&f.url, "kbs", os.Getenv(envKBS), "URL of the broker, or of a tenant: https://HOST:PORT/ns/TENANT (env "+envKBS+")")
 	c.Flags().StringVar(&f.cert, "kbs-cert", os.Getenv(envCert), "PEM file with the broker's certificate (env "+envCert+")")
 	c.Flags().StringVar(&f.token, "admin-token", os.Getenv(envToken), "file with the broker's admin token (env "+envToken+")")
-	c.Flags().StringVar(&f.dir, "broker-dir", os.Getenv(envDir), "data folder of a broker on this machine, instead of the three above (env "+envDir+")")
+	c.Flags().StringVar(&f.clientCert, "client-cert", os.Getenv(envClientCert), "PEM file with your certificate, for a broker that knows its admins by theirs (env "+envClientCert+")")
+	c.Flags().StringVar(&f.clientKey, "client-key", os.Getenv(envClientKey), "PEM file with the key of --client-cert (env "+envClientKey+")")
+	c.Flags().StringVar(&f.dir, "broker-dir", os.Getenv(envDir), "data folder of a broker on this machine, instead of URL, certificate and token (env "+envDir+")")
 }
 
 // resolve fills in what a local broker's data folder says.
 func (f *brokerFlags) resolve() (client.Config, error) {
-	c := client.Config{URL: f.url, CertificateFile: f.cert, AdminTokenFile: f.token}
+	c := client.Config{
+		URL: f.url, CertificateFile: f.cert, AdminTokenFile: f.token,
+		ClientCertificateFile: f.clientCert, ClientKeyFile: f.clientKey,
+	}
 	if f.dir != "" {
 		if c.URL == "" {
 			text, err := os.ReadFile(filepath.Join(f.dir, "url"))
@@ -49,7 +58,9 @@ func (f *brokerFlags) resolve() (client.Config, error) {
 			c.URL = strings.TrimSpace(string(text))
 		}
 		setIfEmpty(&c.CertificateFile, filepath.Join(f.dir, "tls.crt"))
-		setIfEmpty(&c.AdminTokenFile, filepath.Join(f.dir, "admin-token"))
+		if c.ClientCertificateFile == "" {
+			setIfEmpty(&c.AdminTokenFile, filepath.Join(f.dir, "admin-token"))
+		}
 		if strings.HasPrefix(c.URL, "http://") {
 			c.CertificateFile = ""
 		}
@@ -74,10 +85,13 @@ func (f *brokerFlags) client() (*client.Client, error) {
 	return client.New(c)
 }
 
+// named tells whether a broker was named at all.
+func (f *brokerFlags) named() bool { return f.url != "" || f.dir != "" }
+
 // guestView is what a guest is told of the broker: the URL it reaches it by, and the certificate to insist on. No
 // broker at all is possible: then the pod has no secrets.
 func (f *brokerFlags) guestView(guestURL string) (url, certPEM string, err error) {
-	if guestURL == "" && f.url == "" && f.dir == "" {
+	if guestURL == "" && !f.named() {
 		return "", "", nil
 	}
 	c, err := f.resolve()
@@ -95,92 +109,6 @@ func (f *brokerFlags) guestView(guestURL string) (url, certPEM string, err error
 		return "", "", fmt.Errorf("reading the broker's certificate: %w", err)
 	}
 	return guestURL, string(text), nil
-}
-
-func secretCmd(a *app) *cobra.Command {
-	var allowEmpty bool
-	put := &cobra.Command{
-		Use: "put URI FILE", Short: "Put the bytes of FILE into the broker as kbs:///repository/type/tag", Args: exactly(2),
-		RunE: func(c *cobra.Command, args []string) error {
-			path, err := resourcePath(args[0])
-			if err != nil {
-				return err
-			}
-			secret, err := os.ReadFile(args[1])
-			if err != nil {
-				return fmt.Errorf("reading the secret: %w", err)
-			}
-			if len(secret) == 0 && !allowEmpty {
-				return hint(fmt.Errorf("the secret in %s has 0 bytes", args[1]), "if that is meant: --allow-empty")
-			}
-			client, err := a.broker.client()
-			if err != nil {
-				return err
-			}
-			if err := client.PutResource(c.Context(), path, secret); err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(map[string]any{"resource": "kbs:///" + path, "bytes": len(secret)})
-			}
-			fmt.Fprintf(a.stdout, "kbs:///%s: %d bytes\n", path, len(secret))
-			return nil
-		},
-	}
-	rm := &cobra.Command{
-		Use: "rm URI", Short: "Remove a secret from the broker", Args: exactly(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			path, err := resourcePath(args[0])
-			if err != nil {
-				return err
-			}
-			client, err := a.broker.client()
-			if err != nil {
-				return err
-			}
-			if err := client.DeleteResource(c.Context(), path); err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(map[string]any{"resource": "kbs:///" + path, "removed": true})
-			}
-			fmt.Fprintf(a.stdout, "kbs:///%s: removed\n", path)
-			return nil
-		},
-	}
-	list := &cobra.Command{
-		Use: "list", Short: "List the names of the secrets of the broker", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := a.broker.client()
-			if err != nil {
-				return err
-			}
-			paths, err := client.ListResources(c.Context())
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(paths)
-			}
-			for _, p := range paths {
-				fmt.Fprintf(a.stdout, "kbs:///%s\n", p)
-			}
-			return nil
-		},
-	}
-	put.Flags().BoolVar(&allowEmpty, "allow-empty", false, "also put a file of 0 bytes")
-	a.broker.add(put)
-	a.broker.add(rm)
-	a.broker.add(list)
-	return group("secret", "Put secrets into the broker, for attested guests", put, list, rm)
-}
-
-func resourcePath(uri string) (string, error) {
-	path, ok := strings.CutPrefix(uri, "kbs:///")
-	if !ok || strings.Count(path, "/") != 2 {
-		return "", usageError{fmt.Errorf("%q: want kbs:///repository/type/tag", uri)}
-	}
-	return path, nil
 }
 
 func brokerCmd(a *app) *cobra.Command {

@@ -5,38 +5,148 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
+	"io"
+	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/dryrun"
+	"github.com/cloister/cloister/broker/refstore"
 )
 
 // latest stands for the newest decision of the wanted kind.
 const latest = "latest"
 
+// explanation is a record with what to do about it.
+type explanation struct {
+	*decision.Record
+	Advice []advice     `json:"advice"`
+	Groups []groupMatch `json:"nearest_groups,omitempty"`
+	Notes  []string     `json:"notes,omitempty"`
+}
+
 func explainCmd(a *app) *cobra.Command {
+	var full bool
 	c := &cobra.Command{
-		Use:   "explain REQUEST-ID|latest",
-		Short: "Why was it released or refused: each rule, the value got, the values accepted",
-		Args:  exactly(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			r, err := a.record(c.Context(), args[0], "")
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(r)
-			}
-			a.printRecord(r)
-			return nil
-		},
+		Use:   "explain REQUEST-ID|FILE|latest",
+		Short: "Why was it released or refused: each rule, the value got, the values accepted, what to do",
+		Long: "REQUEST-ID is what every refusal names. FILE is something saved: a record (`cloister attest --json`, `cloister explain\n" +
+			"--json`), an attestation token, the broker's refusal, or the error text that a pod ended with; - is standard input.\n" +
+			"A record or a refusal of the guest's own policy needs no broker. When one is named, its reference values tell whether a\n" +
+			"value was approved once, and which group a guest resembles; findings of a token are made with them.",
+		Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error { return a.explain(c.Context(), args[0], full) },
 	}
+	c.Flags().BoolVar(&full, "full", false, "do not shorten values")
 	a.broker.add(c)
 	return c
 }
 
+func (a *app) explain(ctx context.Context, what string, full bool) error {
+	if what == latest || decision.ValidID(what) {
+		r, err := a.record(ctx, what, "")
+		if err != nil {
+			return err
+		}
+		return a.printExplanation(ctx, r, nil, full)
+	}
+	raw, err := a.readSaved(what)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return hint(err, "want a request id (32 hex digits), %s, or a file", latest)
+		}
+		return err
+	}
+	saved, err := dryrun.Read(raw)
+	if err != nil || saved.Form == dryrun.FormRefusal || saved.Form == dryrun.FormEvidence {
+		return a.explainRefusal(ctx, what, string(raw), saved, full)
+	}
+	switch saved.Form {
+	case dryrun.FormRecord:
+		return a.printExplanation(ctx, saved.Record, nil, full)
+	case dryrun.FormToken:
+		r, notes, err := a.ofToken(ctx, saved)
+		if err != nil {
+			return err
+		}
+		return a.printExplanation(ctx, r, notes, full)
+	}
+	return hint(fmt.Errorf("%s holds evidence, about which nothing was decided yet", what), "`cloister appraise --dry-run %s` decides about it", what)
+}
+
+// readSaved reads a file, or standard input for "-".
+func (a *app) readSaved(file string) ([]byte, error) {
+	in := a.stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading what was saved: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	raw, err := io.ReadAll(io.LimitReader(in, dryrun.MaxSaved+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading what was saved: %w", err)
+	}
+	if len(raw) > dryrun.MaxSaved {
+		return nil, fmt.Errorf("%s has more than %d bytes, which no record or token has", file, dryrun.MaxSaved)
+	}
+	return raw, nil
+}
+
+// values are the reference values of the broker, nil when none was named or it does not tell.
+func (a *app) values(ctx context.Context) []refstore.Record {
+	if !a.broker.named() {
+		return nil
+	}
+	c, err := a.broker.client()
+	if err != nil {
+		return nil
+	}
+	records, err := c.ListReferenceValues(ctx)
+	if err != nil {
+		return nil // the explanation is good without
+	}
+	return records
+}
+
+// explained collects the advice on a record and on the attestation it relied on.
+func explained(r *decision.Record, records []refstore.Record, notes []string, now time.Time) *explanation {
+	x := &explanation{Record: r, Advice: []advice{}, Notes: notes}
+	var evidence []json.RawMessage
+	for _, one := range []*decision.Record{r, r.Attestation} {
+		if one == nil {
+			continue
+		}
+		for _, p := range one.Parts {
+			evidence = append(evidence, p.Evidence)
+			x.Advice = append(x.Advice, adviseAll(p.Name, p.Findings, records, now)...)
+		}
+	}
+	if len(x.Advice) > 0 {
+		x.Groups = nearestGroups(records, evidence)
+	}
+	if r.AttestationID != "" && r.Attestation == nil {
+		x.Notes = append(x.Notes, "the record of attestation "+r.AttestationID+" is gone: records are a bounded history")
+	}
+	return x
+}
+
+func (a *app) printExplanation(ctx context.Context, r *decision.Record, notes []string, full bool) error {
+	x := explained(r, a.values(ctx), notes, time.Now())
+	if a.json {
+		return a.printJSON(x)
+	}
+	p := page{w: a.stdout, full: full}
+	p.explanation(x)
+	return nil
+}
+
 func attestCmd(a *app) *cobra.Command {
+	var full bool
 	c := &cobra.Command{
 		Use:   "attest [REQUEST-ID|latest]",
 		Short: "Print the result of an attestation: what the guest proved, and how it was judged",
@@ -56,10 +166,16 @@ func attestCmd(a *app) *cobra.Command {
 			if a.json {
 				return a.printJSON(r)
 			}
-			a.printRecord(r)
+			p := page{w: a.stdout, full: full}
+			p.explanation(explained(r, a.values(c.Context()), nil, time.Now()))
+			for _, part := range r.Parts {
+				fmt.Fprintf(a.stdout, "\nclaims of %s\n", part.Name)
+				p.claims(part.TEE, part.Evidence)
+			}
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&full, "full", false, "do not shorten values")
 	a.broker.add(c)
 	return c
 }
@@ -89,71 +205,4 @@ func (a *app) record(ctx context.Context, id, kind string) (*decision.Record, er
 		return r, nil
 	}
 	return nil, hint(errors.New("the broker has no decision to explain yet"), "`cloister broker audit` lists what it has decided")
-}
-
-func (a *app) printRecord(r *decision.Record) {
-	rows := [][]string{{"request", r.ID}, {"time", r.Time.Local().Format("2006-01-02 15:04:05")}, {"decision", r.Decision}}
-	add := func(name, value string) {
-		if value != "" {
-			rows = append(rows, []string{name, value})
-		}
-	}
-	add("resource", r.Subject)
-	add("tee", r.TEE)
-	add("policy", r.Policy)
-	add("reason", r.Reason)
-	a.table(r.Kind+"|", rows)
-	for _, f := range r.Findings {
-		fmt.Fprintf(a.stdout, "  %s\n", f)
-	}
-	for _, p := range r.Parts {
-		fmt.Fprintf(a.stdout, "\n%s (%s): %s by policy %s\n", p.Name, p.TEE, p.Status, p.Policy)
-		var vector [][]string
-		for _, name := range sortedKeys(p.Vector) {
-			vector = append(vector, []string{"  " + name, fmt.Sprint(p.Vector[name]), meaning(name, p.Vector[name])})
-		}
-		a.table("", vector)
-		for _, f := range p.Findings {
-			fmt.Fprintf(a.stdout, "  failed: %s\n", f)
-		}
-		a.printClaims(p.TEE, p.Evidence)
-	}
-	if r.Attestation != nil {
-		fmt.Fprintln(a.stdout, "\nit relied on this attestation:")
-		a.printRecord(r.Attestation)
-	}
-}
-
-// printClaims shows the claims a person compares: registers and identities, not the event log.
-func (a *app) printClaims(tee string, evidence json.RawMessage) {
-	var top map[string]json.RawMessage
-	if json.Unmarshal(evidence, &top) != nil {
-		return
-	}
-	var claims map[string]any
-	if json.Unmarshal(top[tee], &claims) != nil {
-		return
-	}
-	var rows [][]string
-	for _, name := range sortedKeys(claims) {
-		text, ok := claims[name].(string)
-		if !ok || name == "ak_public" || strings.Trim(text, "0") == "" {
-			continue
-		}
-		rows = append(rows, []string{"  " + name, text})
-	}
-	a.table("", rows)
-}
-
-// meaning puts an AR4SI trust claim into words (draft-ietf-rats-ar4si).
-func meaning(claim string, value int) string {
-	switch tier := value; {
-	case tier >= 2 && tier < 32:
-		return "affirming"
-	case tier >= 32 && tier < 96:
-		return "warning: " + claim + " is not what was expected"
-	case tier >= 96:
-		return "contraindicated: " + claim + " is not recognised"
-	}
-	return "no claim"
 }

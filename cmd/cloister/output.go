@@ -5,6 +5,10 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 )
@@ -49,4 +53,13 @@ func sortedKeys[V any](m map[string]V) []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// printable is a text of others on one line, without what could steer a terminal.
+func printable(s string) string {
+	odd := func(r rune) bool { return r == utf8.RuneError || !unicode.IsGraphic(r) }
+	if !strings.ContainsFunc(s, odd) {
+		return s
+	}
+	return strconv.QuoteToGraphic(s)
 }

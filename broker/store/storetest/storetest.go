@@ -20,6 +20,7 @@ func Run(t *testing.T, s store.Store, wait func(time.Duration)) {
 	t.Run("order", func(t *testing.T) { order(t, s) })
 	t.Run("append", func(t *testing.T) { appends(t, s) })
 	t.Run("swap", func(t *testing.T) { swap(t, s) })
+	t.Run("swap several", func(t *testing.T) { swapSeveral(t, s) })
 	t.Run("one winner", func(t *testing.T) { oneWinner(t, s) })
 	t.Run("expiry", func(t *testing.T) { expiry(t, s, wait) })
 	t.Run("limits", func(t *testing.T) { limits(t, s) })
