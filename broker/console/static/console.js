@@ -60,19 +60,22 @@
   new ResizeObserver(number).observe(text);
   number();
 
-  let leaving = false;
+  // Who comes by with Tab passes through; who works in the text indents with it.
+  let working = false;
+  text.addEventListener("pointerdown", () => { working = true; });
   text.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") { leaving = true; return; }
-    if (event.key === "Tab" && !event.shiftKey && !event.ctrlKey && !event.altKey && !event.metaKey && !leaving && !text.readOnly) {
+    if (event.key === "Escape") { working = false; return; }
+    if (event.key === "Tab") {
+      if (!working || event.shiftKey || event.ctrlKey || event.altKey || event.metaKey || text.readOnly) return;
       event.preventDefault();
       // Deprecated, and the one way that leaves undo whole.
       if (!document.execCommand("insertText", false, "\t")) text.setRangeText("\t", text.selectionStart, text.selectionEnd, "end");
       number();
       return;
     }
-    if (event.key !== "Shift") leaving = false;
+    if (!["Shift", "Control", "Alt", "Meta"].includes(event.key)) working = true;
   });
-  text.addEventListener("blur", () => { leaving = false; });
+  text.addEventListener("blur", () => { working = false; });
 
   const go = (line) => {
     let at = 0;
