@@ -193,19 +193,19 @@ func (c *Console) sections() []section {
 	return append(list, section{"Audit log", root + "audit", callAudit()})
 }
 
-// firstPage is the first page that an administrator may see, or the reason why there is none.
-func (c *Console) firstPage(r *http.Request, s *session) (string, error) {
+// firstPage is the first page that an administrator may see, with the administrator's name, or the reason why there is none.
+func (c *Console) firstPage(r *http.Request, s *session) (path, name string, err error) {
 	var first error
 	for _, one := range c.sections() {
-		_, err := c.admit(r, s, one.call)
+		name, err := c.admit(r, s, one.call)
 		if err == nil {
-			return one.Path, nil
+			return one.Path, name, nil
 		}
 		if first == nil {
 			first = err
 		}
 	}
-	return "", first
+	return "", "", first
 }
 
 // handleTimeout bounds one request; a dry run evaluates a policy.

@@ -34,19 +34,17 @@ type figureGroup struct {
 func figures(n Counters) []figureGroup {
 	number := func(key, label string, v any) figure { return figure{key, label, grouped(v)} }
 	return []figureGroup{
-		{"Guests", []figure{
-			number("attested", "attested", n.Attested),
-			number("attestations-refused", "attestations refused", n.AttestationsRefused),
-			number("sessions", "handshakes open", n.Sessions),
+		{"Since this replica started", []figure{
+			number("attested", "guests attested", n.Attested),
+			number("attestations-refused", "guests refused", n.AttestationsRefused),
+			number("released", "secrets released", n.Released),
+			number("resources-refused", "secrets refused", n.ResourcesRefused),
+			number("handshakes", "handshakes", n.Handshakes),
 		}},
-		{"Secrets", []figure{
-			number("released", "released", n.Released),
-			number("resources-refused", "refused", n.ResourcesRefused),
-			number("resources", "stored", n.Resources),
-		}},
-		{"Values", []figure{
+		{"Now", []figure{
+			number("sessions", "open handshakes", n.Sessions),
+			number("resources", "secrets stored", n.Resources),
 			number("reference-values", "reference values", n.ReferenceValues),
-			number("handshakes", "handshakes begun", n.Handshakes),
 		}},
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/audit"
 )
 
 const (
@@ -29,8 +30,10 @@ type session struct {
 	who adminauth.Call
 	// certified tells that who comes from the client certificate of the connection.
 	certified bool
-	csrf      string
-	made      time.Time
+	// name is the administrator's at sign-in, for the audit log.
+	name string
+	csrf string
+	made time.Time
 
 	mu    sync.Mutex
 	used  time.Time
@@ -58,7 +61,7 @@ func randomText() (string, error) {
 }
 
 // start makes a session and returns its cookie's value. When there are too many, the one that was not used for longest ends.
-func (s *sessions) start(who adminauth.Call, certified bool) (string, *session, error) {
+func (s *sessions) start(who adminauth.Call, name string, certified bool) (string, *session, error) {
 	key, err := randomText()
 	if err != nil {
 		return "", nil, err
@@ -68,7 +71,7 @@ func (s *sessions) start(who adminauth.Call, certified bool) (string, *session, 
 		return "", nil, err
 	}
 	now := s.now()
-	one := &session{who: who, certified: certified, csrf: csrf, made: now, used: now}
+	one := &session{who: who, certified: certified, name: name, csrf: csrf, made: now, used: now}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep(now)
@@ -190,10 +193,15 @@ func (c *Console) session(w http.ResponseWriter, r *http.Request, touch bool) (*
 	if named == (adminauth.Call{}) || r.Method != http.MethodGet || !touch {
 		return nil, nil
 	}
-	if _, err := c.firstPage(r, &session{who: named}); err != nil {
+	_, name, err := c.firstPage(r, &session{who: named})
+	if err != nil {
 		return nil, nil // the certificate is of nobody here: a token may still be
 	}
-	key, s, err := c.sessions.start(named, true)
+	entry := audit.Entry{Event: "console-sign-in", Decision: audit.Allow, Reason: "signed in by client certificate: " + name}
+	if err := c.Note(r, entry); err != nil {
+		return nil, errUnrecorded
+	}
+	key, s, err := c.sessions.start(named, name, true)
 	if err != nil {
 		return nil, err
 	}

@@ -111,7 +111,7 @@ func (c *Console) signIn(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s := &session{who: adminauth.Call{Bearer: token}}
-	first, err := c.firstPage(r, s)
+	first, name, err := c.firstPage(r, s)
 	entry := audit.Entry{Event: "console-sign-in", Decision: audit.Deny}
 	if err != nil {
 		entry.Reason = err.Error()
@@ -119,13 +119,13 @@ func (c *Console) signIn(w http.ResponseWriter, r *http.Request) {
 		c.showSignIn(w, r, http.StatusUnauthorized, "You cannot sign in with this token: "+err.Error(), next)
 		return
 	}
-	entry.Decision = audit.Allow
+	entry.Decision, entry.Reason = audit.Allow, "signed in by token: "+name
 	if err := c.Note(r, entry); err != nil {
 		c.showSignIn(w, r, http.StatusServiceUnavailable, "The audit log cannot be written, so nobody can sign in.", next)
 		return
 	}
 	c.sessions.end(c.cookieOf(r))
-	key, _, err := c.sessions.start(s.who, false)
+	key, _, err := c.sessions.start(s.who, name, false)
 	if err != nil {
 		c.answer(w, r, nil, err)
 		return
@@ -153,7 +153,7 @@ func (c *Console) signOut(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		c.sessions.end(c.cookieOf(r))
-		c.noteAnyway(r, audit.Entry{Event: "console-sign-out", Decision: audit.Allow})
+		c.noteAnyway(r, audit.Entry{Event: "console-sign-out", Decision: audit.Allow, Reason: "signed out: " + s.name})
 	}
 	http.SetCookie(w, c.cookie("", -1))
 	http.Redirect(w, r, root+"sign-in", http.StatusSeeOther)
