@@ -17,6 +17,7 @@ declare -A need=( # package -> a file that proves it is installed
 )
 if [ "${1:-}" = test ]; then
   need[postgresql]=/usr/lib/postgresql
+  need[chromium]=/usr/bin/chromium
 fi
 missing=()
 for package in "${!need[@]}"; do

@@ -18,8 +18,12 @@ var templateFiles embed.FS
 //go:embed static/*
 var staticFiles embed.FS
 
-// root is where the console is; the paths of its pages begin with it.
-const root = "/console/"
+// home is the path of the overview, root what the paths of all other pages begin with. Home has no slash at its end: the server
+// refuses paths that are not in plain form.
+const (
+	home = "/console"
+	root = home + "/"
+)
 
 // maxForm bounds a form, in bytes, as the API bounds a body. A form is kept in memory: secrets must not reach a temporary file.
 const maxForm = 2 << 20
@@ -28,7 +32,7 @@ const maxForm = 2 << 20
 const contentPolicy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 
-// Console answers requests under /console/.
+// Console answers requests of /console and below.
 type Console struct {
 	Parts
 	sessions *sessions
@@ -38,7 +42,7 @@ type Console struct {
 	mux      *http.ServeMux
 }
 
-// New makes a console. Its handler takes paths that begin with /console/.
+// New makes a console, which takes the path /console and those that begin with /console/.
 func New(p Parts) (*Console, error) {
 	c := &Console{
 		Parts: p, sessions: newSessions(p.Now), attempts: newAttempts(p.Now), origin: http.NewCrossOriginProtection(), mux: http.NewServeMux(),
@@ -79,13 +83,13 @@ func (c *Console) parse() error {
 }
 
 func (c *Console) routes() {
-	c.mux.HandleFunc("GET /console", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, root, http.StatusSeeOther) })
 	c.mux.HandleFunc("GET /console/static/{file}", c.static)
 	c.mux.HandleFunc("GET /console/sign-in", c.signInForm)
 	c.mux.HandleFunc("POST /console/sign-in", c.signIn)
 	c.mux.HandleFunc("POST /console/sign-out", c.signOut)
 	c.mux.HandleFunc("GET /console/live", c.live)
 
+	c.mux.HandleFunc("GET /console", c.read(callStatus, c.overview))
 	c.mux.HandleFunc("GET /console/{$}", c.read(callStatus, c.overview))
 	c.mux.HandleFunc("GET /console/attestations", c.read(callDecisions, c.attestations))
 	c.mux.HandleFunc("GET /console/refusals", c.read(callDecisions, c.refusals))
@@ -176,7 +180,7 @@ type section struct {
 
 func (c *Console) sections() []section {
 	list := []section{
-		{"Overview", root, callStatus()},
+		{"Overview", home, callStatus()},
 		{"Attestations", root + "attestations", callDecisions()},
 		{"Refusals", root + "refusals", callDecisions()},
 	}

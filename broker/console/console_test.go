@@ -96,7 +96,7 @@ func (b *browser) has(texts ...string) {
 
 func allPages(w *consoletest.World) []string {
 	return []string{
-		"/console/", "/console/attestations", "/console/attestations?show=warning", "/console/refusals", "/console/decisions/" + w.Good,
+		"/console", "/console/", "/console/attestations", "/console/attestations?show=warning", "/console/refusals", "/console/decisions/" + w.Good,
 		"/console/decisions/" + w.Bad, "/console/decisions/" + w.Bitten, "/console/decisions/" + w.Refused, "/console/resources",
 		"/console/resources?prefix=shop", "/console/resources/delete?path=shop/api/token", "/console/policies",
 		"/console/policies/attestation/default_cpu", "/console/policies/attestation/new_cpu", "/console/policies/resource",
@@ -174,8 +174,8 @@ func TestSignIn(t *testing.T) {
 	}
 	b.has("not one of this broker")
 	for next, want := range map[string]string{
-		"/console/audit?before=3": "/console/audit?before=3", "https://evil.example/console/": "/console/", "//evil.example/console/": "/console/",
-		"/console/../kbs": "/console/", "/console/\\evil": "/console/", "javascript:alert(1)": "/console/",
+		"/console/audit?before=3": "/console/audit?before=3", "https://evil.example/console/": "/console", "//evil.example/console/": "/console",
+		"/console/../kbs": "/console", "/console/\\evil": "/console", "javascript:alert(1)": "/console", "/console": "/console", "/consolex": "/console",
 	} {
 		w.Wait(time.Minute)
 		resp := b.do(request("/console/sign-in", url.Values{"token": {" Bearer " + consoletest.Token + "\n"}, "next": {next}}))

@@ -67,7 +67,7 @@ func (c *Console) overview(v *visit) error {
 			return err
 		}
 	}
-	return v.show("overview", "Overview", root, b)
+	return v.show("overview", "Overview", home, b)
 }
 
 // liveAnswer is what the script polls.

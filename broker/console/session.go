@@ -162,7 +162,7 @@ func (c *Console) cookieName() string {
 
 func (c *Console) cookie(value string, age int) *http.Cookie {
 	k := &http.Cookie{
-		Name: c.cookieName(), Value: value, Path: root, MaxAge: age, HttpOnly: true, Secure: c.Secure, SameSite: http.SameSiteStrictMode,
+		Name: c.cookieName(), Value: value, Path: home, MaxAge: age, HttpOnly: true, Secure: c.Secure, SameSite: http.SameSiteStrictMode,
 	}
 	if c.Secure {
 		k.Path = "/"

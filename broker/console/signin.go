@@ -66,7 +66,7 @@ func (a *attempts) admit(address string) bool {
 func nextPage(text string) string {
 	u, err := url.Parse(text)
 	if err != nil || len(text) > 2048 || u.Scheme != "" || u.Host != "" || u.User != nil || u.RawPath != "" ||
-		!strings.HasPrefix(u.Path, root) || strings.Contains(u.Path, "..") || strings.Contains(text, "\\") {
+		u.Path != home && !strings.HasPrefix(u.Path, root) || strings.Contains(u.Path, "..") || strings.Contains(text, "\\") {
 		return ""
 	}
 	return (&url.URL{Path: u.Path, RawQuery: u.RawQuery}).String()
@@ -79,7 +79,7 @@ func (c *Console) signInForm(w http.ResponseWriter, r *http.Request) {
 	s, err := c.session(w, r, true)
 	if err == nil && s != nil {
 		if next == "" {
-			next = root
+			next = home
 		}
 		http.Redirect(w, r, next, http.StatusSeeOther)
 		return

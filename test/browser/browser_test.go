@@ -155,7 +155,7 @@ func (b *tab) see(texts ...string) {
 
 func (b *tab) signIn() {
 	b.t.Helper()
-	b.do(chromedp.Navigate(b.url + "/console/"))
+	b.do(chromedp.Navigate(b.url + "/console"))
 	if !ask[bool](b, `document.activeElement.id === "token"`) {
 		b.to("#token")
 	}

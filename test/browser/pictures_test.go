@@ -40,7 +40,7 @@ func TestPages(t *testing.T) {
 	shot("signin", false)
 	b.signIn()
 	pages := map[string]string{
-		"overview": "", "attestations": "attestations", "bad": "decisions/" + b.world.Bad, "good": "decisions/" + b.world.Good,
+		"overview": "/", "attestations": "attestations", "bad": "decisions/" + b.world.Bad, "good": "decisions/" + b.world.Good,
 		"bitten": "decisions/" + b.world.Bitten, "refusals": "refusals", "refused": "decisions/" + b.world.Refused, "resources": "resources",
 		"delete": "resources/delete?path=shop/api/token", "policies": "policies", "policy": "policies/attestation/default_cpu",
 		"references": "references", "tenants": "tenants", "audit": "audit", "lost": "nowhere",
@@ -55,7 +55,7 @@ func TestPages(t *testing.T) {
 		for _, width := range []int64{1280, 390} {
 			b.do(chromedp.EmulateViewport(width, 900))
 			for name, path := range pages {
-				b.do(chromedp.Navigate(b.url + "/console/" + path))
+				b.do(chromedp.Navigate(b.url + strings.TrimSuffix("/console/"+path, "//")))
 				if over := ask[int](b, "document.documentElement.scrollWidth - document.documentElement.clientWidth"); over > 0 {
 					t.Errorf("%s is %d pixels wider than a window of %d", name, over, width)
 				}
