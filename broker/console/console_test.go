@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/console"
 	"github.com/cloister/cloister/broker/console/consoletest"
 )
 
@@ -478,4 +479,24 @@ func TestBrokenAuditLogIsShown(t *testing.T) {
 	}
 	b.get("/console/audit")
 	b.has("The hash chain is broken", "was changed")
+}
+
+func TestCookieWithoutTLS(t *testing.T) {
+	w := consoletest.New(t)
+	parts := w.Parts
+	parts.Secure, parts.Resources, parts.Tenants, parts.DryRun, parts.Caller = false, nil, nil, nil, nil
+	var err error
+	if w.Console, err = console.New(parts); err != nil {
+		t.Fatal(err)
+	}
+	b := newBrowser(t, w).signIn(consoletest.Token)
+	if c := b.cookie; c.Name != "cloister-console" || c.Path != "/console" || !c.HttpOnly || c.SameSite != http.SameSiteStrictMode {
+		t.Errorf("cookie: %v", c)
+	}
+	// What the broker does not have is not offered.
+	for path, want := range map[string]int{"/console/resources": 404, "/console/tenants": 404, "/console/policies/attestation/default_cpu": 200} {
+		if code := b.get(path); code != want || strings.Contains(b.last, `value="dry-run"`) || strings.Contains(b.last, `href="/console/tenants"`) {
+			t.Errorf("%s: %d, want %d", path, code, want)
+		}
+	}
 }
