@@ -2,7 +2,6 @@ package console_test
 
 import (
 	"bytes"
-	"errors"
 	"html"
 	"net/http"
 	"net/http/httptest"
@@ -11,7 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/console"
@@ -51,7 +49,8 @@ func (b *browser) do(r *http.Request) *http.Response {
 		b.csrf = html.UnescapeString(m[1])
 	}
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") && resp.StatusCode != http.StatusSeeOther {
-		if csp := resp.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "frame-ancestors 'none'") {
+		if csp := resp.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp,
+			"frame-ancestors 'none'") {
 			b.t.Errorf("%s %s: Content-Security-Policy is %q", r.Method, r.URL, csp)
 		}
 	}
@@ -97,7 +96,8 @@ func (b *browser) has(texts ...string) {
 
 func allPages(w *consoletest.World) []string {
 	return []string{
-		"/console", "/console/", "/console/attestations", "/console/attestations?show=warning", "/console/refusals", "/console/decisions/" + w.Good,
+		"/console", "/console/", "/console/attestations", "/console/attestations?show=warning", "/console/refusals",
+		"/console/decisions/" + w.Good,
 		"/console/decisions/" + w.Bad, "/console/decisions/" + w.Bitten, "/console/decisions/" + w.Refused, "/console/resources",
 		"/console/resources?prefix=shop", "/console/resources/delete?path=shop/api/token", "/console/policies",
 		"/console/policies/attestation/default_cpu", "/console/policies/attestation/new_cpu", "/console/policies/resource",
@@ -120,7 +120,8 @@ func TestPages(t *testing.T) {
 	}
 	all := b.whole.String()
 	for _, bad := range []string{
-		"<script>alert", "<img src=x", "\u202e", consoletest.Token, consoletest.Secret, b.cookie.Value, " style=", " onclick=", "javascript:", "ZgotmplZ",
+		"<script>alert", "<img src=x", "\u202e", consoletest.Token, consoletest.Secret, b.cookie.Value, " style=", " onclick=",
+		"javascript:", "ZgotmplZ",
 	} {
 		if strings.Contains(all, bad) {
 			at := strings.Index(all, bad)
@@ -141,7 +142,8 @@ func TestExplanation(t *testing.T) {
 	}
 	finding := record.Parts[0].Findings[0]
 	b.get("/console/decisions/" + w.Bad)
-	b.has("tpm.pcr09", "is not an approved value", strings.Trim(string(finding.Got), `"`), "/console/references?name=tpm_pcr09", "warning", "Approve this value")
+	b.has("tpm.pcr09", "is not an approved value", strings.Trim(string(finding.Got), `"`), "/console/references?name=tpm_pcr09",
+		"warning", "Approve this value")
 	for _, accepted := range strings.Split(strings.Trim(string(finding.Expected), "[]"), ",") {
 		b.has(strings.Trim(accepted, `"`))
 	}
@@ -154,91 +156,13 @@ func TestExplanation(t *testing.T) {
 	for path, want := range map[string]int{
 		"/console/decisions/" + strings.Repeat("0", 32): 404, "/console/decisions/zz": 404, "/console/attestations?show=x": 404,
 		"/console/attestations?before=x": 404, "/console/refusals?before=" + w.Refused: 200, "/console/audit?before=0": 404,
-		"/console/audit?before=99999": 404, "/console/audit?before=3": 200, "/console/resources?prefix=../x": 400, "/console/static/console.css": 200,
+		"/console/audit?before=99999": 404, "/console/audit?before=3": 200, "/console/resources?prefix=../x": 400,
+		"/console/static/console.css": 200,
 		"/console/static/..%2fdoc.go": 404, "/console/static/none.css": 404, "/console/policies/attestation?id=a/b": 400,
 	} {
 		if code := b.get(path); code != want {
 			t.Errorf("%s: %d, want %d", path, code, want)
 		}
-	}
-}
-
-func TestSignIn(t *testing.T) {
-	w := consoletest.New(t)
-	b := newBrowser(t, w)
-	if code := b.get("/console/resources?prefix=shop"); code != http.StatusSeeOther {
-		t.Errorf("without a session: %d", code)
-	}
-	r := request("/console/sign-in", url.Values{"token": {"wrong"}})
-	if code := b.do(r).StatusCode; code != http.StatusUnauthorized || b.cookie != nil || strings.Contains(b.last, "wrong\"") {
-		t.Errorf("a wrong token: %d, cookie %v", code, b.cookie)
-	}
-	b.has("not one of this broker")
-	for next, want := range map[string]string{
-		"/console/audit?before=3": "/console/audit?before=3", "https://evil.example/console/": "/console", "//evil.example/console/": "/console",
-		"/console/../kbs": "/console", "/console/\\evil": "/console", "javascript:alert(1)": "/console", "/console": "/console", "/consolex": "/console",
-	} {
-		w.Wait(time.Minute)
-		resp := b.do(request("/console/sign-in", url.Values{"token": {" Bearer " + consoletest.Token + "\n"}, "next": {next}}))
-		if got := resp.Header.Get("Location"); got != want {
-			t.Errorf("next %q leads to %q, want %q", next, got, want)
-		}
-	}
-	c := b.cookie
-	if c.Name != "__Host-cloister-console" || !c.Secure || !c.HttpOnly || c.SameSite != http.SameSiteStrictMode || c.Path != "/" || c.Domain != "" {
-		t.Errorf("cookie: %v", c)
-	}
-	b.get("/console/")
-	if code := b.post("/console/sign-out", url.Values{}); code != http.StatusSeeOther || b.cookie != nil {
-		t.Errorf("signing out: %d, %v", code, b.cookie)
-	}
-	b.cookie = &http.Cookie{Name: c.Name, Value: c.Value}
-	if code := b.get("/console/"); code != http.StatusSeeOther {
-		t.Errorf("the cookie is good after signing out: %d", code)
-	}
-}
-
-func TestSignInIsLimited(t *testing.T) {
-	w := consoletest.New(t)
-	b := newBrowser(t, w)
-	codes := map[int]int{}
-	for range 20 {
-		codes[b.do(request("/console/sign-in", url.Values{"token": {"guess"}})).StatusCode]++
-	}
-	if codes[401] != 5 || codes[429] != 15 {
-		t.Errorf("20 attempts were answered %v", codes)
-	}
-	w.Wait(time.Minute)
-	b.signIn(consoletest.Token)
-}
-
-func TestSessionEnds(t *testing.T) {
-	w := consoletest.New(t)
-	b := newBrowser(t, w).signIn(consoletest.Token)
-	for range 2 { // polling does not keep it
-		w.Wait(14 * time.Minute)
-		if code := b.get("/console/live"); code != http.StatusOK {
-			t.Errorf("live: %d", code)
-		}
-	}
-	w.Wait(3 * time.Minute)
-	if code := b.get("/console/live"); code != http.StatusUnauthorized {
-		t.Errorf("live after the session's end: %d", code)
-	}
-	if code := b.get("/console/audit"); code != http.StatusSeeOther {
-		t.Errorf("idle session: %d", code)
-	}
-	if code := b.post("/console/resources/delete", url.Values{"path": {"shop/api/token"}}); code != http.StatusUnauthorized {
-		t.Errorf("a change with a session that is over: %d", code)
-	}
-	w.Wait(time.Hour)
-	b.signIn(consoletest.Token)
-	for range 24 {
-		w.Wait(20 * time.Minute)
-		b.get("/console/audit")
-	}
-	if code := b.get("/console/audit"); code != http.StatusSeeOther {
-		t.Errorf("a session of eight hours: %d", code)
 	}
 }
 
@@ -286,7 +210,8 @@ func TestForgedForms(t *testing.T) {
 	if code := b.do(r).StatusCode; code != http.StatusUnsupportedMediaType {
 		t.Errorf("JSON: %d", code)
 	}
-	if code := b.post("/console/resources", url.Values{"path": {"a/b/c"}, "text": {strings.Repeat("x", 3<<20)}}); code != http.StatusRequestEntityTooLarge {
+	if code := b.post("/console/resources", url.Values{"path": {"a/b/c"}, "text": {strings.Repeat("x",
+		3<<20)}}); code != http.StatusRequestEntityTooLarge {
 		t.Errorf("a form of 3 MiB: %d", code)
 	}
 }
@@ -308,7 +233,8 @@ func TestRoles(t *testing.T) {
 		"/console/tenants":                          {"name": {"new"}},
 		"/console/tenants/delete":                   {"name": {"shop"}},
 		"/console/policies/attestation/default_cpu": saving(policy, policy+"\n# more\n"),
-		"/console/policies/resource":                {"action": {"save"}, "text": {"package policy\n"}, "reviewed": {sum("package policy\n")}, "stored": {"x"}},
+		"/console/policies/resource": {"action": {"save"}, "text": {"package policy\n"},
+			"reviewed": {sum("package policy\n")}, "stored": {"x"}},
 	}
 	for path, form := range actions {
 		want := http.StatusForbidden
@@ -354,45 +280,6 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-func TestResources(t *testing.T) {
-	w := consoletest.New(t)
-	b := newBrowser(t, w).signIn(consoletest.Token)
-	const value = "value-that-nobody-may-see"
-	if code := b.post("/console/resources", url.Values{"path": {"shop/new/x"}, "kind": {"text"}, "text": {value + "\r\nline"}}); code != http.StatusSeeOther {
-		t.Fatalf("storing: %d %s", code, b.last)
-	}
-	b.get("/console/resources?prefix=shop")
-	b.has("shop/new/x", "is stored (30 B)")
-	for _, form := range []url.Values{
-		{"path": {"shop/../x"}, "kind": {"text"}, "text": {value}}, {"path": {"shop/new/x"}, "kind": {"text"}, "text": {""}},
-		{"path": {"shop/new/x"}, "kind": {"random"}, "size": {"3"}}, {"path": {"shop/new/x"}, "kind": {"file"}}, {"path": {"shop/new/x"}, "kind": {"else"}, "text": {value}},
-	} {
-		if code := b.post("/console/resources", form); code != http.StatusUnprocessableEntity {
-			t.Errorf("%v: %d", form, code)
-		}
-		b.has("Nothing was stored")
-	}
-	if code := b.post("/console/resources", url.Values{"path": {"shop/new/r"}, "kind": {"random"}, "size": {"64"}}); code != http.StatusSeeOther {
-		t.Errorf("random: %d", code)
-	}
-	if strings.Contains(b.whole.String(), value) {
-		t.Error("a page has the value of a secret")
-	}
-	if code := b.post("/console/resources/delete", url.Values{"path": {"shop/new/x"}}); code != http.StatusSeeOther {
-		t.Errorf("deleting: %d", code)
-	}
-	if code := b.post("/console/resources/delete", url.Values{"path": {"shop/new/x"}}); code != http.StatusNotFound {
-		t.Errorf("deleting twice: %d", code)
-	}
-	w.BreakAudit(errors.New("the disk is full"))
-	if code := b.post("/console/resources/delete", url.Values{"path": {"shop/new/r"}}); code != http.StatusInternalServerError {
-		t.Errorf("without an audit log: %d", code)
-	}
-	if infos, err := w.Resources.List(t.Context(), "shop/new", "", 0); err != nil || len(infos) != 1 || infos[0].Versions[0].Size != 64 {
-		t.Errorf("stored: %v, %v", infos, err)
-	}
-}
-
 func TestCertificate(t *testing.T) {
 	w := consoletest.New(t)
 	b := newBrowser(t, w)
@@ -411,57 +298,6 @@ func TestCertificate(t *testing.T) {
 	w.Certify(adminauth.Call{Bearer: "a certificate of nobody"})
 	if code := b.get("/console/audit"); code != http.StatusSeeOther {
 		t.Errorf("a certificate of nobody: %d", code)
-	}
-}
-
-func TestTenantsAndReferences(t *testing.T) {
-	w := consoletest.New(t)
-	b := newBrowser(t, w).signIn(consoletest.Token)
-	if code := b.post("/console/tenants", url.Values{"name": {"new"}, "resources": {"10"}, "mib": {"1.5"}, "requests": {""}}); code != http.StatusOK {
-		t.Fatalf("making a tenant: %d %s", code, b.last)
-	}
-	b.has(consoletest.TenantToken)
-	b.get("/console/tenants")
-	if b.has("new", "1.5 MiB"); strings.Contains(b.last, consoletest.TenantToken) {
-		t.Error("the token of a tenant is shown twice")
-	}
-	for _, form := range []url.Values{{"name": {"new"}}, {"name": {"a b"}}, {"name": {"x"}, "resources": {"-1"}}, {"name": {"x"}, "mib": {"NaN"}}, {"name": {"x"}, "resources": {"1.5"}}} {
-		if code := b.post("/console/tenants", form); code != http.StatusUnprocessableEntity {
-			t.Errorf("%v: %d", form, code)
-		}
-	}
-	if code := b.post("/console/tenants/delete", url.Values{"name": {"new"}}); code != http.StatusSeeOther {
-		t.Errorf("deleting a tenant: %d", code)
-	}
-
-	measurement := strings.Repeat("1234567890", 6) + "1234"
-	if code := b.post("/console/references", url.Values{"name": {"mr_td"}, "values": {measurement + "\r\n42\r\n\r\ntext"}, "group": {"g"}, "mode": {"add"}}); code != 303 {
-		t.Fatalf("registering: %d %s", code, b.last)
-	}
-	records, err := w.Parts.References.List(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range records {
-		if r.Name == "mr_td" && (string(r.Value) != `["`+measurement+`",42,"text"]` || r.By != "ann") {
-			t.Errorf("registered %s by %s", r.Value, r.By)
-		}
-	}
-	b.get("/console/references?group=g")
-	b.has(measurement, "in 365 days")
-	for _, tc := range []struct {
-		form url.Values
-		want int
-	}{
-		{url.Values{"name": {"mr_td"}, "value": {"42"}}, 303}, {url.Values{"name": {"mr_td"}, "value": {"42"}}, 404},
-		{url.Values{"group": {"g"}}, 303}, {url.Values{"group": {"g"}}, 404}, {url.Values{"name": {"tpm_pcr00"}}, 303}, {url.Values{}, 404},
-	} {
-		if code := b.post("/console/references/remove", tc.form); code != tc.want {
-			t.Errorf("removing %v: %d, want %d", tc.form, code, tc.want)
-		}
-	}
-	if code := b.post("/console/references", url.Values{"name": {"n"}, "values": {"null"}, "mode": {"add"}}); code != http.StatusUnprocessableEntity {
-		t.Errorf("null: %d", code)
 	}
 }
 
@@ -494,8 +330,10 @@ func TestCookieWithoutTLS(t *testing.T) {
 		t.Errorf("cookie: %v", c)
 	}
 	// What the broker does not have is not offered.
-	for path, want := range map[string]int{"/console/resources": 404, "/console/tenants": 404, "/console/policies/attestation/default_cpu": 200} {
-		if code := b.get(path); code != want || strings.Contains(b.last, `value="dry-run"`) || strings.Contains(b.last, `href="/console/tenants"`) {
+	for path, want := range map[string]int{"/console/resources": 404, "/console/tenants": 404,
+		"/console/policies/attestation/default_cpu": 200} {
+		if code := b.get(path); code != want || strings.Contains(b.last, `value="dry-run"`) || strings.Contains(b.last,
+			`href="/console/tenants"`) {
 			t.Errorf("%s: %d, want %d", path, code, want)
 		}
 	}

@@ -100,7 +100,8 @@ func (c *Console) decision(v *visit) error {
 	if err != nil {
 		return err
 	}
-	b := decisionBody{Record: record, Attestation: record.Attestation, MayApprove: v.may(callRegister()) && v.may(callReferences()), MayPolicies: v.may(callPolicies())}
+	b := decisionBody{Record: record, Attestation: record.Attestation, MayApprove: v.may(callRegister()) && v.may(callReferences()),
+		MayPolicies: v.may(callPolicies())}
 	title, section := "Refusal", root+"refusals"
 	switch {
 	case record.Kind == decision.KindAttestation:
@@ -149,7 +150,9 @@ func (c *Console) dryRun(v *visit, id, policy, text string) *dryRunBody {
 		b.Parts = append(b.Parts, dryRunPart{part: p, Was: was[p.Name]})
 	}
 	if len(b.Parts) == 0 {
-		b.Problem = "This attestation has no part that policy " + clip(policy, 128) + " is for. The end of a policy's id says which class of device it is for, such as _cpu."
+		b.Problem = "This attestation has no part that policy " + clip(policy,
+			128) + " is for. " +
+			"The end of a policy's id says which class of device it is for, such as _cpu."
 	}
 	return b
 }

@@ -205,7 +205,8 @@ func (c *Console) changePolicy(v *visit) (*plan, error) {
 		if b.Stored != o.digest() {
 			b.Stored = o.digest()
 			b.review(o)
-			return show(http.StatusConflict, "Somebody else saved this policy meanwhile; nothing was changed. The changes below are against the new text."), nil
+			return show(http.StatusConflict, "Somebody else saved this policy meanwhile; nothing was changed. "+
+				"The changes below are against the new text."), nil
 		}
 		return c.planSave(o, b), nil
 	}

@@ -71,7 +71,8 @@ func TestPolicyEditor(t *testing.T) {
 		t.Errorf("saving what was not seen: %d", code)
 	}
 	b.has("Look at them once more", `<tr class="minus">`, "query_reference_value(&#34;tpm_pcr09&#34;)")
-	if code := b.post(path, url.Values{"action": {"review"}, "text": {strings.ReplaceAll(loose, "\n", "\r\n")}, "stored": {sum(old)}}); code != http.StatusOK {
+	if code := b.post(path, url.Values{"action": {"review"}, "text": {strings.ReplaceAll(loose, "\n", "\r\n")},
+		"stored": {sum(old)}}); code != http.StatusOK {
 		t.Errorf("review: %d", code)
 	}
 	b.has(`value="`+sum(loose)+`"`, "−1</span>", "+0</span>")
@@ -105,7 +106,8 @@ func TestPolicyEditor(t *testing.T) {
 			said = append(said, e.Policy+": "+e.Reason)
 		}
 	}
-	want := "default_cpu: tried in the console by ann|default_cpu: done in the console by ann|new_cpu: tried in the console by ann|new_cpu: done in the console by ann"
+	want := "default_cpu: tried in the console by ann|default_cpu: done in the console by ann|" +
+		"new_cpu: tried in the console by ann|new_cpu: done in the console by ann"
 	if got := strings.Join(said, "|"); got != want {
 		t.Errorf("audit log:\n%s\nwant\n%s", got, want)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"reflect"
 	"sort"
 	"strings"
 	"time"
@@ -88,6 +89,17 @@ func values(text string) []json.RawMessage {
 	return out
 }
 
+// formValue is a value as it has to stand in the form to mean the same.
+func formValue(raw json.RawMessage) string {
+	text := pretty(raw, false)
+	var want, got any
+	if list := values(text); len(list) == 1 && json.Unmarshal(raw, &want) == nil && json.Unmarshal(list[0], &got) == nil &&
+		reflect.DeepEqual(want, got) {
+		return text
+	}
+	return string(raw)
+}
+
 func (c *Console) register(v *visit) (*plan, error) {
 	var form referenceForm
 	var err error
@@ -114,7 +126,8 @@ func (c *Console) register(v *visit) (*plan, error) {
 		return nil, err
 	}
 	m := refstore.Message{
-		Version: refstore.MessageVersion, Type: "sample", Payload: base64.StdEncoding.EncodeToString(payload), Group: form.Group, Mode: refstore.ModeAdd,
+		Version: refstore.MessageVersion, Type: "sample", Payload: base64.StdEncoding.EncodeToString(payload), Group: form.Group,
+		Mode: refstore.ModeAdd,
 	}
 	if form.Replace {
 		m.Mode = refstore.ModeReplace

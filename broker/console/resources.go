@@ -158,7 +158,8 @@ func (c *Console) confirmDelete(v *visit) error {
 	return v.show("confirm", "Delete a resource", root+"resources", confirmBody{
 		Question: "Delete " + p.String() + "?",
 		Warning:  "All its versions are removed. Guests that need it will not start until it is stored again, and nobody can bring it back.",
-		Action:   root + "resources/delete", Fields: map[string]string{"path": p.String()}, Button: "Delete the resource", Back: root + "resources",
+		Action:   root + "resources/delete", Fields: map[string]string{"path": p.String()}, Button: "Delete the resource",
+		Back: root + "resources",
 	})
 }
 

@@ -104,8 +104,9 @@ func (c *Console) confirmTenant(v *visit) error {
 	}
 	return v.show("confirm", "Delete a tenant", root+"tenants", confirmBody{
 		Question: "Delete tenant " + name + "?",
-		Warning:  "Its administrators lose their access, and its resources, policies and reference values go with it. Nobody can bring them back.",
-		Action:   root + "tenants/delete", Fields: map[string]string{"name": name}, Button: "Delete the tenant", Back: root + "tenants",
+		Warning: "Its administrators lose their access, and its resources, policies and reference values go with it. " +
+			"Nobody can bring them back.",
+		Action: root + "tenants/delete", Fields: map[string]string{"name": name}, Button: "Delete the tenant", Back: root + "tenants",
 	})
 }
 

@@ -63,6 +63,7 @@ func functions(now func() time.Time) template.FuncMap {
 		"tone":   tone,
 		"mark":   mark,
 		"worst":  worst,
+		"form":   formValue,
 		"allowed": func(f rego.Finding) []string {
 			return accepted(f)
 		},

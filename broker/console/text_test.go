@@ -1,6 +1,7 @@
 package console
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,8 @@ func TestClip(t *testing.T) {
 		most int
 		want string
 	}{
-		{"plain ä €", 100, "plain ä €"}, {"abcdef", 3, "abc…"}, {"aä", 2, "a…"}, {"a\xffb", 9, "a\ufffdb"}, {"a\u202eb\u200bc", 99, `a\u{202e}b\u{200b}c`},
+		{"plain ä €", 100, "plain ä €"}, {"abcdef", 3, "abc…"}, {"aä", 2, "a…"}, {"a\xffb", 9, "a\ufffdb"}, {"a\u202eb\u200bc", 99,
+			`a\u{202e}b\u{200b}c`},
 		{"bell\a\r\n\t", 99, "bell\\u{7}\\u{d}\n\t"},
 	} {
 		if got := clip(tc.in, tc.most); got != tc.want {
@@ -44,7 +46,8 @@ func FuzzNextPage(f *testing.F) {
 	f.Add("//x/console/")
 	f.Fuzz(func(t *testing.T, text string) {
 		got := nextPage(text)
-		if got != "" && (got != home && !strings.HasPrefix(got, root) && !strings.HasPrefix(got, home+"?") || strings.ContainsAny(got, "\\\r\n")) {
+		if got != "" && (got != home && !strings.HasPrefix(got, root) && !strings.HasPrefix(got, home+"?") || strings.ContainsAny(got,
+			"\\\r\n")) {
 			t.Errorf("nextPage(%q) = %q", text, got)
 		}
 	})
@@ -84,6 +87,19 @@ func FuzzValues(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestFormValue makes sure that what "approve this value" fills in registers the very value.
+func TestFormValue(t *testing.T) {
+	for raw, want := range map[string]string{
+		`"ab12"`: "ab12", `"1234"`: `"1234"`, `1234`: "1234", `"00"`: "00", `true`: "true", `"true"`: `"true"`, `"a\u003cb"`: "a<b",
+		`" a"`:   `" a"`,
+		`"a\nb"`: `"a\nb"`, `["a"]`: `["a"]`, `"1234567890123456"`: "1234567890123456",
+	} {
+		if got := formValue(json.RawMessage(raw)); got != want {
+			t.Errorf("formValue(%s) = %s, want %s", raw, got, want)
+		}
+	}
 }
 
 func TestDiffOfMuch(t *testing.T) {

@@ -118,7 +118,8 @@ func (c *Console) answer(w http.ResponseWriter, r *http.Request, s *session, err
 func (v *visit) need(call adminauth.Call) error {
 	name, err := v.c.admit(v.r, v.s, call)
 	if err != nil {
-		entry := audit.Entry{Event: "admin", Decision: audit.Deny, Subject: call.Method + " " + clip(call.Path, 512), Reason: "console: " + err.Error()}
+		entry := audit.Entry{Event: "admin", Decision: audit.Deny, Subject: call.Method + " " + clip(call.Path, 512),
+			Reason: "console: " + err.Error()}
 		v.c.noteAnyway(v.r, entry)
 		return err
 	}

@@ -27,7 +27,8 @@ func TestList(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := Record{ID: id, Time: start, Kind: KindAttestation, Decision: "allow", Parts: []Part{{Status: "affirming", Evidence: json.RawMessage(`{"a":1}`)}}}
+		r := Record{ID: id, Time: start, Kind: KindAttestation, Decision: "allow", Parts: []Part{{Status: "affirming",
+			Evidence: json.RawMessage(`{"a":1}`)}}}
 		if i%2 == 1 {
 			r.Kind, r.Parts = KindResource, nil
 		}

@@ -48,7 +48,8 @@ func open(t *testing.T) *tab {
 	w := consoletest.New(t)
 	server := httptest.NewTLSServer(w.Console)
 	t.Cleanup(server.Close)
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.IgnoreCertErrors, chromedp.WindowSize(1280, 900))
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.IgnoreCertErrors,
+		chromedp.WindowSize(1280, 900))
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox) // chromium refuses to start as root with it
 	}
@@ -266,7 +267,8 @@ func (b *tab) storeSecret() {
 	if strings.Contains(ask[string](b, "document.documentElement.outerHTML"), secret) {
 		t.Error("the page has the value")
 	}
-	if infos, err := b.world.Resources.List(t.Context(), "shop/typed", "", 0); err != nil || len(infos) != 1 || infos[0].Versions[0].Size != len(secret) {
+	if infos, err := b.world.Resources.List(t.Context(), "shop/typed", "", 0); err != nil || len(infos) != 1 ||
+		infos[0].Versions[0].Size != len(secret) {
 		t.Errorf("stored: %+v, %v", infos, err)
 	}
 }
@@ -279,7 +281,8 @@ func TestLive(t *testing.T) {
 	b.world.Attest()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	if _, err := chromedp.Run(ctx, chromedp.Poll[bool](fmt.Sprintf(`document.querySelector("[data-key=attested]").textContent !== %q`, before))); err != nil {
+	if _, err := chromedp.Run(ctx, chromedp.Poll[bool](fmt.Sprintf(`document.querySelector("[data-key=attested]").textContent !== %q`,
+		before))); err != nil {
 		t.Fatalf("the counter stays at %s: %v", before, err)
 	}
 	b.to("#live-pause")

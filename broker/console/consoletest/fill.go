@@ -33,11 +33,13 @@ func (w *World) fill(t testing.TB, refs *refstore.Store, gate *resource.Gate) {
 		w.now = end.Add(-before)
 	}
 	at(360 * 24 * time.Hour)
-	register(t, refs, "shop", "ann", map[string]any{"tpm_pcr04": []string{digest("kernel 6.11")}, "tpm_pcr09": []string{digest("command line, last year")}})
+	register(t, refs, "shop", "ann", map[string]any{"tpm_pcr04": []string{digest("kernel 6.11")},
+		"tpm_pcr09": []string{digest("command line, last year")}})
 	at(40 * 24 * time.Hour)
 	register(t, refs, "", "ann", map[string]any{"tpm_pcr00": []string{digest("firmware")}, "tpm_pcr07": []string{digest("secure boot")}})
 	register(t, refs, "shop", "ci (role release)", map[string]any{
-		"tpm_pcr04": []string{digest("kernel 6.12")}, "tpm_pcr09": []string{digest("command line")}, "tpm_init_data": []string{digest("shop.toml")},
+		"tpm_pcr04": []string{digest("kernel 6.12")}, "tpm_pcr09": []string{digest("command line")},
+		"tpm_init_data": []string{digest("shop.toml")},
 	})
 	register(t, refs, "billing", "ci (role release)", map[string]any{
 		"tpm_pcr04": []string{digest("kernel 6.12")}, "tpm_init_data": []string{digest("billing.toml")},
@@ -68,8 +70,9 @@ func (w *World) fill(t testing.TB, refs *refstore.Store, gate *resource.Gate) {
 	w.attest(t, refs, "tpm", tpm(nil, digest("billing.toml")))
 	at(2 * time.Hour)
 	w.attest(t, refs, "snp", map[string]any{"init_data": digest("shop.toml"), "snp": map[string]any{
-		"cert_validity": "valid", "cert_revocation": "checked", "measurement": digest("snp x") + digest("snp y")[:32], "policy_debug_allowed": true,
-		"policy_migrate_ma": false, "reported_tcb_bootloader": 4, "reported_tcb_microcode": 72, "reported_tcb_snp": 22, "reported_tcb_tee": 0,
+		"cert_validity": "valid", "cert_revocation": "checked", "measurement": digest("snp x") + digest("snp y")[:32],
+		"policy_debug_allowed": true,
+		"policy_migrate_ma":    false, "reported_tcb_bootloader": 4, "reported_tcb_microcode": 72, "reported_tcb_snp": 22, "reported_tcb_tee": 0,
 	}})
 	at(40 * time.Minute)
 	w.Bitten = w.attest(t, refs, "tpm", tpm(map[string]any{"pcr04": Hostile, "pcr09": Hostile, Hostile: Hostile}, Hostile))
@@ -106,9 +109,8 @@ func (w *World) attest(t testing.TB, refs *refstore.Store, tee string, input map
 func (w *World) refuse(t testing.TB, gate *resource.Gate, path, attestation, status string) string {
 	t.Helper()
 	ctx := context.Background()
-	d, err := gate.Decide(ctx, resource.Request{
-		Plugin: "resource", Path: resource.SplitPath(path), Claims: map[string]any{"submods": map[string]any{"cpu0": map[string]any{"ear.status": status}}},
-	})
+	claims := map[string]any{"submods": map[string]any{"cpu0": map[string]any{"ear.status": status}}}
+	d, err := gate.Decide(ctx, resource.Request{Plugin: "resource", Path: resource.SplitPath(path), Claims: claims})
 	must(t, err)
 	id, err := decision.NewID(w.Now().Add(time.Second))
 	must(t, err)
