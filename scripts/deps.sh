@@ -18,6 +18,7 @@ declare -A need=( # package -> a file that proves it is installed
 if [ "${1:-}" = test ]; then
   need[postgresql]=/usr/lib/postgresql
   need[softhsm2]=/usr/bin/softhsm2-util
+  need[chromium]=/usr/bin/chromium
 fi
 missing=()
 for package in "${!need[@]}"; do

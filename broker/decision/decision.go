@@ -76,6 +76,7 @@ func (r *Record) Summary() (text string, policies []string) {
 type backend interface {
 	Get(ctx context.Context, ns, key string) ([]byte, error)
 	Append(ctx context.Context, ns, key string, value []byte, max int) error
+	Back(ctx context.Context, ns, before string, fn func(key string, value []byte) error) error
 }
 
 // Store keeps records.

@@ -83,6 +83,18 @@ func (s *Set) check(id, text string) error {
 	return err
 }
 
+// Text returns a policy as it was stored, or an error that wraps ErrUnknown.
+func (s *Set) Text(ctx context.Context, id string) (string, error) {
+	text, err := s.db.Get(ctx, s.ns, id+suffix)
+	if errors.Is(err, store.ErrNotFound) {
+		return "", fmt.Errorf("policy %q: %w", id, ErrUnknown)
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading policy %s: %w", id, err)
+	}
+	return string(text), nil
+}
+
 // Get returns a compiled policy, or an error that wraps ErrUnknown.
 func (s *Set) Get(ctx context.Context, id string) (*Policy, error) {
 	text, err := s.db.Get(ctx, s.ns, id+suffix)

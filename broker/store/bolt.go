@@ -219,6 +219,33 @@ func (b *Bolt) Each(ctx context.Context, ns string, fn func(key string, value []
 	})
 }
 
+// Back is part of Store.
+func (b *Bolt) Back(ctx context.Context, ns, before string, fn func(key string, value []byte) error) error {
+	return b.view(ctx, ns, func(s space) error {
+		cursor := s.values.Cursor()
+		k, v := cursor.Last()
+		if before != "" {
+			if k, _ = cursor.Seek([]byte(before)); k == nil { // all keys are below it
+				k, v = cursor.Last()
+			} else {
+				k, v = cursor.Prev()
+			}
+		}
+		for ; k != nil; k, v = cursor.Prev() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if readMeta(s.metas.Get(k)).expired(s.now) {
+				continue
+			}
+			if err := fn(string(k), v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // Append is part of Store. The sequence of the bucket counts its keys.
 func (b *Bolt) Append(ctx context.Context, ns, key string, value []byte, max int) error {
 	if err := CheckValue(value); err != nil {

@@ -101,6 +101,10 @@ type Store interface {
 	// Each calls fn for every pair of a namespace in key order (byte by byte) until fn returns an error. It sees one
 	// moment of the store. fn must not keep value and must not write to the store.
 	Each(ctx context.Context, ns string, fn func(key string, value []byte) error) error
+	// Back calls fn for the pairs whose key is below before ("" is above all keys), in falling key order, until fn returns
+	// an error. Pairs that are written or removed meanwhile may be seen or not. fn must not keep value and must not write
+	// to the store.
+	Back(ctx context.Context, ns, before string, fn func(key string, value []byte) error) error
 	// Append stores value under a key and then drops the oldest keys, in key order, above max. Keys that sort by time
 	// make this a bounded history. A back end may drop late and then keep up to a hundredth more.
 	Append(ctx context.Context, ns, key string, value []byte, max int) error

@@ -38,6 +38,10 @@ const (
 	sqlEach = `SELECT key, value FROM cloister_entries
 		WHERE namespace = $1 AND (expires IS NULL OR expires > clock_timestamp()) ORDER BY key`
 
+	sqlBack = `SELECT key, value FROM cloister_entries
+		WHERE namespace = $1 AND ($2::bytea = ''::bytea OR key < $2) AND (expires IS NULL OR expires > clock_timestamp())
+		ORDER BY key DESC LIMIT $3`
+
 	sqlDropOldest = `DELETE FROM cloister_entries WHERE namespace = $1 AND key <=
 		(SELECT key FROM cloister_entries WHERE namespace = $1 ORDER BY key DESC OFFSET $2 LIMIT 1)`
 
@@ -241,6 +245,43 @@ func (s *Store) Each(ctx context.Context, ns string, fn func(key string, value [
 		}
 		return nil
 	})
+}
+
+// backPage is how many values are asked for at once by Back, whose callers mostly stop early.
+const backPage = 64
+
+// Back is part of store.Store.
+func (s *Store) Back(ctx context.Context, ns, before string, fn func(key string, value []byte) error) error {
+	if err := store.CheckNamespace(ns); err != nil {
+		return err
+	}
+	for {
+		n := 0
+		err := s.do(ctx, scanTimeout, once, func(ctx context.Context) error {
+			rows, err := s.pool.Query(ctx, sqlBack, ns, []byte(before), backPage)
+			if err != nil {
+				return fmt.Errorf("reading %s: %w", ns, err)
+			}
+			defer rows.Close()
+			for ; rows.Next(); n++ {
+				var key, value []byte
+				if err := rows.Scan(&key, &value); err != nil {
+					return fmt.Errorf("reading %s: %w", ns, err)
+				}
+				before = string(key)
+				if err := fn(before, value); err != nil {
+					return err
+				}
+			}
+			if err := rows.Err(); err != nil {
+				return fmt.Errorf("reading %s: %w", ns, err)
+			}
+			return nil
+		})
+		if err != nil || n < backPage {
+			return err
+		}
+	}
 }
 
 // Append is part of store.Store. Finding the oldest keys walks over all others, so it is done once in a hundredth of max.

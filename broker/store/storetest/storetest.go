@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -101,6 +102,36 @@ func order(t *testing.T, s store.Store) {
 	stop, calls := errors.New("stop"), 0
 	if err := s.Each(ctx, store.Policies, func(string, []byte) error { calls++; return stop }); !errors.Is(err, stop) || calls != 1 {
 		t.Errorf("stopped after %d calls: %v", calls, err)
+	}
+	for before, most := range map[string]int{"": len(want), "a": 3, "aa": 6, "\xff\xff": len(want), "\x00": 0} {
+		got = nil
+		err := s.Back(ctx, store.Policies, before, func(k string, v []byte) error {
+			got = append(got, k)
+			if k != string(v) {
+				t.Errorf("%q has the value %q", k, v)
+			}
+			return nil
+		})
+		slices.Reverse(got)
+		if err != nil || fmt.Sprint(got) != fmt.Sprint(want[:most]) {
+			t.Errorf("back from %q: %q, want %q reversed, %v", before, got, want[:most], err)
+		}
+	}
+	calls = 0
+	if err := s.Back(ctx, store.Policies, "", func(string, []byte) error { calls++; return stop }); !errors.Is(err, stop) || calls != 1 {
+		t.Errorf("back stopped after %d calls: %v", calls, err)
+	}
+	many := map[string][]byte{}
+	for i := range 200 { // more than a back end asks for at once
+		many[fmt.Sprintf("b%03d", i)] = []byte("x")
+	}
+	if err := s.Put(ctx, store.Policies, many); err != nil {
+		t.Fatal(err)
+	}
+	calls = 0
+	err = s.Back(ctx, store.Policies, "c", func(k string, _ []byte) error { calls++; return nil })
+	if err != nil || calls != 206 {
+		t.Errorf("back over many: %d calls, want 206, %v", calls, err)
 	}
 }
 
