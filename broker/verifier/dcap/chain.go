@@ -222,3 +222,6 @@ func signer(text []byte, root *x509.Certificate, w *windows) (*x509.Certificate,
 	}
 	return certs[0], nil
 }
+
+// IntelRoot is the certificate that is trusted when Options.Root is nil.
+func IntelRoot() (*x509.Certificate, error) { return intelRoot() }
