@@ -52,7 +52,7 @@ func (j *judging) azureSNP() {
 	}
 	j.azureClaims(claims)
 	j.azurePolicy(claims)
-	j.endorsement(fmt.Sprint(claims["cert_validity"]), fmt.Sprint(claims["cert_revocation"]), sources.fault(o.Now), sources.asked())
+	j.endorsement(fmt.Sprint(claims["cert_validity"]), fmt.Sprint(claims["cert_revocation"]), sources.fault(o.Now), sources)
 }
 
 // azurePolicy is snpPolicy by the claims, all of which are text.

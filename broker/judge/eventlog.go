@@ -198,7 +198,7 @@ func variableValue(data []byte) ([]byte, bool) {
 
 // commandLine is what GRUB measures of a command: the text after its label, with or without the zero byte at the end.
 func commandLine(data []byte) [][]byte {
-	for _, label := range []string{"grub_cmd: ", "grub_kernel_cmdline ", "kernel_cmdline: ", "module_cmdline: "} {
+	for _, label := range []string{"grub_cmd: ", "kernel_cmdline: ", "module_cmdline: "} {
 		if rest, ok := bytes.CutPrefix(data, []byte(label)); ok {
 			return [][]byte{bytes.TrimRight(rest, "\x00"), rest}
 		}

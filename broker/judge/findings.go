@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // findings collects what is found out about evidence. The gravest kind makes the verdict.
@@ -26,7 +27,7 @@ type findings struct {
 func (f *findings) refuse(format string, args ...any) { f.refuseAs(Invalid, format, args...) }
 
 func (f *findings) refuseAs(w Word, format string, args ...any) {
-	f.bad = append(f.bad, fmt.Sprintf(format, args...))
+	f.bad = append(f.bad, strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; "))
 	if f.badWord == "" || w == Invalid {
 		f.badWord = w
 	}
@@ -40,7 +41,9 @@ func (f *findings) open(w Word, format string, args ...any) {
 	}
 }
 
-func (f *findings) reject(format string, args ...any) { f.policy = append(f.policy, fmt.Sprintf(format, args...)) }
+func (f *findings) reject(format string, args ...any) {
+	f.policy = append(f.policy, fmt.Sprintf(format, args...))
+}
 func (f *findings) outdated(format string, args ...any) {
 	f.expired = append(f.expired, fmt.Sprintf(format, args...))
 }

@@ -1,7 +1,10 @@
 package judge
 
 import (
+	"errors"
+
 	"github.com/cloister/cloister/broker/verifier"
+	"github.com/cloister/cloister/broker/verifier/hygondcu"
 )
 
 // other judges evidence in JSON with the broker's own verifier of its kind.
@@ -20,6 +23,10 @@ func (j *judging) other() {
 		want = j.Nonce
 	}
 	results, err := v.Verify(j.ctx, verifier.Request{Evidence: j.Evidence, ReportData: want, InitData: j.InitData})
+	if errors.Is(err, hygondcu.ErrNoEndorsement) {
+		j.open(ValidSignature, "%v", err)
+		return
+	}
 	if err != nil {
 		j.refuse("%v", err)
 		return

@@ -110,14 +110,17 @@ func toPEM(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: c.Raw})
 }
 
+// minDecoded is the size in bytes from which a file of digits is taken for an encoded one; the shortest evidence is longer.
+const minDecoded = 64
+
 // text decodes a file of hex or base64 digits; anything else is what it is.
 func text(data []byte) []byte {
 	t := bytes.TrimSpace(data)
-	if b, err := hex.DecodeString(string(t)); err == nil && len(b) > 0 {
+	if b, err := hex.DecodeString(string(t)); err == nil && len(b) >= minDecoded {
 		return b
 	}
 	for _, e := range []*base64.Encoding{base64.StdEncoding.Strict(), base64.URLEncoding.Strict(), base64.RawURLEncoding.Strict()} {
-		if b, err := e.DecodeString(string(t)); err == nil && len(b) > 0 {
+		if b, err := e.DecodeString(string(t)); err == nil && len(b) >= minDecoded {
 			return b
 		}
 	}

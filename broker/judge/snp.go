@@ -45,7 +45,7 @@ func (j *judging) snp() {
 	}
 	j.addClaims(verifier.Claims(r, e))
 	j.snpPolicy(r)
-	j.endorsement(e.Validity, e.Revocation, e.CRLFault, sources.asked())
+	j.endorsement(e.Validity, e.Revocation, e.CRLFault, sources)
 	j.bindReportData(r.ReportData[:])
 	j.bindCut("host_data (init data)", r.HostData[:], j.InitData)
 }
@@ -72,7 +72,7 @@ func (j *judging) snpPolicy(r *snp.Report) {
 }
 
 // endorsement is what stands behind the key: dates and revocation.
-func (j *judging) endorsement(validity, revocation string, fault error, given bool) {
+func (j *judging) endorsement(validity, revocation string, fault error, sources *amdSources) {
 	if validity != verifier.ValidityOK {
 		j.outdated("cert_validity is %q, expected %q", validity, verifier.ValidityOK)
 	}
@@ -82,9 +82,12 @@ func (j *judging) endorsement(validity, revocation string, fault error, given bo
 	case fault != nil:
 		j.refuse("revocation list: %v", fault)
 	case revocation != verifier.RevocationChecked && revocation != verifier.RevocationStapled:
-		if given {
+		switch {
+		case len(sources.crls) > 0: // verifiers of JSON do not say more than this
+			j.refuse("cert_revocation is %q, expected %q by the list given", revocation, verifier.RevocationChecked)
+		case sources.next != nil:
 			j.note("cert_revocation is %q: the authorities were not looked up in a list", revocation)
-		} else {
+		default:
 			j.note("cert_revocation was not checked: no revocation list (CRL) given")
 		}
 	}
@@ -176,8 +179,6 @@ type amdSources struct {
 	crls []*x509.RevocationList
 	next verifier.Certificates
 }
-
-func (s *amdSources) asked() bool { return s.next != nil || len(s.crls) > 0 }
 
 // VCEK is part of verifier.Certificates.
 func (s *amdSources) VCEK(ctx context.Context, line snp.Line, chipID []byte, tcb snp.TCB) ([]byte, error) {
