@@ -24,6 +24,7 @@ func (j *judging) azureSNP() {
 		// In a folder of cases the certificate is the "chain", of which the leaf comes first.
 		if certs, err := certificates(j.Chain); err == nil {
 			leaf = certs[0].Raw
+			j.linked(certs)
 		} else if j.Chain != nil {
 			j.refuse("the VCEK certificate cannot be read: %v", err)
 		}
@@ -50,6 +51,7 @@ func (j *judging) azureSNP() {
 		j.refuse("%v", err)
 		return
 	}
+	j.hclLayout(j.hclReport())
 	j.azureClaims(claims)
 	j.azurePolicy(claims)
 	j.endorsement(fmt.Sprint(claims["cert_validity"]), fmt.Sprint(claims["cert_revocation"]), sources.fault(o.Now), sources)
@@ -100,6 +102,8 @@ func (j *judging) azureTDX() {
 		}
 		return
 	}
+	j.hclLayout(j.hclReport())
+	j.tdReport(j.hclReport(), td.TD)
 	j.azureClaims(claims)
 	j.platform(claims)
 	j.tdPolicy(td.TD)
@@ -143,16 +147,21 @@ func (j *judging) azureClaims(claims map[string]any) {
 	}
 }
 
+// hclReport is the HCL report of either form, nil when it cannot be read.
+func (j *judging) hclReport() []byte {
+	if !isJSON(j.Evidence) {
+		return text(j.Evidence)
+	}
+	raw, err := azureBytes(j.Evidence, "hcl_report", "report")
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
 // hardwareReportData is the report data of the hardware's own report, for callers who mean that.
 func (j *judging) hardwareReportData() ([]byte, error) {
-	raw := text(j.Evidence)
-	if isJSON(j.Evidence) {
-		var err error
-		if raw, err = azureBytes(j.Evidence, "hcl_report", "report"); err != nil {
-			return nil, err
-		}
-	}
-	r, err := hcl.Parse(raw)
+	r, err := hcl.Parse(j.hclReport())
 	if err != nil {
 		return nil, err
 	}

@@ -45,6 +45,9 @@ func (j *judging) csv() {
 	if !e.Report.Policy.NoDebug() {
 		j.reject("policy.nodbg is 0 (guest policy %#x), expected 1: the host can read the guest", uint32(e.Report.Policy))
 	}
+	if !isJSON(j.Evidence) {
+		j.hygonLayout(j.Evidence, e.Report.Version, e.Chain)
+	}
 	j.bindReportData(e.Report.ReportData[:])
 	j.noInitData("CSV")
 	if j.Log != nil {
