@@ -28,7 +28,8 @@ func (j *judging) cca() {
 		return
 	}
 	if anchors == nil {
-		j.open(ParseOnly, "no key of the platform given, expected its CPAK or trust anchors by --cert: nothing tells who signed the platform token")
+		j.open(ParseOnly, "no key of the platform given, expected its CPAK or trust anchors by --cert: "+
+			"nothing tells who signed the platform token")
 		return
 	}
 	claims, err := verifier.VerifyToken(j.ctx, raw, verifier.Options{TrustAnchors: anchors, AllowUnsecured: true, Now: j.Time, Offline: true})

@@ -14,8 +14,8 @@ import (
 )
 
 // Folder is a folder with what Intel publishes about one kind of platform, one file for each document: tcb_info.json,
-// qe_identity.json, pck_crl.der, root_ca_crl.der (or .pem) and *_issuer_chain.pem. It answers for every platform asked for: whether the documents
-// are about it is checked with their signatures.
+// qe_identity.json, pck_crl.der, root_ca_crl.der (or .pem) and *_issuer_chain.pem. It answers for every platform asked for: whether
+// the documents are about it is checked with their signatures.
 type Folder struct {
 	documents *dcap.Collateral
 	// Time is an instant inside every window, from time.txt; zero without.

@@ -33,7 +33,8 @@ func (j *judging) csv() {
 	}
 	claims, err := verifier.VerifyParsed(j.ctx, e, verifier.Options{Root: given, Offline: true})
 	if errors.Is(err, verifier.ErrNoEndorsement) {
-		j.open(ValidSignature, "no certificates of chip %s given, expected hsk_cek by --cert: the report is signed by the key it brought", e.Serial)
+		j.open(ValidSignature, "no certificates of chip %s given, expected hsk_cek by --cert: the report is signed by the key it brought",
+			e.Serial)
 	} else if err != nil {
 		j.refuse("%v", err)
 		return

@@ -111,6 +111,8 @@ func (j *judging) intel(issued ...time.Time) verifier.Options {
 		for _, c := range certs {
 			if selfSigned(c) {
 				root = c
+			} else {
+				j.note("certificate %q was not used: expected the root alone, the rest of the chain is in the quote", c.Subject.CommonName)
 			}
 		}
 	}

@@ -15,22 +15,73 @@ import (
 func TestLibraryGaps(t *testing.T) {
 	inputs := byID(t)
 	for gap, cases := range map[string]map[string]judge.Word{
-		"Turin: extension .3.9, hwID of 8 bytes, FMC in the TCB": {"turin-v5": judge.Valid, "syn-snp-turin-v5": judge.Valid, "turin-wrong-vcek": judge.Invalid},
-		"CPUID model A0h is of the Genoa chain":                  {"siena-v5": judge.Valid},
-		"reports of version 3 and 5":                             {"milan-v3-oak": judge.Valid, "syn-snp-valid-v5": judge.Valid},
-		"VLEK: other authority, no hwID":                         {"syn-snp-vlek-v3": judge.Valid, "syn-snp-keyinfo-vlek-with-vcek": judge.Invalid},
-		"TDX quotes of version 5, TD 1.0 and 1.5":                {"syn-dcap-tdx-v5-td15": judge.Valid, "syn-dcap-tdx-v5-td10": judge.Valid, "v5-td15-90c06f-google": judge.ValidSignature},
-		"SGX in quotes of version 4 and 5":                       {"syn-dcap-sgx-v4": judge.Valid, "syn-dcap-sgx-v5": judge.Valid},
-		"SVN components 0 and 1 count for module version 0 only": {"syn-dcap-tdx-module0-low": judge.Valid, "v4-cos113@tdx-00806f050000-2025-06": judge.Valid, "v4-00a06d08@tdx-00a06d080000-2025-10": judge.Valid},
-		"TDX module: its own levels and signer":                  {"syn-dcap-tdx-svn-old-module": judge.Valid, "syn-dcap-tdx-seam-signer": judge.Invalid},
-		"TCB info of version 2":                                  {"v3-00606a-teepot-1@sgx-00606a000000-2023-05": judge.Valid},
-		"signature and age of revocation lists":                  {"syn-dcap-crl-expired": judge.Expired, "syn-dcap-pck-revoked": judge.Invalid, "syn-dcap-inter-revoked": judge.Invalid},
-		"attributes are policy, and are looked at":               {"syn-dcap-tdx-service-td": judge.PolicyReject, "syn-dcap-tdx-debug": judge.PolicyReject},
-		"quotes without a chain, and with a wrong one":           {"v3-eppid": judge.NoChain, "syn-dcap-certtype-1": judge.Invalid, "syn-dcap-chain-other-root": judge.Invalid},
-		"TPM quotes with RSAPSS, ECDSA, two banks":               {"tpm-swtpm-ubuntu2404-rsapss-sha256": judge.Valid, "tpm-swtpm-ubuntu2404-ecdsa-p384-sha384": judge.Valid, "tpm-swtpm-ubuntu2404-rsassa-twobank": judge.Valid},
-		"CCA: the platform vouches for the realm's key":          {"cca-token-binding-broken": judge.Invalid},
-		"a byte behind an NVIDIA report, a switch, Blackwell":    {"nv-hopper-coco-580": judge.Valid, "nv-ls10": judge.Valid, "nv-blackwell-575": judge.Valid},
-		"Armonk and Poughkeepsie are one":                        {"se-hkd-armonk": judge.Valid},
+		"Turin: extension .3.9, hwID of 8 bytes, FMC in the TCB": {
+			"turin-v5":         judge.Valid,
+			"syn-snp-turin-v5": judge.Valid,
+			"turin-wrong-vcek": judge.Invalid,
+		},
+		"CPUID model A0h is of the Genoa chain": {
+			"siena-v5": judge.Valid,
+		},
+		"reports of version 3 and 5": {
+			"milan-v3-oak":     judge.Valid,
+			"syn-snp-valid-v5": judge.Valid,
+		},
+		"VLEK: other authority, no hwID": {
+			"syn-snp-vlek-v3":                judge.Valid,
+			"syn-snp-keyinfo-vlek-with-vcek": judge.Invalid,
+		},
+		"TDX quotes of version 5, TD 1.0 and 1.5": {
+			"syn-dcap-tdx-v5-td15":  judge.Valid,
+			"syn-dcap-tdx-v5-td10":  judge.Valid,
+			"v5-td15-90c06f-google": judge.ValidSignature,
+		},
+		"SGX in quotes of version 4 and 5": {
+			"syn-dcap-sgx-v4": judge.Valid,
+			"syn-dcap-sgx-v5": judge.Valid,
+		},
+		"SVN components 0 and 1 count for module version 0 only": {
+			"syn-dcap-tdx-module0-low":             judge.Valid,
+			"v4-cos113@tdx-00806f050000-2025-06":   judge.Valid,
+			"v4-00a06d08@tdx-00a06d080000-2025-10": judge.Valid,
+		},
+		"TDX module: its own levels and signer": {
+			"syn-dcap-tdx-svn-old-module": judge.Valid,
+			"syn-dcap-tdx-seam-signer":    judge.Invalid,
+		},
+		"TCB info of version 2": {
+			"v3-00606a-teepot-1@sgx-00606a000000-2023-05": judge.Valid,
+		},
+		"signature and age of revocation lists": {
+			"syn-dcap-crl-expired":   judge.Expired,
+			"syn-dcap-pck-revoked":   judge.Invalid,
+			"syn-dcap-inter-revoked": judge.Invalid,
+		},
+		"attributes are policy, and are looked at": {
+			"syn-dcap-tdx-service-td": judge.PolicyReject,
+			"syn-dcap-tdx-debug":      judge.PolicyReject,
+		},
+		"quotes without a chain, and with a wrong one": {
+			"v3-eppid":                  judge.NoChain,
+			"syn-dcap-certtype-1":       judge.Invalid,
+			"syn-dcap-chain-other-root": judge.Invalid,
+		},
+		"TPM quotes with RSAPSS, ECDSA, two banks": {
+			"tpm-swtpm-ubuntu2404-rsapss-sha256":     judge.Valid,
+			"tpm-swtpm-ubuntu2404-ecdsa-p384-sha384": judge.Valid,
+			"tpm-swtpm-ubuntu2404-rsassa-twobank":    judge.Valid,
+		},
+		"CCA: the platform vouches for the realm's key": {
+			"cca-token-binding-broken": judge.Invalid,
+		},
+		"a byte behind an NVIDIA report, a switch, Blackwell": {
+			"nv-hopper-coco-580": judge.Valid,
+			"nv-ls10":            judge.Valid,
+			"nv-blackwell-575":   judge.Valid,
+		},
+		"Armonk and Poughkeepsie are one": {
+			"se-hkd-armonk": judge.Valid,
+		},
 	} {
 		t.Run(gap, func(t *testing.T) {
 			for id, want := range cases {

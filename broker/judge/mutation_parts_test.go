@@ -104,8 +104,9 @@ func TestRegisterMutations(t *testing.T) {
 // TestJSONMutations changes the binary members of evidence in JSON, in their encoding, where something signs them.
 func TestJSONMutations(t *testing.T) {
 	signed := map[string][]string{
-		"az-snp-vtpm": {"signature", "message", "pcrs"}, "az-tdx-vtpm": {"signature", "message", "pcrs"}, "tpm-coco": {"signature", "message", "pcrs"},
-		"se": {"measurement", "additional_data", "user_data", "cuid", "encr_measurement_key", "encr_request_nonce", "image_hdr_tags"},
+		"az-snp-vtpm": {"signature", "message", "pcrs"}, "az-tdx-vtpm": {"signature", "message", "pcrs"},
+		"tpm-coco": {"signature", "message", "pcrs"},
+		"se":       {"measurement", "additional_data", "user_data", "cuid", "encr_measurement_key", "encr_request_nonce", "image_hdr_tags"},
 	}
 	for _, c := range load(t) {
 		names := signed[c.Platform]

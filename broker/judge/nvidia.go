@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -116,7 +117,17 @@ func (j *judging) nvidiaNonce(i int, d nvidiaDevice) {
 
 func (j *judging) nvidiaDevices() ([]nvidiaDevice, error) {
 	if isJSON(j.Evidence) {
+		for _, c := range j.Certificates {
+			certs, err := certificates(c)
+			if err != nil || len(certs) != 1 || !selfSigned(certs[0]) {
+				return nil, errors.New("certificates are given beside evidence in JSON, which brings its own, expected a root alone")
+			}
+			j.Root = c
+		}
 		return nvidiaJSON(j.Evidence)
+	}
+	if digits := string(bytes.TrimSpace(j.Evidence)); mixedHex(digits) {
+		return nil, errors.New("the report is hex digits of both cases, expected one: it was changed")
 	}
 	chain := j.Chain
 	if chain == nil {
@@ -146,6 +157,14 @@ func (j *judging) nvidiaDevices() ([]nvidiaDevice, error) {
 	return []nvidiaDevice{{
 		Arch: arch, Evidence: base64.StdEncoding.EncodeToString(text(j.Evidence)), Certificate: base64.StdEncoding.EncodeToString(pem),
 	}}, nil
+}
+
+// mixedHex tells whether text is hex whose letters are of both cases, as no program writes it.
+func mixedHex(text string) bool {
+	if _, err := hex.DecodeString(text); err != nil {
+		return false
+	}
+	return strings.ContainsAny(text, "abcdef") && strings.ContainsAny(text, "ABCDEF")
 }
 
 // architecture is that of a chip, by the name of the device's own authority; the chain proves it.

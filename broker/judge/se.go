@@ -44,7 +44,8 @@ func (j *judging) se() {
 	j.addClaims(claims)
 	userData := e.UserData
 	j.claim("user_data", hex.EncodeToString(userData))
-	j.note("that the request went to a machine of IBM's is what its host-key documents tell, see --tee se-hkd; expected to be checked when it was made")
+	j.note("that the request went to a machine of IBM's is what its host-key documents tell (--tee se-hkd), expected to be checked " +
+		"when it was made")
 	j.bindReportData(userData)
 	j.noInitData("Secure Execution")
 }

@@ -45,7 +45,8 @@ func (j *judging) tpm() {
 		j.refuse("the signature: %v", err)
 		return
 	}
-	if got := []byte{byte(sig.Scheme >> 8), byte(sig.Scheme), byte(sig.Hash >> 8), byte(sig.Hash)}; j.SigAlg != nil && !bytes.Equal(got, j.SigAlg) {
+	got := []byte{byte(sig.Scheme >> 8), byte(sig.Scheme), byte(sig.Hash >> 8), byte(sig.Hash)}
+	if j.SigAlg != nil && !bytes.Equal(got, j.SigAlg) {
 		j.refuse("algorithm of the signature is %x, expected %x as given by the caller", got, j.SigAlg)
 	}
 	if len(keys) == 0 {
@@ -210,7 +211,8 @@ func (j *judging) tpmJSON(keys []crypto.PublicKey) {
 		return
 	}
 	if len(keys) == 0 {
-		j.open(ValidSignature, "ak_public is %s, expected one that is known to be a TPM's (--ak): signed by a key that anybody can have made", own)
+		j.open(ValidSignature, "ak_public is %s, expected one that is known to be a TPM's (--ak): signed by a key that anybody can have made",
+			own)
 		return
 	}
 	for _, k := range keys {
@@ -284,7 +286,8 @@ func publicKey(data []byte) (crypto.PublicKey, error) {
 	}
 	const want = tpm.AttrRestricted | tpm.AttrSign
 	if p.Attributes&want != want || p.Attributes&tpm.AttrDecrypt != 0 {
-		return nil, fmt.Errorf("attributes of the key are %#x, expected a restricted signing key: others sign what is no quote", uint32(p.Attributes))
+		return nil, fmt.Errorf("attributes of the key are %#x, expected a restricted signing key: others sign what is no quote",
+			uint32(p.Attributes))
 	}
 	return p.Key, nil
 }

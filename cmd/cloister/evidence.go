@@ -67,7 +67,8 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 	flags.StringVar(&f.cases, "cases", "", "file cases.json of a folder of evidence to judge as a whole")
 	flags.StringArrayVar(&f.certs, "cert", nil, "certificate, chain or public key: PEM, DER or a table of certificates (repeatable)")
 	flags.StringArrayVar(&f.crls, "crl", nil, "revocation list, DER or PEM (repeatable)")
-	flags.StringVar(&f.collateral, "collateral", "", "folder with Intel's documents (tcb_info.json, …), or a bundle of `cloister collateral fetch`")
+	flags.StringVar(&f.collateral, "collateral", "",
+		"folder with Intel's documents (tcb_info.json, …), or a bundle of `cloister collateral fetch`")
 	flags.StringVar(&f.log, "log", "", "event log (CCEL or TPM) that the registers must come out of")
 	flags.StringVar(&f.nonce, "nonce", "", "nonce the evidence must be for, hex or base64; without it a replay goes unnoticed")
 	flags.StringVar(&f.reportData, "report-data", "", "report data the evidence must have, hex")
@@ -205,7 +206,8 @@ func (f *evidenceFlags) input(file string) (judge.Input, func(), error) {
 	none := func() {}
 	r := &inputs{}
 	if !slices.Contains(judge.TEEs(), verifier.Canonical(f.tee)) {
-		return judge.Input{}, none, usageError{fmt.Errorf("--tee %.32q has no verifier, known: %s", f.tee, strings.Join(judge.TEEs(), ", "))}
+		return judge.Input{}, none, usageError{fmt.Errorf("--tee %.32q has no verifier, known: %s",
+			f.tee, strings.Join(judge.TEEs(), ", "))}
 	}
 	if len(f.keys) > 0 && !strings.HasPrefix(f.tee, "tpm") {
 		return judge.Input{}, none, usageError{fmt.Errorf("--ak is for --tee tpm, not %s", f.tee)}
@@ -283,7 +285,9 @@ func (f *evidenceFlags) sources(in *judge.Input) (func(), error) {
 			in.Collateral = sources.Intel
 		}
 	}
-	config := verifier.Config{Now: func() time.Time { return in.Time }, AMD: sources.AMD, Intel: sources.Intel, NVIDIA: sources.NVIDIA, Unbound: true}
+	config := verifier.Config{
+		Now: func() time.Time { return in.Time }, AMD: sources.AMD, Intel: sources.Intel, NVIDIA: sources.NVIDIA, Unbound: true,
+	}
 	if verifier.Canonical(f.tee) == "nvidia-dpu" && len(f.certs) == 1 {
 		config.DPURoot = f.certs[0]
 	}

@@ -87,7 +87,13 @@ func TestRecordedEvidence(t *testing.T) {
 	t.Chdir(evidence.Dir(t))
 	const when, tdx = "2026-06-01T00:00:00Z", "intel-collateral/tdx-00806f050000-2025-06"
 	cos := "intel-tdx/v4-cos113.bin --time 2025-06-15T00:00:00Z --collateral " + tdx
-	synthetic := "synthetic/snp/valid-v5.bin --cert synthetic/snp/vcek-milan.der --cert synthetic/snp/ca-milan/ask.pem --time 2026-01-01T00:00:00Z"
+	debug := "amd-sev-snp/milan-v2-debug/report.bin --cert amd-sev-snp/milan-v2-debug/vcek.der --time " + when
+	vmpl1 := "amd-sev-snp/milan-v3-vlek-vmpl1/report.bin --cert amd-sev-snp/milan-v3-vlek-vmpl1/vlek.der --time 2025-06-01T00:00:00Z"
+	azure := "azure-snp-vtpm/hcl-report.bin --quote azure-snp-vtpm/quote.msg --signature azure-snp-vtpm/quote.sig " +
+		"--cert azure-snp-vtpm/vcek.pem --time " + when
+	keylime := "tpm/keylime-quote.out --signature tpm/keylime-quotesig.out --pcrs tpm/keylime-quotepcr.out --cert tpm/keylime-akpub.pem"
+	synthetic := "synthetic/snp/valid-v5.bin --cert synthetic/snp/vcek-milan.der " +
+		"--cert synthetic/snp/ca-milan/ask.pem --time 2026-01-01T00:00:00Z"
 	for _, tc := range []struct {
 		tee, args string
 		code      int
@@ -98,9 +104,9 @@ func TestRecordedEvidence(t *testing.T) {
 		{"snp", "amd-sev-snp/genoa-v3/report.bin --cert amd-sev-snp/genoa-v3/vcek.der --time " + when, 0, "no revocation list"},
 		{"snp", "amd-sev-snp/genoa-v3/report.bin --cert amd-sev-snp/genoa-v3/auxblob.bin --time " + when, 0, "genoa"},
 		{"snp", "amd-sev-snp/genoa-v3/tsm-report.json --time " + when, 0, "genoa"},
-		{"snp", "amd-sev-snp/milan-v2-debug/report.bin --cert amd-sev-snp/milan-v2-debug/vcek.der --time " + when, 1, "policy_debug_allowed is true"},
-		{"snp", "amd-sev-snp/milan-v3-vlek-vmpl1/report.bin --cert amd-sev-snp/milan-v3-vlek-vmpl1/vlek.der --time 2025-06-01T00:00:00Z", 0, "vmpl is 1"},
-		{"snp", "amd-sev-snp/milan-v3-vlek-vmpl1/report.bin --max-vmpl 0 --cert amd-sev-snp/milan-v3-vlek-vmpl1/vlek.der --time 2025-06-01T00:00:00Z", 1, "vmpl is 1, expected at most 0"},
+		{"snp", debug, 1, "policy_debug_allowed is true"},
+		{"snp", vmpl1, 0, "vmpl is 1"},
+		{"snp", vmpl1 + " --max-vmpl 0", 1, "vmpl is 1, expected at most 0"},
 		{"snp", synthetic, 1, "the ASK in the evidence is not signed by ARK-Milan"},
 		{"snp", synthetic + " --cert synthetic/snp/ca-milan/ark.pem", 0, "which the caller gave"},
 		{"snp", synthetic + " --cert synthetic/snp/ca-milan/ark.pem --crl synthetic/snp/ca-milan/crl-ask-revoked.der", 1, "was revoked"},
@@ -113,10 +119,10 @@ func TestRecordedEvidence(t *testing.T) {
 		{"eventlog", "eventlog/cos-113-intel-tdx.bin --quote " + cos, 0, `"replay"`},
 		{"eventlog", "eventlog/cos-113-intel-tdx.bin", 2, "a log proves nothing by itself"},
 		{"az-snp-vtpm", "azure-snp-vtpm/evidence-v0.json --time " + when, 0, "hcl_user_data"},
-		{"az-snp-vtpm", "azure-snp-vtpm/hcl-report.bin --quote azure-snp-vtpm/quote.msg --signature azure-snp-vtpm/quote.sig --cert azure-snp-vtpm/vcek.pem --time " + when, 0, "tpm_pcr_digest"},
+		{"az-snp-vtpm", azure, 0, "tpm_pcr_digest"},
 		{"az-tdx-vtpm", "azure-tdx-vtpm/evidence-v1.json --time 2025-06-15T00:00:00Z --collateral " + tdx, 0, `"tcb_status": "OutOfDate"`},
 		{"tpm", "tpm/coco-tpm-evidence.json", 2, "anybody can have made"},
-		{"tpm", "tpm/keylime-quote.out --signature tpm/keylime-quotesig.out --pcrs tpm/keylime-quotepcr.out --cert tpm/keylime-akpub.pem", 0, "ak_public"},
+		{"tpm", keylime, 0, "ak_public"},
 		{"cca", "arm-cca/token-trustee.cbor --cert arm-cca/tastore.json", 0, "cca-platform-lifecycle"},
 		{"cca", "arm-cca/token-trustee.cbor", 2, "no key of the platform given"},
 		{"csv", "hygon-csv/report-v1.bin --cert hygon-csv/hsk_cek.cert", 0, "built in: Hygon"},
@@ -139,7 +145,8 @@ func TestRecordedEvidence(t *testing.T) {
 		}
 		err := json.Unmarshal(out.Bytes(), &v)
 		want := map[int]string{0: "genuine", 1: "refused", 2: "cannot be judged"}[tc.code]
-		if err != nil || code != tc.code || v.Verdict != want || v.Reasons == nil || v.TCBStatus == nil || v.Advisories == nil || v.Claims == nil {
+		whole := v.Reasons != nil && v.TCBStatus != nil && v.Advisories != nil && v.Claims != nil
+		if err != nil || code != tc.code || v.Verdict != want || !whole {
 			t.Errorf("%s %s: exit code %d, want %d, %v: %s", tc.tee, tc.args, code, tc.code, err, out.String())
 		}
 		if !strings.Contains(strings.ToLower(out.String()), strings.ToLower(tc.says)) {

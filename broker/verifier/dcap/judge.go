@@ -90,6 +90,14 @@ func (j *judgement) revocation(chain *pckCerts, root *x509.Certificate, c *Colla
 		if err := checkIssued(certs[0], root, w); err != nil {
 			return fmt.Errorf("PCK CRL issuer chain: %w", err)
 		}
+		if len(certs) > 2 {
+			return fmt.Errorf("PCK CRL issuer chain has %d certificates, expected the issuer and the root", len(certs))
+		}
+		if len(certs) == 2 {
+			if err := checkRoot(certs[1], root); err != nil {
+				return fmt.Errorf("PCK CRL issuer chain: %w", err)
+			}
+		}
 		fromRoot = append(fromRoot, certs[0])
 	}
 	rootCRL, err := crl("root CRL", c.RootCRL, root, w)

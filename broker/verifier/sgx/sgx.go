@@ -60,7 +60,9 @@ func Verify(ctx context.Context, raw json.RawMessage, o Options) (map[string]any
 	if err != nil {
 		return nil, fmt.Errorf("reading quote: %w", err)
 	}
-	q, out, err := verifyQuote(ctx, b, dcap.Options{Now: o.Now, Collateral: o.Collateral, AllowNoCollateral: o.AllowNoCollateral, Root: o.Root})
+	q, out, err := verifyQuote(ctx, b, dcap.Options{
+		Now: o.Now, Collateral: o.Collateral, AllowNoCollateral: o.AllowNoCollateral, Root: o.Root,
+	})
 	if err != nil {
 		return nil, err
 	}
