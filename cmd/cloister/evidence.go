@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/pem"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,8 +18,8 @@ import (
 
 	"github.com/cloister/cloister/broker/collateral"
 	"github.com/cloister/cloister/broker/collateral/catalog"
+	"github.com/cloister/cloister/broker/judge"
 	"github.com/cloister/cloister/broker/verifier"
-	"github.com/cloister/cloister/broker/verifier/tpm"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -27,180 +27,289 @@ func evidenceCmd(a *app) *cobra.Command {
 	return group("evidence", "Verify saved evidence offline", evidenceVerifyCmd(a))
 }
 
-// verdict is the JSON answer of `evidence verify`. Valid says that the evidence fits together and fits what it was held against.
-// Genuine says in addition that whoever signed it is known: the maker of the hardware, or a TPM's key given by --ak.
-type verdict struct {
-	TEE     string         `json:"tee"`
-	Valid   bool           `json:"valid"`
-	Genuine bool           `json:"genuine"`
-	Why     string         `json:"why,omitempty"` // it is not genuine
-	Error   string         `json:"error,omitempty"`
-	Nonce   string         `json:"nonce"`
-	Claims  map[string]any `json:"claims,omitempty"`
-	// Devices are the claims of each device, for evidence of more than one.
-	Devices []device `json:"devices,omitempty"`
-}
-
-type device struct {
-	Class  string         `json:"class"`
-	Claims map[string]any `json:"claims"`
-}
-
-// unknownKey is why evidence that fits together is not called genuine.
-const unknownKey = "signed by a key that anybody can have made"
-
 type evidenceFlags struct {
-	tee, nonce, initdata, data, at string
-	keys, bundles                  []string
+	tee, cases                                        string
+	certs, crls, keys, quotes                         []string
+	signature, pcrs, log                              string
+	collateral, data                                  string
+	bundles                                           []string
+	nonce, reportData, initData, initDataFile, moment string
+	maxVMPL                                           uint32
 }
 
 func evidenceVerifyCmd(a *app) *cobra.Command {
 	var f evidenceFlags
 	c := &cobra.Command{
-		Use:   "verify FILE",
-		Short: "Verify saved evidence without a broker; exit code 0 if it holds, 1 if not",
-		Long: "Checks signatures, certificates, event log and, when given, nonce and initdata. For a TPM this says that one key signed\n" +
-			"it all; anybody can make such a key, so the answer calls the evidence genuine only if the key is one of those given\n" +
-			"by --ak, and fails if keys are given and it is none of them. Valid or genuine does not mean approved: which values\n" +
-			"are acceptable is the broker's policy. Nothing is fetched: certificates, revocation lists and TCB levels come with\n" +
-			"the evidence or from --bundle and --data, and the claims say what was not to be had.",
-		Args: exactly(1),
-		RunE: func(c *cobra.Command, args []string) error { return a.verifyEvidence(c.Context(), args[0], f) },
+		Use:   "verify {--tee NAME FILE | --cases FILE}",
+		Short: "Verify saved evidence without a broker; exit code 0 genuine, 1 refused, 2 cannot be judged",
+		Long: "Judges evidence, raw as the hardware made it or in the JSON that guests send. Nothing is fetched: certificates, revocation\n" +
+			"lists and TCB levels come with the evidence or by flags, and what was not checked for want of them is said. A self-signed\n" +
+			"certificate given by --cert is trusted as a root for this answer, and the answer says so; without one the vendor's roots count.\n" +
+			"Genuine does not mean approved: which measurements are acceptable is the broker's policy. --cases judges every case of\n" +
+			"a folder and ends with 1 if any verdict is not the expected one. docs/reference/evidence-verify.md has the rules.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case f.cases != "" && (f.tee != "" || len(args) > 0):
+				return usageError{errors.New("--cases stands alone, without --tee and FILE")}
+			case f.cases != "":
+				return a.judgeCases(c.Context(), f.cases)
+			case f.tee == "":
+				return usageError{fmt.Errorf("%s needs --tee or --cases", c.CommandPath())}
+			case len(args) != 1:
+				return usageError{fmt.Errorf("%s takes 1 argument(s), got %d", c.CommandPath(), len(args))}
+			}
+			return a.judgeEvidence(c.Context(), args[0], f)
+		},
 	}
-	c.Flags().StringVar(&f.tee, "tee", "", "what made the evidence: tpm, snp, tdx, sgx, az-snp-vtpm, az-tdx-vtpm, csv, hygondcu, nvidia")
-	c.Flags().StringVar(&f.nonce, "nonce", "", "report data the evidence must be for, hex or base64; without it a replay goes unnoticed")
-	c.Flags().StringVar(&f.initdata, "initdata", "", "initdata document that the evidence must be bound to")
-	c.Flags().StringArrayVar(&f.keys, "ak", nil, "file with an attestation key known to be a TPM's: a PEM public key, or base64 as in the claim ak_public (repeatable)")
-	c.Flags().StringArrayVar(&f.bundles, "bundle", nil, "bundle of `cloister collateral fetch` (repeatable)")
-	c.Flags().StringVar(&f.data, "data", "", "data folder of a broker whose collateral may be used")
-	c.Flags().StringVar(&f.at, "at", "", "time to verify at, as 2026-01-02T15:04:05Z (default: now)")
-	needs(c, "tee")
+	flags := c.Flags()
+	flags.StringVar(&f.tee, "tee", "", "what made the evidence: "+strings.Join(judge.TEEs(), ", "))
+	flags.StringVar(&f.cases, "cases", "", "file cases.json of a folder of evidence to judge as a whole")
+	flags.StringArrayVar(&f.certs, "cert", nil, "certificate, chain or public key: PEM, DER or a table of certificates (repeatable)")
+	flags.StringArrayVar(&f.crls, "crl", nil, "revocation list, DER or PEM (repeatable)")
+	flags.StringVar(&f.collateral, "collateral", "",
+		"folder with Intel's documents (tcb_info.json, …), or a bundle of `cloister collateral fetch`")
+	flags.StringVar(&f.log, "log", "", "event log (CCEL or TPM) that the registers must come out of")
+	flags.StringVar(&f.nonce, "nonce", "", "nonce the evidence must be for, hex or base64; without it a replay goes unnoticed")
+	flags.StringVar(&f.reportData, "report-data", "", "report data the evidence must have, hex")
+	flags.StringVar(&f.initData, "init-data", "", "digest of the init data the evidence must be bound to, hex")
+	flags.StringVar(&f.initDataFile, "initdata", "", "initdata document that the evidence must be bound to, instead of its digest")
+	flags.StringVar(&f.moment, "time", "", "time to verify at, as 2026-01-02T15:04:05Z (default: now)")
+	flags.StringArrayVar(&f.keys, "ak", nil, "attestation key known to be a TPM's: PEM, DER, or base64 as in the claim ak_public (repeatable)")
+	flags.StringVar(&f.signature, "signature", "", "signature of a TPM quote that is in a file of its own")
+	flags.StringVar(&f.pcrs, "pcrs", "", "register values of a TPM quote: tpm2-tools' file, or JSON")
+	flags.StringArrayVar(&f.quotes, "quote", nil, "quote beside an HCL report or an event log: of the TPM, or of the TD (repeatable)")
+	flags.StringArrayVar(&f.bundles, "bundle", nil, "bundle of `cloister collateral fetch` (repeatable)")
+	flags.StringVar(&f.data, "data", "", "data folder of a broker whose collateral may be used")
+	flags.Uint32Var(&f.maxVMPL, "max-vmpl", judge.DefaultMaxVMPL, "highest VMPL that may have asked for an SNP report")
+	flags.StringVar(&f.moment, "at", "", "")
+	_ = flags.MarkDeprecated("at", "use --time") // it exists: the line above made it
 	return c
 }
 
-func (a *app) verifyEvidence(ctx context.Context, file string, f evidenceFlags) error {
-	known, err := readKeys(f.keys)
-	if err != nil {
-		return err
-	}
-	if len(known) > 0 && f.tee != "tpm" {
-		return usageError{fmt.Errorf("--ak is for --tee tpm, not %s", f.tee)}
-	}
-	v, done, err := offlineVerifier(f)
+func (a *app) judgeEvidence(ctx context.Context, file string, f evidenceFlags) error {
+	in, done, err := f.input(file)
 	if err != nil {
 		return err
 	}
 	defer done()
-	evidence, err := os.ReadFile(file)
-	if err != nil {
-		return fmt.Errorf("reading the evidence: %w", err)
-	}
-	req := verifier.Request{Evidence: evidence}
-	var form string
-	if req.ReportData, form, err = parseNonce(f.nonce); err != nil {
-		return err
-	}
-	if f.initdata != "" {
-		text, err := os.ReadFile(f.initdata)
-		if err != nil {
-			return fmt.Errorf("reading the initdata: %w", err)
-		}
-		if _, req.InitData, err = initdata.Digest(text); err != nil {
-			return fmt.Errorf("reading the initdata %s: %w", f.initdata, err)
-		}
-	}
-	results, err := v.Verify(ctx, req)
-	answer := verdict{TEE: f.tee, Valid: err == nil, Genuine: err == nil, Nonce: "checked, read as " + form}
-	if f.nonce == "" {
-		answer.Nonce = "not checked"
-	}
-	if err != nil {
-		answer.Error = err.Error()
-		if form != "" {
-			err = hint(err, "--nonce was read as %s", form)
-		}
-	}
-	if len(results) == 1 {
-		answer.Claims = results[0].Claims
-	}
-	for _, r := range results {
-		if len(results) > 1 {
-			answer.Devices = append(answer.Devices, device{r.Class, r.Claims})
-		}
-	}
-	if err == nil && f.tee == "tpm" {
-		if unknown := checkKey(answer.Claims, known); unknown != nil {
-			answer.Genuine, answer.Why = false, unknown.Error()
-			if len(known) > 0 {
-				err = unknown
-			}
-		}
-	}
+	v := judge.Judge(ctx, in)
 	if a.json {
-		return errors.Join(a.printJSON(answer), silent(err))
+		err = a.printJSON(v)
+	} else {
+		a.printVerdict(f.tee, v)
 	}
-	if err != nil {
-		return err
+	if code := v.Outcome.ExitCode(); code != exitDone {
+		return errors.Join(err, exitError(code))
 	}
-	a.printVerdict(answer, results)
-	return nil
+	return err
 }
 
-func (a *app) printVerdict(v verdict, results []verifier.Result) {
-	if v.Genuine {
-		fmt.Fprintf(a.stdout, "genuine %s evidence, nonce %s\n", v.TEE, v.Nonce)
-	} else {
-		fmt.Fprintf(a.stdout, "valid %s evidence, nonce %s, but %s\n", v.TEE, v.Nonce, v.Why)
-		fmt.Fprintln(a.stderr, "hint: pin the key of a TPM you know with --ak FILE; `cloister attest --json` shows the ak_public that a broker has seen endorsed")
+func (a *app) printVerdict(tee string, v judge.Verdict) {
+	fmt.Fprintf(a.stdout, "%s: %s evidence\n", v.Outcome, tee)
+	for _, r := range v.Reasons {
+		fmt.Fprintf(a.stdout, "- %s\n", r)
 	}
-	for _, r := range results {
-		if len(results) > 1 {
-			fmt.Fprintf(a.stdout, "\n%s\n", r.Class)
+	if v.TCBStatus != "" {
+		fmt.Fprintf(a.stdout, "tcb status: %s; advisories: %s\n", v.TCBStatus, strings.Join(v.Advisories, ", "))
+	}
+	var rows [][]string
+	for _, name := range sortedKeys(v.Claims) {
+		switch c := v.Claims[name].(type) {
+		case string, bool, int, int64, uint8, uint16, uint32, uint64:
+			rows = append(rows, []string{name, fmt.Sprint(c)})
 		}
-		var rows [][]string
-		for _, name := range sortedKeys(r.Claims) {
-			switch c := r.Claims[name].(type) {
-			case string:
-				rows = append(rows, []string{name, c})
-			case bool, int, int64, uint8, uint16, uint32, uint64:
-				rows = append(rows, []string{name, fmt.Sprint(c)})
-			}
-		}
+	}
+	if len(rows) > 0 {
 		a.table("CLAIM|VALUE", rows)
 	}
 }
 
-// offlineVerifier is the verifier of a TEE for saved evidence, which asks no server.
-func offlineVerifier(f evidenceFlags) (verifier.Verifier, func(), error) {
-	at := time.Now()
-	if f.at != "" {
-		var err error
-		if at, err = time.Parse(time.RFC3339, f.at); err != nil {
-			return nil, nil, usageError{fmt.Errorf("--at %q: want a time as 2026-01-02T15:04:05Z", f.at)}
+// judgeCases prints a line a case: text with tabs, or JSON.
+func (a *app) judgeCases(ctx context.Context, file string) error {
+	results, err := judge.Cases(ctx, file)
+	if err != nil {
+		return usageError{err} // nothing was judged, which must not look like a difference
+	}
+	differ := 0
+	enc := json.NewEncoder(a.stdout)
+	enc.SetEscapeHTML(false)
+	for _, r := range results {
+		if !r.Match {
+			differ++
+		}
+		if a.json {
+			err = errors.Join(err, enc.Encode(r))
+		} else {
+			fmt.Fprintln(a.stdout, r.Line())
 		}
 	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stderr, "%d of %d cases as expected\n", len(results)-differ, len(results))
+	if differ > 0 {
+		return exitError(exitRefused)
+	}
+	return nil
+}
+
+// maxFile bounds each file that is read, in bytes; what package judge takes of each is less.
+const maxFile = 64 << 20
+
+// inputs reads files and values, and remembers what was wrong.
+type inputs struct{ faults []error }
+
+func (r *inputs) file(flag, name string) []byte {
+	if name == "" {
+		return nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		r.faults = append(r.faults, fmt.Errorf("%s: %w", flag, err))
+		return nil
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s has more than %d bytes", name, maxFile)
+	}
+	if err != nil {
+		r.faults = append(r.faults, fmt.Errorf("%s: %w", flag, err))
+	}
+	if data == nil {
+		data = []byte{}
+	}
+	return data
+}
+
+func (r *inputs) files(flag string, names []string) [][]byte {
+	var out [][]byte
+	for _, n := range names {
+		out = append(out, r.file(flag, n))
+	}
+	return out
+}
+
+func (r *inputs) hex(flag, text string) []byte {
+	if text == "" {
+		return nil
+	}
+	b, err := hex.DecodeString(text)
+	if err != nil {
+		r.faults = append(r.faults, fmt.Errorf("%s %.80q: want hex digits", flag, text))
+	}
+	return b
+}
+
+func (f *evidenceFlags) input(file string) (judge.Input, func(), error) {
+	none := func() {}
+	r := &inputs{}
+	if !slices.Contains(judge.TEEs(), verifier.Canonical(f.tee)) {
+		return judge.Input{}, none, usageError{fmt.Errorf("--tee %.32q has no verifier, known: %s",
+			f.tee, strings.Join(judge.TEEs(), ", "))}
+	}
+	if len(f.keys) > 0 && !strings.HasPrefix(f.tee, "tpm") {
+		return judge.Input{}, none, usageError{fmt.Errorf("--ak is for --tee tpm, not %s", f.tee)}
+	}
+	in := judge.Input{
+		TEE: f.tee, Evidence: r.file("evidence", file), CRLs: r.files("--crl", f.crls), MaxVMPL: f.maxVMPL,
+		Certificates: append(r.files("--cert", f.certs), r.files("--ak", f.keys)...),
+		Signature:    r.file("--signature", f.signature), PCRs: r.file("--pcrs", f.pcrs), Log: r.file("--log", f.log),
+		ReportData: r.hex("--report-data", f.reportData), InitData: r.hex("--init-data", f.initData), Time: time.Now(),
+	}
+	for _, q := range r.files("--quote", f.quotes) {
+		if strings.HasPrefix(string(q), "\xffTCG") {
+			in.Message = q
+		} else {
+			in.TDQuote = q
+		}
+	}
+	f.values(r, &in)
+	if err := errors.Join(r.faults...); err != nil {
+		return in, none, usageError{err}
+	}
+	done, err := f.sources(&in)
+	if err != nil {
+		return in, none, usageError{err}
+	}
+	return in, done, nil
+}
+
+func (f *evidenceFlags) values(r *inputs, in *judge.Input) {
+	var err error
+	if in.Nonce, err = parseNonce(f.nonce); err != nil {
+		r.faults = append(r.faults, err)
+	}
+	if f.initDataFile != "" {
+		if f.initData != "" {
+			r.faults = append(r.faults, errors.New("--init-data and --initdata are two ways of saying the same"))
+		}
+		if _, in.InitData, err = initdata.Digest(r.file("--initdata", f.initDataFile)); err != nil {
+			r.faults = append(r.faults, fmt.Errorf("reading the initdata %s: %w", f.initDataFile, err))
+		}
+	}
+	if f.moment != "" {
+		if in.Time, err = time.Parse(time.RFC3339, f.moment); err != nil {
+			r.faults = append(r.faults, fmt.Errorf("--time %q: want a time as 2026-01-02T15:04:05Z", f.moment))
+		}
+	}
+}
+
+// sources opens the collateral there is, which asks no server.
+func (f *evidenceFlags) sources(in *judge.Input) (func(), error) {
+	bundles := f.bundles
+	switch {
+	case f.collateral == "":
+	case judge.IsCollateral(f.collateral):
+		folder, err := judge.OpenCollateral(f.collateral)
+		if err != nil {
+			return nil, err
+		}
+		in.Collateral = folder
+	default:
+		bundles = append(bundles[:len(bundles):len(bundles)], f.collateral)
+	}
 	cfg := collateral.DefaultConfig()
-	cfg.OfflineOnly, cfg.Bundles = true, f.bundles
+	cfg.OfflineOnly, cfg.Bundles = true, bundles
 	if f.data != "" {
 		cfg.CacheDir = filepath.Join(f.data, "collateral")
 	}
 	sources, err := catalog.Open(cfg, nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	set, err := verifier.NewSet(verifier.Builtin(verifier.Config{
-		Now: func() time.Time { return at }, AMD: sources.AMD, Intel: sources.Intel, NVIDIA: sources.NVIDIA, Unbound: true,
-	}))
-	if err != nil {
+	if len(bundles) > 0 || f.data != "" {
+		in.AMD, in.NVIDIA = sources.AMD, sources.NVIDIA
+		if in.Collateral == nil {
+			in.Collateral = sources.Intel
+		}
+	}
+	config := verifier.Config{
+		Now: func() time.Time { return in.Time }, AMD: sources.AMD, Intel: sources.Intel, NVIDIA: sources.NVIDIA, Unbound: true,
+	}
+	if verifier.Canonical(f.tee) == "nvidia-dpu" && len(f.certs) == 1 {
+		config.DPURoot = f.certs[0]
+	}
+	if in.Others, err = verifier.NewSet(verifier.Builtin(config)); err != nil {
 		sources.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	v, err := set.Get(verifier.Canonical(f.tee))
-	if err != nil {
-		sources.Close()
-		return nil, nil, usageError{fmt.Errorf("--tee %q: %w", f.tee, err)}
+	return sources.Close, nil
+}
+
+// parseNonce accepts hex or base64.
+func parseNonce(text string) ([]byte, error) {
+	if text == "" {
+		return nil, nil
 	}
-	return v, sources.Close, nil
+	if b, err := hex.DecodeString(text); err == nil {
+		return b, nil
+	}
+	if b, err := base64.StdEncoding.DecodeString(text); err == nil {
+		return b, nil
+	}
+	return nil, errors.New("--nonce is neither hex nor base64")
 }
 
 // silent turns an error that was already printed into an exit code.
@@ -209,52 +318,4 @@ func silent(err error) error {
 		return nil
 	}
 	return exitError(exitRefused)
-}
-
-// checkKey refuses evidence that no known key has signed.
-func checkKey(claims map[string]any, known []string) error {
-	got, _ := claims["ak_public"].(string)
-	if claims["ak_endorsement"] == tpm.EndorsedByEK || slices.Contains(known, got) {
-		return nil
-	}
-	if len(known) > 0 {
-		return fmt.Errorf("%s: ak_public is %s, want one of the %d given by --ak", unknownKey, got, len(known))
-	}
-	return errors.New(unknownKey)
-}
-
-// readKeys reads attestation keys and returns them as the claim ak_public has them.
-func readKeys(files []string) ([]string, error) {
-	var keys []string
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading an attestation key: %w", err)
-		}
-		var der []byte
-		if block, _ := pem.Decode(text); block != nil {
-			der = block.Bytes
-		} else if der, err = base64.StdEncoding.DecodeString(strings.TrimSpace(string(text))); err != nil {
-			return nil, fmt.Errorf("attestation key %s is neither a PEM public key nor base64", file)
-		}
-		if _, err := x509.ParsePKIXPublicKey(der); err != nil {
-			return nil, fmt.Errorf("attestation key %s: %w", file, err)
-		}
-		keys = append(keys, base64.StdEncoding.EncodeToString(der))
-	}
-	return keys, nil
-}
-
-// parseNonce accepts hex or base64. Much hex is base64 as well, so it also says how the text was read.
-func parseNonce(text string) (nonce []byte, form string, err error) {
-	if text == "" {
-		return nil, "", nil
-	}
-	if b, err := hex.DecodeString(text); err == nil {
-		return b, fmt.Sprintf("%d bytes of hex", len(b)), nil
-	}
-	if b, err := base64.StdEncoding.DecodeString(text); err == nil {
-		return b, fmt.Sprintf("%d bytes of base64", len(b)), nil
-	}
-	return nil, "", usageError{errors.New("--nonce is neither hex nor base64")}
 }

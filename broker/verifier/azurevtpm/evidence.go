@@ -82,6 +82,10 @@ func (v *vtpm) readHCL(text json.RawMessage, want hcl.HardwareType) error {
 	if err != nil {
 		return err
 	}
+	return v.parseHCL(raw, want)
+}
+
+func (v *vtpm) parseHCL(raw []byte, want hcl.HardwareType) (err error) {
 	if v.hcl, err = hcl.Parse(raw); err != nil {
 		return err
 	}

@@ -62,10 +62,14 @@ func parseChain(text []byte) ([]*x509.Certificate, error) {
 	}
 	var certs []*x509.Certificate
 	for {
-		var block *pem.Block
-		if block, text = pem.Decode(text); block == nil {
+		block, rest := pem.Decode(text)
+		if block == nil {
 			break
 		}
+		if !canonical(text[:len(text)-len(rest)], block) {
+			return nil, errors.New("there is more in the PEM text than certificates")
+		}
+		text = rest
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("PEM block of type %.40q, expected CERTIFICATE", block.Type)
 		}
@@ -81,7 +85,17 @@ func parseChain(text []byte) ([]*x509.Certificate, error) {
 	if len(certs) == 0 {
 		return nil, errors.New("no certificate in it")
 	}
+	if len(bytes.TrimSpace(text)) > 0 {
+		return nil, fmt.Errorf("%d bytes after the last certificate are not PEM", len(text))
+	}
 	return certs, nil
+}
+
+// canonical tells whether text is the block and nothing else, apart from line ends: the decoder skips what it does not know, and
+// nothing signs that.
+func canonical(text []byte, block *pem.Block) bool {
+	bare := func(b []byte) []byte { return bytes.Join(bytes.Fields(b), nil) }
+	return bytes.Equal(bare(text), bare(pem.EncodeToMemory(block)))
 }
 
 // pckChain verifies the chain in a quote: leaf, CA, root, in this order.
@@ -143,13 +157,16 @@ func checkName(c *x509.Certificate, want string) error {
 	return nil
 }
 
-// checkRoot makes sure that a chain's own root is the anchor: the same key, though Intel may issue the certificate anew.
+// checkRoot makes sure that a chain's own root is the anchor, or one that Intel issued anew: of the same key, and signed with it.
 func checkRoot(got, anchor *x509.Certificate) error {
 	key, ok := anchor.PublicKey.(*ecdsa.PublicKey)
 	if !ok || !key.Equal(got.PublicKey) {
 		return fmt.Errorf("root %q has another key than the trusted %q", got.Subject.CommonName, anchor.Subject.CommonName)
 	}
-	return nil
+	if bytes.Equal(got.Raw, anchor.Raw) {
+		return nil
+	}
+	return checkLink(got, anchor)
 }
 
 // checkIssued checks one link of a chain and notes the validity of the lower certificate. Chains of one verification share
@@ -205,3 +222,6 @@ func signer(text []byte, root *x509.Certificate, w *windows) (*x509.Certificate,
 	}
 	return certs[0], nil
 }
+
+// IntelRoot is the certificate that is trusted when Options.Root is nil.
+func IntelRoot() (*x509.Certificate, error) { return intelRoot() }

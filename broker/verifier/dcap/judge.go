@@ -67,11 +67,11 @@ func judge(q *quote.Quote, chain *pckCerts, root *x509.Certificate, c *Collatera
 	if err := j.platform(q, chain.pck, info, qe); err != nil {
 		return nil, err
 	}
-	if j.status == Revoked {
-		return nil, errors.New("TCB status is Revoked")
-	}
 	slices.Sort(j.advisories)
 	j.advisories = slices.Compact(j.advisories)
+	if j.status == Revoked {
+		return nil, &TCBError{Status: Revoked, Advisories: j.advisories, why: "TCB status is Revoked, expected one that is not"}
+	}
 	return j, nil
 }
 
@@ -89,6 +89,14 @@ func (j *judgement) revocation(chain *pckCerts, root *x509.Certificate, c *Colla
 		}
 		if err := checkIssued(certs[0], root, w); err != nil {
 			return fmt.Errorf("PCK CRL issuer chain: %w", err)
+		}
+		if len(certs) > 2 {
+			return fmt.Errorf("PCK CRL issuer chain has %d certificates, expected the issuer and the root", len(certs))
+		}
+		if len(certs) == 2 {
+			if err := checkRoot(certs[1], root); err != nil {
+				return fmt.Errorf("PCK CRL issuer chain: %w", err)
+			}
 		}
 		fromRoot = append(fromRoot, certs[0])
 	}
@@ -204,7 +212,7 @@ func (info *tcbInfo) level(pck *quote.PCK, td *quote.TDReport) (*tcbLevel, error
 	if td != nil {
 		svn = fmt.Sprintf("%x", td.TCBSVN)
 	}
-	return nil, fmt.Errorf("platform TCB (components %x, PCESVN %d, TEE_TCB_SVN %s) is below every TCB level (TCB_NOT_SUPPORTED)",
+	return nil, notSupported("platform TCB (components %x, PCESVN %d, TEE_TCB_SVN %s) is below every TCB level (TCB_NOT_SUPPORTED)",
 		pck.Components, pck.PCESVN, svn)
 }
 

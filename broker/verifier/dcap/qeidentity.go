@@ -90,5 +90,5 @@ func matchSVN(what string, levels []identityLevel, svn uint16) (*identityLevel, 
 		}
 	}
 	lowest := levels[len(levels)-1].TCB.ISVSVN
-	return nil, fmt.Errorf("%s = %d is below every TCB level (TCB_NOT_SUPPORTED), the lowest is %d", what, svn, lowest)
+	return nil, notSupported("%s = %d is below every TCB level (TCB_NOT_SUPPORTED), the lowest is %d", what, svn, lowest)
 }

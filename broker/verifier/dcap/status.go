@@ -8,7 +8,7 @@ import (
 // Status is Intel's word on a TCB.
 type Status string
 
-// Statuses. Revoked is never a claim: it is an error.
+// Statuses. Revoked is never a claim: it is an error, a TCBError.
 const (
 	UpToDate                             Status = "UpToDate"
 	SWHardeningNeeded                    Status = "SWHardeningNeeded"
@@ -19,7 +19,23 @@ const (
 	TDRelaunchAdvised                    Status = "TDRelaunchAdvised"
 	TDRelaunchAdvisedConfigurationNeeded Status = "TDRelaunchAdvisedConfigurationNeeded"
 	Revoked                              Status = "Revoked"
+	// NotSupported is not Intel's word but its verifier's, for a TCB below every level. Like Revoked it is only ever an error.
+	NotSupported Status = "TCB_NOT_SUPPORTED"
 )
+
+// TCBError refuses a platform whose signatures are good for the state of its TCB.
+type TCBError struct {
+	Status     Status // Revoked or NotSupported
+	Advisories []string
+	why        string
+}
+
+// Error says which TCB, and what was expected of it.
+func (e *TCBError) Error() string { return e.why }
+
+func notSupported(format string, args ...any) error {
+	return &TCBError{Status: NotSupported, why: fmt.Sprintf(format, args...)}
+}
 
 // platformStatuses may stand in TCB info, identityStatuses at an enclave or module.
 var (

@@ -139,6 +139,12 @@ func checkSignatures(q *quote.Quote, leaf *x509.Certificate) error {
 	if !verifyRaw(pck, q.QEReport.Raw, q.QESignature) {
 		return errors.New("QE report signature is not by the key of the PCK certificate")
 	}
+	return CheckBinding(q)
+}
+
+// CheckBinding checks what a quote says of itself: the QE report vouches for the attestation key, and this key signed the
+// quote. It is no proof of anything before the QE report's signature is known to be by a PCK key, which Verify sees to.
+func CheckBinding(q *quote.Quote) error {
 	binding := sha256.Sum256(append(bytes.Clone(q.AttestationKey), q.QEAuth...))
 	want := append(binding[:], make([]byte, 32)...)
 	if !bytes.Equal(q.QEReport.ReportData, want) {

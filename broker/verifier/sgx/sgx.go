@@ -60,14 +60,9 @@ func Verify(ctx context.Context, raw json.RawMessage, o Options) (map[string]any
 	if err != nil {
 		return nil, fmt.Errorf("reading quote: %w", err)
 	}
-	q, err := quote.Parse(b)
-	if err != nil {
-		return nil, err
-	}
-	if q.Enclave == nil {
-		return nil, fmt.Errorf("quote is of TEE type %v, expected SGX", q.TEE)
-	}
-	r, err := dcap.Verify(ctx, q, dcap.Options{Now: o.Now, Collateral: o.Collateral, AllowNoCollateral: o.AllowNoCollateral, Root: o.Root})
+	q, out, err := verifyQuote(ctx, b, dcap.Options{
+		Now: o.Now, Collateral: o.Collateral, AllowNoCollateral: o.AllowNoCollateral, Root: o.Root,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +78,29 @@ func Verify(ctx context.Context, raw json.RawMessage, o Options) (map[string]any
 			return nil, err
 		}
 	}
-	return claims(q, r), nil
+	return out, nil
+}
+
+// VerifyQuote checks the quote of an enclave and returns its claims. Nothing is bound to anything: the caller has to compare the
+// report data.
+func VerifyQuote(ctx context.Context, raw []byte, o dcap.Options) (map[string]any, error) {
+	_, out, err := verifyQuote(ctx, raw, o)
+	return out, err
+}
+
+func verifyQuote(ctx context.Context, raw []byte, o dcap.Options) (*quote.Quote, map[string]any, error) {
+	q, err := quote.Parse(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	if q.Enclave == nil {
+		return nil, nil, fmt.Errorf("quote is of TEE type %v, expected SGX", q.TEE)
+	}
+	r, err := dcap.Verify(ctx, q, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return q, claims(q, r), nil
 }
 
 // same compares a field with a value padded with zeros.

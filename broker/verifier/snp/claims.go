@@ -6,8 +6,8 @@ import (
 	"github.com/cloister/cloister/tee/snp"
 )
 
-// claims are those of attestation-service.md section 4.3, then our own.
-func claims(r *snp.Report, e *Endorsement) map[string]any {
+// Claims are those of attestation-service.md section 4.3, then our own.
+func Claims(r *snp.Report, e *Endorsement) map[string]any {
 	c := Common(r, e)
 	c["measurement"] = hex.EncodeToString(r.Measurement[:])
 	c["chip_id"] = hex.EncodeToString(r.ChipID[:])

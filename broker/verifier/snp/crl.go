@@ -25,33 +25,38 @@ const (
 // revocation holds ARK and issuer against the CRLs there are. AMD's CRLs are signed by the ARK and list what the ARK issued;
 // leaves (all with serial number zero) are on none. A CRL that lists them refuses the evidence whatever its age.
 func revocation(ctx context.Context, ark, issuer *x509.Certificate, line snp.Line, vlek bool, stapled []byte, o Options,
-) (string, error) {
+) (claim string, fault, err error) {
 	why := errors.New("no source of CRLs is configured")
 	if o.Certificates != nil {
 		data, err := o.Certificates.CRL(ctx, line, vlek)
 		if err == nil {
 			err = checkCRL(data, ark, issuer, o.Now)
+			fault = err
 		}
 		if err == nil {
-			return RevocationChecked, nil
+			return RevocationChecked, nil, nil
 		}
 		if r := (*revokedError)(nil); errors.As(err, &r) {
-			return "", err
+			return "", nil, err
 		}
 		why = err
 	}
 	if len(stapled) > 0 {
 		err := checkCRL(stapled, ark, issuer, o.Now)
 		if err == nil {
-			return RevocationStapled, nil
+			return RevocationStapled, nil, nil
 		}
 		if r := (*revokedError)(nil); errors.As(err, &r) {
-			return "", err
+			return "", nil, err
 		}
+		fault = err
 		why = fmt.Errorf("%w; CRL in the evidence: %w", why, err)
 	}
-	return RevocationUnavailable + why.Error(), nil
+	return RevocationUnavailable + why.Error(), fault, nil
 }
+
+// ErrCRLDate is in the error of a list that is genuine and not of now.
+var ErrCRLDate = errors.New("CRL is")
 
 // revokedError says that an authority is on a CRL, unlike the errors that say that a CRL is of no use.
 type revokedError struct{ name, since string }
@@ -87,10 +92,10 @@ func checkCRL(data []byte, ark, issuer *x509.Certificate, now time.Time) error {
 		return errors.New("CRL has a critical extension, which may narrow what it covers")
 	}
 	if now.Before(crl.ThisUpdate) {
-		return fmt.Errorf("CRL is not valid before %s", crl.ThisUpdate.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w not valid before %s", ErrCRLDate, crl.ThisUpdate.UTC().Format(time.RFC3339))
 	}
 	if crl.NextUpdate.IsZero() || now.After(crl.NextUpdate) {
-		return fmt.Errorf("CRL is out of date since %s", crl.NextUpdate.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w out of date since %s", ErrCRLDate, crl.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

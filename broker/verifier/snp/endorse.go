@@ -36,6 +36,8 @@ type Endorsement struct {
 	Validity string
 	// Revocation is RevocationChecked, RevocationStapled, or RevocationUnavailable with the reason.
 	Revocation string
+	// CRLFault is why a list that there was is of no use: ErrCRLDate in it means its age alone. Nil when there was none.
+	CRLFault error
 }
 
 // ValidityOK is the claim cert_validity when every certificate is within its time.
@@ -86,7 +88,7 @@ func VerifyReport(ctx context.Context, r *snp.Report, chain Chain, o Options) (*
 	}
 	e := &Endorsement{Line: line, Key: key, CSPID: leaf.CSPID, TCB: leaf.TCB, Masked: r.ChipIDMasked()}
 	e.Validity = validity(o.Now, leaf.cert, issuer, a.ark)
-	if e.Revocation, err = revocation(ctx, a.ark, issuer, line, key == snp.VLEK, chain.CRL, o); err != nil {
+	if e.Revocation, e.CRLFault, err = revocation(ctx, a.ark, issuer, line, key == snp.VLEK, chain.CRL, o); err != nil {
 		return nil, err
 	}
 	return e, nil

@@ -17,7 +17,8 @@ type certificate struct {
 	Data json.RawMessage `json:"data"`
 }
 
-func parseEvidence(evidence []byte) (report []byte, chain Chain, err error) {
+// ParseEvidence reads evidence as guests send it: the report in its binary form, and the certificates beside it.
+func ParseEvidence(evidence []byte) (report []byte, chain Chain, err error) {
 	if len(evidence) > maxEvidence {
 		return nil, chain, fmt.Errorf("evidence has %d bytes, at most %d are read", len(evidence), maxEvidence)
 	}

@@ -139,3 +139,13 @@ func signedBy(c, parent *x509.Certificate) error {
 	}
 	return c.CheckSignatureFrom(parent)
 }
+
+// Has tells whether a certificate is one of the ARKs, byte for byte.
+func (r *Roots) Has(ark *x509.Certificate) bool {
+	for _, a := range r.lines {
+		if a.ark.Equal(ark) {
+			return true
+		}
+	}
+	return false
+}

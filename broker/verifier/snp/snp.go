@@ -73,7 +73,7 @@ func Verify(ctx context.Context, evidence json.RawMessage, o Options) (map[strin
 	if !o.Offline && len(o.ExpectedReportData) == 0 {
 		return nil, errors.New("no report data is given to bind the evidence to")
 	}
-	raw, chain, err := parseEvidence(evidence)
+	raw, chain, err := ParseEvidence(evidence)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func Verify(ctx context.Context, evidence json.RawMessage, o Options) (map[strin
 			return nil, err
 		}
 	}
-	return claims(r, e), nil
+	return Claims(r, e), nil
 }
 
 // checkPadded compares a field with what is expected, zero-padded or cut to the field's size.
