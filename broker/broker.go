@@ -8,13 +8,13 @@ package broker
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,13 +22,18 @@ import (
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/asapi"
 	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/clientcert"
 	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
+	"github.com/cloister/cloister/broker/keyset"
+	"github.com/cloister/cloister/broker/policydir"
+	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/broker/refstore"
-	"github.com/cloister/cloister/broker/seal"
+	"github.com/cloister/cloister/broker/reload"
 	"github.com/cloister/cloister/broker/server"
 	"github.com/cloister/cloister/broker/store"
-	"github.com/cloister/cloister/broker/tlscert"
+	"github.com/cloister/cloister/broker/telemetry"
+	"github.com/cloister/cloister/broker/tlsprofile"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 )
@@ -58,20 +63,28 @@ type Broker struct {
 	now     func() time.Time
 	version string
 	db      store.Store
-	key     sealer
+	key     storageKey
 	audit   *audit.Log
-	cert    *tls.Certificate
+	cert    *tlsprofile.Certificate
+	started time.Time
 	metrics *server.Metrics
 	api     *asapi.API
 
 	// What all tenants share.
 	admins     adminauth.Authority
 	trusted    *token.Trust
-	trust      *refstore.Trust
+	trust      atomic.Pointer[refstore.Trust]
+	adminKeys  []*keyset.Set
 	collateral *catalog.Catalog
 	verifiers  *verifier.Set
-	service    *service // nil when guests are judged here
+	service    *service              // nil when guests are judged here
+	clients    *clientcert.Authority // nil when certificates of administrators do not count
+	proxies    *ratelimit.Proxies
+	policyDir  *policydir.Directory // nil when policies are in the store
+	telemetry  *telemetry.Telemetry
+	reloads    *reload.Watcher
 
+	closers []func() error
 	root    *realm
 	tenants *tenants
 }
@@ -90,7 +103,7 @@ func Open(ctx context.Context, cfg config.Config, o Options) (*Broker, error) {
 	if err := checkOwned(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	b := &Broker{cfg: cfg, log: o.Log, now: o.Now, version: o.Version}
+	b := &Broker{cfg: cfg, log: o.Log, now: o.Now, version: o.Version, started: o.Now()}
 	if err := b.open(ctx, o); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
@@ -124,10 +137,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if err := b.checkAuditHead(ctx); err != nil {
 		return err
 	}
-	if err := b.checkStoreKey(ctx); err != nil {
-		return err
-	}
-	if b.key, err = seal.LoadOrCreate(b.file(StoreKeyFile)); err != nil {
+	if b.key, err = b.openStorageKey(ctx); err != nil {
 		return err
 	}
 	if b.trusted, err = b.trustedTokens(ctx); err != nil {
@@ -136,12 +146,17 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if b.admins, err = b.authority(ctx); err != nil {
 		return err
 	}
-	if err := b.openTLS(); err != nil {
+	if err := b.openProduction(ctx); err != nil {
 		return err
 	}
-	if b.trust, err = refstore.LoadTrust(b.cfg.ReferenceValues.Trust()); err != nil {
+	if err := b.openTLS(ctx); err != nil {
+		return err
+	}
+	trust, err := refstore.LoadTrust(b.cfg.ReferenceValues.Trust())
+	if err != nil {
 		return fmt.Errorf("reference_values: %w", err)
 	}
+	b.trust.Store(trust)
 	if b.collateral, err = b.openCollateral(); err != nil {
 		return err
 	}
@@ -155,43 +170,21 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	if b.verifiers, err = verifier.NewSet(entries); err != nil {
 		return err
 	}
+	b.reloads = reload.New(b.log, b.now, b.reloadItems()...)
 	b.metrics = server.NewMetrics(o.Version, func() float64 { return float64(b.root.sessions.Len()) })
 	if b.root, err = b.openRealm(ctx, rootRealm(b)); err != nil {
 		return err
 	}
+	b.metrics.Register(b.collectors()...)
 	b.api = asapi.New(asapi.Parts{
 		Log: b.log, Now: b.now, Attestation: b.root.judge.attestation, Policies: b.root.judge.policies, References: b.root.judge.references, Audit: b.audit,
-		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins,
+		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(),
 	})
 	return nil
 }
 
-func (b *Broker) openTLS() error {
-	if b.cfg.Server.InsecureHTTP {
-		return nil
-	}
-	certPath, keyPath := b.cfg.Server.TLSCertificate, b.cfg.Server.TLSKey
-	var cert tls.Certificate
-	var err error
-	if certPath != "" {
-		if cert, err = tls.LoadX509KeyPair(certPath, keyPath); err != nil {
-			return fmt.Errorf("reading TLS certificate: %w", err)
-		}
-	} else {
-		cert, err = tlscert.LoadOrCreate(b.file(CertFile), b.file(KeyFile), b.cfg.Server.TLSHosts, b.now())
-		if err != nil {
-			return err
-		}
-		for _, w := range tlscert.Warnings(cert, b.cfg.Server.TLSHosts, b.now()) {
-			b.log.Warn(w, "hint", "remove "+b.file(CertFile)+" to make a new one; guests then need new initdata")
-		}
-	}
-	b.cert = &cert
-	return nil
-}
-
 // Handler answers the requests of guests and administrators, those of tenants too.
-func (b *Broker) Handler() http.Handler { return b.tenants }
+func (b *Broker) Handler() http.Handler { return b.telemetry.Handler(b.tenants) }
 
 // Ready describes a broker that is listening.
 type Ready struct {
@@ -232,6 +225,12 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 	}
 	grace := time.Duration(b.cfg.Server.ShutdownTimeout)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		ticker := time.NewTicker(reload.DefaultInterval)
+		defer ticker.Stop()
+		b.reloads.Run(ctx, ticker.C, reload.Hangups(ctx))
+		return nil
+	})
 	g.Go(func() error { return serveHTTP(ctx, b.Handler(), listeners.kbs, grace, b.log) })
 	if listeners.rest != nil {
 		g.Go(func() error { return serveHTTP(ctx, b.api.REST(), listeners.rest, grace, b.log) })
@@ -257,6 +256,14 @@ func (b *Broker) Close() error {
 	opened := b.root != nil
 	if opened {
 		errs = append(errs, b.root.close())
+	}
+	for _, c := range b.closers {
+		errs = append(errs, c())
+	}
+	if b.telemetry != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), telemetryTimeout)
+		errs = append(errs, b.telemetry.Close(ctx))
+		cancel()
 	}
 	if b.service != nil {
 		errs = append(errs, b.service.close())

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 )
 
 // listeners are the open addresses; rest and grpc are nil where the configuration has none.
@@ -45,10 +46,15 @@ func (b *Broker) listen(ctx context.Context) (*listeners, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("listening on %s: %w", a.address, err), l.close())
 		}
-		if b.cert != nil {
-			ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{*b.cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{a.proto}})
-		}
 		*a.into = ln
+		if b.cert == nil || a.proto == "h2" { // gRPC does its own TLS, to know whose certificate a call comes with
+			continue
+		}
+		c, err := b.tlsConfig(a.proto)
+		if err != nil {
+			return nil, errors.Join(err, l.close())
+		}
+		*a.into = tls.NewListener(ln, c)
 	}
 	return l, nil
 }
@@ -77,7 +83,15 @@ func serveHTTP(ctx context.Context, h http.Handler, ln net.Listener, grace time.
 
 // serveGRPC does the same for the gRPC side of the attestation API.
 func (b *Broker) serveGRPC(ctx context.Context, ln net.Listener, grace time.Duration) error {
-	srv := b.api.GRPC(grpc.ConnectionTimeout(10*time.Second), grpc.MaxConcurrentStreams(256))
+	options := []grpc.ServerOption{grpc.ConnectionTimeout(10 * time.Second), grpc.MaxConcurrentStreams(256)}
+	if b.cert != nil {
+		c, err := b.tlsConfig("h2")
+		if err != nil {
+			return err
+		}
+		options = append(options, grpc.Creds(credentials.NewTLS(c)))
+	}
+	srv := b.api.GRPC(options...)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	select {

@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/admintoken"
 	"github.com/cloister/cloister/broker/atomicfile"
+	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/collateral/catalog"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/keyset"
@@ -64,6 +66,16 @@ func (b *Broker) trustedTokens(ctx context.Context) (*token.Trust, error) {
 // authority is who decides about administrative requests.
 func (b *Broker) authority(ctx context.Context) (adminauth.Authority, error) {
 	c := b.cfg.Admin
+	tokens, err := b.tokenAuthority(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.Certificates.Combine(tokens, c.AuthRules())
+}
+
+// tokenAuthority is who decides about administrators who show a token.
+func (b *Broker) tokenAuthority(ctx context.Context) (adminauth.Authority, error) {
+	c := b.cfg.Admin
 	switch c.Mode {
 	case config.AdminDenyAll:
 		return adminauth.DenyAll{}, nil
@@ -84,16 +96,13 @@ func (b *Broker) authority(ctx context.Context) (adminauth.Authority, error) {
 			errs = append(errs, fmt.Errorf("admin.identity_providers[%d]: %w", i, err))
 			continue
 		}
+		b.adminKeys = append(b.adminKeys, keys)
 		providers = append(providers, adminauth.Provider{Issuer: p.Issuer, Audience: p.Audience, Keys: keys})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	var rules []adminauth.Rule
-	for _, r := range c.Rules {
-		rules = append(rules, adminauth.Rule{Role: r.Role, Paths: r.Paths, Methods: r.Methods})
-	}
-	return adminauth.NewJWT(providers, rules, b.now)
+	return adminauth.NewJWT(providers, c.AuthRules(), b.now)
 }
 
 // openCollateral opens the cache of certificates, revocation lists and TCB levels.
@@ -135,10 +144,10 @@ const auditHeadKey = "audit-head"
 // ReplicaFile of the data directory names this broker among those that share its database; its audit log is its own.
 const ReplicaFile = "replica-id"
 
-// headKey is where the store remembers the end of this broker's audit log.
-func (b *Broker) headKey() (string, error) {
+// replica is the name of this broker among those that share its database, "" when it is alone.
+func (b *Broker) replica() (string, error) {
 	if !b.shared() {
-		return auditHeadKey, nil
+		return "", nil
 	}
 	path := b.file(ReplicaFile)
 	id, err := os.ReadFile(path)
@@ -150,11 +159,29 @@ func (b *Broker) headKey() (string, error) {
 	} else if err != nil {
 		return "", fmt.Errorf("reading the name of this broker: %w", err)
 	}
-	const most = 64
-	if len(id) == 0 || len(id) > most {
-		return "", fmt.Errorf("%s has %d bytes, want 1 to %d; hint: remove it if this broker's audit log is new", path, len(id), most)
+	return strings.TrimSpace(string(id)), nil
+}
+
+// openAudit opens the audit log, which is this broker's own.
+func (b *Broker) openAudit() (*audit.Log, error) {
+	replica, err := b.replica()
+	if err != nil {
+		return nil, err
 	}
-	return auditHeadKey + ":" + string(id), nil
+	name, err := audit.FileName(replica)
+	if err != nil {
+		return nil, fmt.Errorf("%w; hint: %s names it", err, b.file(ReplicaFile))
+	}
+	return audit.Open(b.file(name), b.cfg.Audit.Options(replica, b.now))
+}
+
+// headKey is where the store remembers the end of this broker's audit log.
+func (b *Broker) headKey() (string, error) {
+	replica, err := b.replica()
+	if err != nil || replica == "" {
+		return auditHeadKey, err
+	}
+	return auditHeadKey + ":" + replica, nil
 }
 
 // checkAuditHead compares the audit log with what the store remembers of it: a chain shows changed lines, not missing ones at its
@@ -194,24 +221,6 @@ func (b *Broker) saveAuditHead(ctx context.Context) error {
 		return fmt.Errorf("noting the end of the audit log: %w", err)
 	}
 	return nil
-}
-
-// checkStoreKey refuses to make a new storage key for a store that was sealed with another.
-func (b *Broker) checkStoreKey(ctx context.Context) error {
-	if _, err := os.Stat(b.file(StoreKeyFile)); !errors.Is(err, fs.ErrNotExist) {
-		return nil // there, or unreadable, which the next step says better
-	}
-	err := store.ErrNotFound
-	for _, place := range token.KeyPlaces() {
-		if _, err = b.db.Get(ctx, store.Keys, place); !errors.Is(err, store.ErrNotFound) {
-			break
-		}
-	}
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return errors.Join(err, fmt.Errorf("%s is missing, and %s is sealed with it; hint: put the key back from a backup, secrets cannot be read without it",
-		b.file(StoreKeyFile), b.file(StoreFile)))
 }
 
 // openStore opens the database that the configuration names.

@@ -87,10 +87,14 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	if r.signer, err = token.NewSigner(b.now, r.keys.lifetime, list...); err != nil {
 		return nil, err
 	}
+	r.decisions = decision.NewStore(p.db, b.cfg.Records.MaxDecisions)
 	if r.judge, err = b.openJudge(ctx, r, p); err != nil {
 		return nil, err
 	}
-	resourcePolicies := rego.NewSet(p.db, resource.PolicyNamespace)
+	var resourcePolicies policySet = rego.NewSet(p.db, resource.PolicyNamespace)
+	if b.policyDir != nil && p.tenants != nil {
+		resourcePolicies = b.policyDir.Resource()
+	}
 	gate, err := resource.NewGate(ctx, resourcePolicies)
 	if err != nil {
 		return nil, err
@@ -99,17 +103,26 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.decisions = decision.NewStore(p.db, b.cfg.Records.MaxDecisions)
 	r.sessions = b.openSessions(p)
-	r.server = server.New(server.Parts{
+	parts := server.Parts{
 		Log: b.log, Now: b.now, Prefix: p.prefix,
 		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Service: r.judge.service, Others: b.trusted}, Gate: gate,
 		Attestation: r.judge.attestation, Plugins: r.plugins, Resources: resourceList,
 		AttestationPolicies: r.judge.policies, ResourcePolicies: resourcePolicies,
-		References: r.judge.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, SigningKeys: rotation{r.keys, r.signer},
+		References: r.judge.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, StorageKeys: storageRotation{b}, SigningKeys: rotation{r.keys, r.signer},
 		Limits:  server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
 		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.keyPaths(), Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
-	})
+		Proxies: b.proxies, Clients: b.identifier(),
+	}
+	if r.judge.trials != nil {
+		parts.Trials = r.judge.trials
+	}
+	r.server = server.New(parts)
+	if p.tenants != nil {
+		if err := b.openConsole(r, p, resourceList, resourcePolicies); err != nil {
+			return nil, err
+		}
+	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r.stop = stop
 	r.running.Go(func() { r.sessions.Run(run, sweepInterval) })
@@ -198,18 +211,23 @@ func (a tenantAudit) Since(ctx context.Context, seq uint64, max int) ([]audit.En
 
 // placed seals for places of one tenant only.
 type placed struct {
-	sealer
+	storageKey
 	prefix string
 }
 
 // Seal is part of sealer.
 func (p placed) Seal(place string, plaintext []byte) ([]byte, error) {
-	return p.sealer.Seal(p.prefix+place, plaintext)
+	return p.storageKey.Seal(p.prefix+place, plaintext)
 }
 
 // Open is part of sealer.
 func (p placed) Open(place string, sealed []byte) ([]byte, error) {
-	return p.sealer.Open(p.prefix+place, sealed)
+	return p.storageKey.Open(p.prefix+place, sealed)
+}
+
+// Reseal is part of storageKey.
+func (p placed) Reseal(place string, sealed []byte) ([]byte, bool, error) {
+	return p.storageKey.Reseal(p.prefix+place, sealed)
 }
 
 var errClosed = errors.New("the broker is closed")

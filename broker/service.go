@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/cloister/cloister/broker/appraise"
@@ -11,6 +12,7 @@ import (
 	"github.com/cloister/cloister/broker/attestation/cocoas"
 	"github.com/cloister/cloister/broker/attestation/trustauthority"
 	"github.com/cloister/cloister/broker/config"
+	"github.com/cloister/cloister/broker/dryrun"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/refstore/remote"
 	"github.com/cloister/cloister/broker/rego"
@@ -23,8 +25,17 @@ type judge struct {
 	attestation attester
 	policies    policies
 	references  references
+	// trials is nil when guests are judged elsewhere.
+	trials *dryrun.Service
 	// service is the trust in tokens of a service elsewhere.
 	service *token.Trust
+}
+
+// policySet is policies that this broker evaluates.
+type policySet interface {
+	policies
+	Get(ctx context.Context, id string) (*rego.Policy, error)
+	PutDefault(ctx context.Context, id, text string) error
 }
 
 type attester interface {
@@ -35,6 +46,7 @@ type attester interface {
 type policies interface {
 	Put(ctx context.Context, id, text string) error
 	IDs(ctx context.Context) ([]string, error)
+	Text(ctx context.Context, id string) (string, error)
 }
 
 type references interface {
@@ -43,6 +55,7 @@ type references interface {
 	Get(ctx context.Context, name string) (*refstore.Record, error)
 	List(ctx context.Context) ([]refstore.Record, error)
 	Delete(ctx context.Context, name string) error
+	Remove(ctx context.Context, name string, value json.RawMessage) error
 	DeleteGroup(ctx context.Context, group string) ([]string, error)
 }
 
@@ -88,9 +101,12 @@ func (b *Broker) openJudge(ctx context.Context, r *realm, p realmParts) (*judge,
 		}
 		return &j, nil
 	}
-	sets := rego.NewSet(p.db, appraise.Namespace)
+	var sets policySet = rego.NewSet(p.db, appraise.Namespace)
+	if b.policyDir != nil && p.tenants != nil {
+		sets = b.policyDir.Attestation()
+	}
 	j := &judge{policies: sets}
-	j.references = refstore.New(p.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime), refstore.WithTrust(b.trust))
+	j.references = refstore.New(p.db, b.now, time.Duration(b.cfg.ReferenceValues.Lifetime), refstore.WithTrust(b.trust.Load()))
 	if c := b.cfg.ReferenceValues.Remote; c != nil && p.tenants != nil {
 		client, err := remote.Open(*c, b.now)
 		if err != nil {
@@ -99,30 +115,34 @@ func (b *Broker) openJudge(ctx context.Context, r *realm, p realmParts) (*judge,
 		r.closers = append(r.closers, client.Close)
 		j.references = client
 	}
-	appraiser, err := appraise.New(ctx, sets, j.references, map[string]any{
+	settings := map[string]any{
 		"insecure_unknown_tpm":   b.cfg.TPM.InsecureUnknownTPM,
 		"insecure_no_revocation": b.cfg.SNP.InsecureNoRevocation,
-	})
+	}
+	appraiser, err := appraise.New(ctx, sets, j.references, settings)
 	if err != nil {
 		return nil, err
 	}
+	j.trials = &dryrun.Service{Policies: sets, Values: j.references, Records: r.decisions, Verifiers: b.verifiers, Settings: settings}
 	j.attestation = &attestation.Service{Verifiers: b.verifiers, Appraiser: appraiser, Tokens: r.signer, Now: b.now}
 	return j, nil
 }
 
 // errElsewhere is the answer to changes of what this broker does not keep.
-var errElsewhere = errors.New("guests are judged by an attestation service elsewhere, and by what is approved there")
+var errElsewhere = fmt.Errorf("%w: guests are judged by an attestation service elsewhere, and by what is approved there", errors.ErrUnsupported)
 
 // elsewhere stands for policies and reference values that are not this broker's, or not this tenant's, to change.
 type elsewhere struct{}
 
-func (elsewhere) Put(context.Context, string, string) error { return errElsewhere }
-func (elsewhere) IDs(context.Context) ([]string, error)     { return nil, nil }
+func (elsewhere) Put(context.Context, string, string) error    { return errElsewhere }
+func (elsewhere) Text(context.Context, string) (string, error) { return "", errElsewhere }
+func (elsewhere) IDs(context.Context) ([]string, error)        { return nil, errElsewhere }
 func (elsewhere) Register(context.Context, []byte, string) ([]string, error) {
 	return nil, errElsewhere
 }
 func (elsewhere) Lookup(context.Context, string) (json.RawMessage, error) { return nil, errElsewhere }
 func (elsewhere) Get(context.Context, string) (*refstore.Record, error)   { return nil, errElsewhere }
-func (elsewhere) List(context.Context) ([]refstore.Record, error)         { return nil, nil }
+func (elsewhere) List(context.Context) ([]refstore.Record, error)         { return nil, errElsewhere }
 func (elsewhere) Delete(context.Context, string) error                    { return errElsewhere }
+func (elsewhere) Remove(context.Context, string, json.RawMessage) error   { return errElsewhere }
 func (elsewhere) DeleteGroup(context.Context, string) ([]string, error)   { return nil, errElsewhere }

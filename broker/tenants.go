@@ -166,6 +166,10 @@ func requestRate(q tenant.Quota) rate.Limit {
 // burstSeconds is for how many seconds' worth of requests a tenant may ask at once.
 const burstSeconds = 10
 
+// sealPrefix comes before the places that a tenant's values are sealed for. It is of the tenant, not of its name: one that is made anew
+// under the name of another opens nothing of it.
+func sealPrefix(t *tenant.Tenant) string { return "tenant:" + t.Key + ":" }
+
 // newResident opens the realm of a tenant.
 func (t *tenants) newResident(ctx context.Context, current *tenant.Tenant) (*resident, error) {
 	b := t.b
@@ -176,7 +180,7 @@ func (t *tenants) newResident(ctx context.Context, current *tenant.Tenant) (*res
 		return nil, err
 	}
 	one.realm, err = b.openRealm(ctx, realmParts{
-		prefix: tenantPrefix + current.Name, db: part, key: placed{b.key, "tenant:" + current.Key + ":"},
+		prefix: tenantPrefix + current.Name, db: part, key: placed{b.key, sealPrefix(current)},
 		audit: tenantAudit{b.audit, current.Name}, admins: tenantAdmins{b, one},
 		// Secrets of tenants are always in the broker's own store: other back ends know nothing of tenants.
 		resources: resources.DefaultConfig(), plugins: builtin.Config{},
@@ -235,6 +239,16 @@ func (t *tenants) refresh(name string) {
 	delete(t.absent, name)
 	if one := t.open[name]; one != nil {
 		one.checked = time.Time{}
+	}
+}
+
+// each calls fn for the root's realm and all that are open.
+func (t *tenants) each(fn func(*realm)) {
+	fn(t.b.root)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, one := range t.open {
+		fn(one.realm)
 	}
 }
 

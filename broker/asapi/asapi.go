@@ -72,6 +72,8 @@ type Parts struct {
 	Decisions   decisions
 	Tokens      keys
 	Admins      adminauth.Authority
+	// Clients tells whose certificate a connection has; nil when none counts.
+	Clients adminauth.Identifier
 	// Issuer is the address that relying parties know the REST form by, for OIDC discovery; "" means whatever they called.
 	Issuer string
 }

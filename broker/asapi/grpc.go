@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -65,12 +66,17 @@ func remote(ctx context.Context) string {
 }
 
 // call is an administrative gRPC call; the bearer token is in the metadata, as in HTTP.
-func call(ctx context.Context, method string) adminauth.Call {
+func (a *API) call(ctx context.Context, method string) adminauth.Call {
 	c := adminauth.Call{Method: "POST", Path: method}
 	md, _ := metadata.FromIncomingContext(ctx)
 	for _, v := range md.Get("authorization") {
 		if scheme, bearer, ok := strings.Cut(v, " "); ok && strings.EqualFold(scheme, "bearer") {
 			c.Bearer = bearer
+		}
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			return c.With(&info.State, a.Clients)
 		}
 	}
 	return c
@@ -118,7 +124,7 @@ func fromGRPC(r *as.IndividualAttestationRequest) (evidence, error) {
 }
 
 func (s *attestationGRPC) SetAttestationPolicy(ctx context.Context, req *as.SetPolicyRequest) (*as.SetPolicyResponse, error) {
-	c := call(ctx, as.AttestationService_SetAttestationPolicy_FullMethodName)
+	c := s.api.call(ctx, as.AttestationService_SetAttestationPolicy_FullMethodName)
 	if err := s.api.setPolicy(ctx, remote(ctx), c, req.GetPolicyId(), req.GetPolicy()); err != nil {
 		return nil, aborted(err)
 	}
@@ -151,7 +157,7 @@ func (s *referencesGRPC) QueryReferenceValue(ctx context.Context, req *rvps.Refe
 }
 
 func (s *referencesGRPC) RegisterReferenceValue(ctx context.Context, req *rvps.ReferenceValueRegisterRequest) (*rvps.ReferenceValueRegisterResponse, error) {
-	c := call(ctx, rvps.ReferenceValueProviderService_RegisterReferenceValue_FullMethodName)
+	c := s.api.call(ctx, rvps.ReferenceValueProviderService_RegisterReferenceValue_FullMethodName)
 	if err := s.api.register(ctx, remote(ctx), c, req.GetMessage()); err != nil {
 		return nil, aborted(err)
 	}

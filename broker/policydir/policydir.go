@@ -180,6 +180,15 @@ func (s *Set) PutDefault(_ context.Context, id, text string) error {
 	return nil
 }
 
+// Text returns the text of a policy, or an error that wraps rego.ErrUnknown.
+func (s *Set) Text(ctx context.Context, id string) (string, error) {
+	p, err := s.Get(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	return p.Text(), nil
+}
+
 // IDs lists the policies, in order.
 func (s *Set) IDs(context.Context) ([]string, error) {
 	s.mu.RLock()

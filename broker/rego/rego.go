@@ -35,7 +35,11 @@ type Policy struct {
 	id       string
 	module   *ast.Module
 	compiler *ast.Compiler
+	text     string
 }
+
+// Text is what the policy was compiled from.
+func (p *Policy) Text() string { return p.text }
 
 // Document is what one evaluation sees.
 type Document struct {
@@ -112,7 +116,7 @@ func Compile(id, text string) (*Policy, error) {
 	if compiler.Failed() {
 		return nil, fmt.Errorf("compiling policy %s: %w: %w", id, ErrPolicy, compiler.Errors)
 	}
-	return &Policy{id: id, module: module, compiler: compiler}, nil
+	return &Policy{id: id, text: text, module: module, compiler: compiler}, nil
 }
 
 // ID is the name the policy was compiled with.

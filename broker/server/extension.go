@@ -47,11 +47,11 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request, _ *audit.Entry) 
 		return fmt.Errorf("counting resources: %w", err)
 	}
 	records, err := s.References.List(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("counting reference values: %w", err)
 	}
 	st.ReferenceValues = len(records)
-	if st.AttestationPolicies, err = s.AttestationPolicies.IDs(ctx); err != nil {
+	if st.AttestationPolicies, err = s.AttestationPolicies.IDs(ctx); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("listing policies: %w", err)
 	}
 	s.reply(w, r, st)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/rego"
@@ -71,7 +72,7 @@ func (s *Server) claims(r *http.Request, entry *audit.Entry) (claims map[string]
 		}
 		missing = err
 	}
-	tok := bearer(r)
+	tok := adminauth.NewCall(r, nil).Bearer
 	if tok == "" {
 		return nil, &refusal{http.StatusUnauthorized, kbs.ErrorTokenNotFound, fmt.Sprintf("no attestation: %v, and there is no bearer token", missing)}
 	}

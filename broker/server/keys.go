@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/cloister/cloister/broker/audit"
@@ -33,4 +34,51 @@ func (s *Server) rotateSigningKey(w http.ResponseWriter, r *http.Request, entry 
 	}
 	s.reply(w, r, Rotated{from.UTC()})
 	return nil
+}
+
+// StorageKeys is what everything is sealed with.
+type StorageKeys interface {
+	// Rotate makes a new key the current one and returns its id.
+	Rotate(ctx context.Context) (id string, err error)
+	// Retire seals everything with the current key and returns the ids of those that are not needed any more.
+	Retire(ctx context.Context) ([]string, error)
+	// Rewrap wraps the keys anew with what the service has now, and returns how many those were.
+	Rewrap(ctx context.Context) (int, error)
+}
+
+// StorageRotated is the answer of POST /cloister/v1/keys/storage/rotate, retire and rewrap.
+type StorageRotated struct {
+	// Current is the id of a new current key, Retired are those of keys that nothing is sealed with any more.
+	Current   string   `json:"current,omitempty"`
+	Retired   []string `json:"retired,omitempty"`
+	Rewrapped int      `json:"rewrapped,omitempty"`
+}
+
+// storageAnswer answers what was done to storage keys.
+func (s *Server) storageAnswer(w http.ResponseWriter, r *http.Request, done StorageRotated, err error) error {
+	if err != nil {
+		return refusal{http.StatusConflict, kbs.ErrorPluginInternal, err.Error()}
+	}
+	s.reply(w, r, done)
+	return nil
+}
+
+func (s *Server) rotateStorageKey(w http.ResponseWriter, r *http.Request, entry *audit.Entry) error {
+	entry.Event = "storage-key-rotate"
+	id, err := s.StorageKeys.Rotate(r.Context())
+	entry.Subject = id
+	return s.storageAnswer(w, r, StorageRotated{Current: id}, err)
+}
+
+func (s *Server) retireStorageKeys(w http.ResponseWriter, r *http.Request, entry *audit.Entry) error {
+	entry.Event = "storage-key-retire"
+	gone, err := s.StorageKeys.Retire(r.Context())
+	entry.Subject = strings.Join(gone, " ")
+	return s.storageAnswer(w, r, StorageRotated{Retired: gone}, err)
+}
+
+func (s *Server) rewrapStorageKeys(w http.ResponseWriter, r *http.Request, entry *audit.Entry) error {
+	entry.Event = "storage-key-rewrap"
+	n, err := s.StorageKeys.Rewrap(r.Context())
+	return s.storageAnswer(w, r, StorageRotated{Rewrapped: n}, err)
 }

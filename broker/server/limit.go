@@ -74,5 +74,5 @@ func (m *limiter) body(r *http.Request) (release func(), limit int64, ok bool) {
 
 // limited says whether requests for a path count: probes of health and metrics do not.
 func limited(path string) bool {
-	return strings.HasPrefix(path, "/kbs/") || strings.HasPrefix(path, "/cloister/") || strings.HasPrefix(path, "/ns/")
+	return strings.HasPrefix(path, "/kbs/") || strings.HasPrefix(path, "/cloister/") || strings.HasPrefix(path, "/ns/") || strings.HasPrefix(path, "/console")
 }

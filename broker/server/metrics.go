@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // Metrics are counters with upstream's names (kbs-protocol.md section 13). No label holds a path: names of secrets do
@@ -115,4 +116,32 @@ func (m *Metrics) observe(r *http.Request, a *answer, took time.Duration) {
 	m.duration.Observe(took.Seconds())
 	m.requestSize.Observe(float64(max(r.ContentLength, 0)))
 	m.responseSize.Observe(float64(a.size))
+}
+
+// Register adds collectors of other parts of the broker.
+func (m *Metrics) Register(more ...prometheus.Collector) { m.registry.MustRegister(more...) }
+
+// Totals are some of the counters as numbers.
+type Totals struct {
+	Handshakes, Attested, AttestationsRefused, Released, ResourcesRefused uint64
+}
+
+// Totals reads the counters.
+func (m *Metrics) Totals() Totals {
+	read := func(c prometheus.Collector) uint64 {
+		ch := make(chan prometheus.Metric, 64)
+		go func() { c.Collect(ch); close(ch) }()
+		sum := 0.0
+		for one := range ch {
+			var d dto.Metric
+			if one.Write(&d) == nil {
+				sum += d.GetCounter().GetValue()
+			}
+		}
+		return uint64(sum)
+	}
+	return Totals{
+		Handshakes: read(m.authRequests), Attested: read(m.attestationSuccesses), AttestationsRefused: read(m.attestationErrors),
+		Released: read(m.reads), ResourcesRefused: read(m.violations),
+	}
 }

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"path"
@@ -88,9 +87,9 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 				}
 			}
 			s.metrics.observe(r, a, time.Since(start))
-			s.Log.DebugContext(ctx, "request", "id", id, "method", r.Method, "status", a.status, "remote", remote(r))
+			s.Log.DebugContext(ctx, "request", "id", id, "method", r.Method, "status", a.status, "remote", s.remote(r))
 		}()
-		if limited(r.URL.Path) && !s.limiter.admit(remote(r)) {
+		if limited(r.URL.Path) && !s.limiter.admit(s.remote(r)) {
 			s.metrics.limited.Inc()
 			a.Header().Set("Retry-After", "1")
 			http.Error(a, "too many requests from this address", http.StatusTooManyRequests)
@@ -114,22 +113,22 @@ func plainPath(u *url.URL) bool {
 	if u.RawPath != "" || strings.Contains(u.Path, "\\") || strings.ContainsFunc(u.Path, unicode.IsControl) || !utf8.ValidString(u.Path) {
 		return false
 	}
+	if u.Path == "/console/" {
+		return true // what people type
+	}
 	return u.Path == path.Clean(u.Path) && strings.HasPrefix(u.Path, "/")
 }
 
 // remote is the client's address without its port.
-func remote(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
-}
+func (s *Server) remote(r *http.Request) string { return s.Proxies.Client(r) }
+
+// Note writes an audit entry about a request, for handlers that were added.
+func (s *Server) Note(r *http.Request, e audit.Entry) error { return s.note(r, e) }
 
 // note writes an audit entry about a request. A client that hangs up ends the request's context, but not the entry: it
 // could otherwise probe for secrets without leaving a trace.
 func (s *Server) note(r *http.Request, e audit.Entry) error {
-	e.RequestID, e.Remote = requestID(r), remote(r)
+	e.RequestID, e.Remote = requestID(r), s.remote(r)
 	if err := s.Audit.Append(context.WithoutCancel(r.Context()), e); err != nil {
 		s.Log.ErrorContext(r.Context(), "writing the audit log", "request", e.RequestID, "error", err)
 		return err
@@ -153,13 +152,4 @@ func sessionTag(id string) string {
 		return ""
 	}
 	return id[:shown]
-}
-
-// bearer returns the token of an Authorization header, or "".
-func bearer(r *http.Request) string {
-	scheme, rest, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") {
-		return ""
-	}
-	return strings.TrimSpace(rest)
 }

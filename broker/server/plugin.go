@@ -231,5 +231,12 @@ func (c *pluginCall) encrypt(secret []byte) ([]byte, error) {
 
 // caller is who makes a request, for the administrators' authority.
 func (s *Server) caller(r *http.Request) adminauth.Call {
-	return adminauth.Call{Bearer: bearer(r), Method: r.Method, Path: s.Prefix + r.URL.Path}
+	c := adminauth.NewCall(r, s.Clients)
+	c.Path = s.Prefix + c.Path
+	return c
+}
+
+// Caller is who the certificate of a connection says that it is, for handlers that were added.
+func (s *Server) Caller(r *http.Request) adminauth.Call {
+	return adminauth.Call{}.With(r.TLS, s.Clients)
 }

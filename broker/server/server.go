@@ -19,6 +19,7 @@ import (
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/plugin"
+	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/resource"
@@ -124,9 +125,14 @@ type Parts struct {
 	// Tenants is nil for the server of a tenant, which has none.
 	Tenants     Tenants
 	SigningKeys SigningKeys
+	StorageKeys StorageKeys
 	Trials      trials
 	Metrics     *Metrics
 	Limits      Limits
+	// Proxies are those whose word on a client's address counts; nil means none.
+	Proxies *ratelimit.Proxies
+	// Clients tells whose certificate a connection has; nil when none counts.
+	Clients adminauth.Identifier
 	// TEEKeyPaths are more places, as JSON pointers, where tokens of other services carry the guest's key.
 	TEEKeyPaths []string
 	// Prefix is what comes before the paths of this server, "" or that of a tenant: "/ns/NAME".
@@ -147,12 +153,14 @@ type Server struct {
 	limiter *limiter
 	started time.Time
 	handler http.Handler
+	mux     *http.ServeMux
 }
 
 // New makes a Server.
 func New(p Parts) *Server {
 	s := &Server{Parts: p, started: p.Now(), metrics: p.Metrics, limiter: newLimiter(p.Limits, p.Now)}
 	mux := http.NewServeMux()
+	s.mux = mux
 	mux.HandleFunc("POST /kbs/v0/auth", s.auth)
 	mux.HandleFunc("POST /kbs/v0/attest", s.attest)
 	mux.HandleFunc("POST /kbs/v0/attestation-policy", s.admin(kindAdmin, s.setAttestationPolicy))
@@ -169,17 +177,26 @@ func New(p Parts) *Server {
 	mux.HandleFunc("POST /cloister/v1/keys/token/rotate", s.admin(kindAdmin, s.rotateSigningKey))
 	mux.HandleFunc("GET /cloister/v1/audit", s.admin(kindAdmin, s.auditSince))
 	mux.HandleFunc("GET /cloister/v1/attestations/{id}", s.admin(kindAdmin, s.explain))
-	mux.HandleFunc("POST /cloister/v1/appraisals/dry-run", s.admin(kindAdmin, s.dryRun))
+	if p.Trials != nil {
+		mux.HandleFunc("POST /cloister/v1/appraisals/dry-run", s.admin(kindAdmin, s.dryRun))
+	}
 	mux.HandleFunc("GET "+token.KeySetPath, s.keySet)
 	mux.Handle("GET "+token.DiscoveryPath, token.OIDC(""))
 	if p.Tenants != nil {
 		s.tenantRoutes(mux)
+		mux.HandleFunc("POST /cloister/v1/keys/storage/rotate", s.admin(kindAdmin, s.rotateStorageKey))
+		mux.HandleFunc("POST /cloister/v1/keys/storage/retire", s.admin(kindAdmin, s.retireStorageKeys))
+		mux.HandleFunc("POST /cloister/v1/keys/storage/rewrap", s.admin(kindAdmin, s.rewrapStorageKeys))
 		mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 		mux.Handle("GET /metrics", s.metrics.handler())
 	}
 	s.handler = s.wrap(mux)
 	return s
 }
+
+// Handle adds a handler that is served like everything else: with a request id, limits and a log line. It is for before the server
+// is used.
+func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 
 // ServeHTTP is part of http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }

@@ -98,6 +98,11 @@ func (s *Scoped) Each(ctx context.Context, ns string, fn func(key string, value 
 	return s.whole.Each(ctx, s.ns(ns), fn)
 }
 
+// Back is part of Store.
+func (s *Scoped) Back(ctx context.Context, ns, before string, fn func(key string, value []byte) error) error {
+	return s.whole.Back(ctx, s.ns(ns), before, fn)
+}
+
 // Append is part of Store. Its own bound counts, not that of the tenant.
 func (s *Scoped) Append(ctx context.Context, ns, key string, value []byte, max int) error {
 	return s.whole.Append(ctx, s.ns(ns), key, value, max)

@@ -205,7 +205,7 @@ func (a *app) devices(ctx context.Context, saved *dryrun.Saved, f appraiseFlags,
 	}
 	b := dryrun.Binding{TEE: f.tee}
 	var err error
-	if b.ReportData, _, err = parseNonce(f.nonce); err != nil {
+	if b.ReportData, err = parseNonce(f.nonce); err != nil {
 		return nil, err
 	}
 	if f.initdata != "" {

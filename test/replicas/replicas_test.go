@@ -131,17 +131,18 @@ func (p *process) admin(t *testing.T, url, token string) *client.Client {
 // released lists the attestations with an allowed read in the audit log, whose chain has to hold.
 func (p *process) released(t *testing.T) int {
 	t.Helper()
-	f, err := os.Open(filepath.Join(p.dir, broker.AuditFile))
+	logs, err := filepath.Glob(filepath.Join(p.dir, "audit*.jsonl"))
+	if err != nil || len(logs) != 1 {
+		t.Fatalf("audit logs: %v, %v", logs, err)
+	}
+	if _, err := audit.Verify(t.Context(), logs[0]); err != nil {
+		t.Errorf("audit log %s: %v", logs[0], err)
+	}
+	f, err := os.Open(logs[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, _, err := audit.Verify(f); err != nil {
-		t.Errorf("audit log of %s: %v", p.dir, err)
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		t.Fatal(err)
-	}
 	n := 0
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		var e audit.Entry

@@ -214,6 +214,11 @@ func (p Policies) Put(ctx context.Context, id, text string) error {
 	return p.Client.SetAttestationPolicy(ctx, id, text)
 }
 
+// Text is not in the protocol.
+func (Policies) Text(context.Context, string) (string, error) {
+	return "", fmt.Errorf("reading an attestation policy: %w", errors.ErrUnsupported)
+}
+
 // IDs is not in the protocol.
 func (Policies) IDs(context.Context) ([]string, error) {
 	return nil, fmt.Errorf("listing attestation policies: %w", errors.ErrUnsupported)

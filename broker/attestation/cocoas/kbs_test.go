@@ -45,7 +45,7 @@ func (w *world) keyBroker(c *Client) *httptest.Server {
 	dir := w.t.TempDir()
 	db, err := store.Open(filepath.Join(dir, "store.db"))
 	w.must(err)
-	log, err := audit.Open(filepath.Join(dir, "audit.jsonl"), time.Now)
+	log, err := audit.Open(filepath.Join(dir, "audit.jsonl"), audit.Options{Now: time.Now})
 	w.must(err)
 	key, err := seal.LoadOrCreate(filepath.Join(dir, "store.key"))
 	w.must(err)

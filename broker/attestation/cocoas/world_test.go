@@ -113,7 +113,7 @@ func newWorldWith(t *testing.T, refs references) *world {
 	root := w.file("maker.pem", w.tpm.Root())
 	db, err := store.Open(filepath.Join(w.dir, "store.db"))
 	w.must(err)
-	log, err := audit.Open(filepath.Join(w.dir, "audit.jsonl"), time.Now)
+	log, err := audit.Open(filepath.Join(w.dir, "audit.jsonl"), audit.Options{Now: time.Now})
 	w.must(err)
 	t.Cleanup(func() {
 		if err := errors.Join(log.Close(), db.Close()); err != nil {

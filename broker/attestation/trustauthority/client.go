@@ -116,13 +116,16 @@ func (c *Client) verify(ctx context.Context, compact string) (map[string]any, er
 }
 
 // ErrUnsupported is what changes of policies and reference values are answered with.
-var ErrUnsupported = errors.New("policies and reference values are kept at Intel Trust Authority; hint: change them in its portal")
+var ErrUnsupported = fmt.Errorf("%w: policies and reference values are kept at Intel Trust Authority; hint: change them in its portal", errors.ErrUnsupported)
 
 // Policies stands for the policies of the service, which are not this broker's to change.
 type Policies struct{}
 
 // Put refuses.
 func (Policies) Put(context.Context, string, string) error { return ErrUnsupported }
+
+// Text refuses.
+func (Policies) Text(context.Context, string) (string, error) { return "", ErrUnsupported }
 
 // IDs refuses.
 func (Policies) IDs(context.Context) ([]string, error) { return nil, ErrUnsupported }

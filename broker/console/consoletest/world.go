@@ -205,7 +205,7 @@ func New(t testing.TB) *World {
 	w.Resources, err = resource.OpenStore(db, key, resource.DefaultConfig(), w.Now)
 	must(t, err)
 	w.AuditFile = filepath.Join(dir, "audit.jsonl")
-	w.Audit, err = audit.Open(w.AuditFile, w.Now)
+	w.Audit, err = audit.Open(w.AuditFile, audit.Options{Now: w.Now})
 	must(t, err)
 	t.Cleanup(func() { must(t, w.Audit.Close()) })
 	refs := refstore.New(db, w.Now, 0)

@@ -296,6 +296,16 @@ func (p *Plugin) List(ctx context.Context, prefix, after string, limit int) ([]r
 	return nil, ErrUnsupported
 }
 
+// Put stores a secret for an administrator who was admitted elsewhere.
+func (p *Plugin) Put(ctx context.Context, path resource.Path, secret []byte) error {
+	return p.backend.Put(ctx, path, secret)
+}
+
+// Delete removes a secret for an administrator who was admitted elsewhere.
+func (p *Plugin) Delete(ctx context.Context, path resource.Path) error {
+	return p.backend.Delete(ctx, path)
+}
+
 // Count tells how many resources there are, or returns an error that wraps ErrUnsupported.
 func (p *Plugin) Count(ctx context.Context) (int, error) {
 	if b, ok := p.backend.(counter); ok {

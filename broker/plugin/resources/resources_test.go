@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -67,7 +68,7 @@ func embedded(t *testing.T) func(resource.Config) (*resource.Store, error) {
 func TestEmbedded(t *testing.T) {
 	c := DefaultConfig()
 	c.Embedded.RepositoryResources = 1
-	b, err := Open(t.Context(), c, embedded(t))
+	b, err := Open(t.Context(), c, slog.New(slog.DiscardHandler), embedded(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +118,7 @@ func TestEmbedded(t *testing.T) {
 }
 
 func TestBadRequestsAskNobody(t *testing.T) {
-	b, err := Open(t.Context(), DefaultConfig(), embedded(t))
+	b, err := Open(t.Context(), DefaultConfig(), slog.New(slog.DiscardHandler), embedded(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +148,7 @@ func TestDirectory(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "r/t/g"), []byte("secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, err := Open(t.Context(), Config{Backend: Directory, Directory: directory.Config{Dir: dir}}, nil)
+	b, err := Open(t.Context(), Config{Backend: Directory, Directory: directory.Config{Dir: dir}}, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +185,7 @@ func TestVault(t *testing.T) {
 	if err := os.WriteFile(token, []byte("tok"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, err := Open(t.Context(), Config{Backend: Vault, Vault: vault.Config{URL: h.URL, TokenFile: token}}, nil)
+	b, err := Open(t.Context(), Config{Backend: Vault, Vault: vault.Config{URL: h.URL, TokenFile: token}}, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +216,7 @@ func TestBackendWithoutVersions(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for _, c := range []Config{{}, {Backend: "aws"}, {Backend: Vault}, {Backend: Directory}, {Backend: Embedded,
 		Embedded: resource.Config{OldVersions: -1}}} {
-		if _, err := Open(t.Context(), c, embedded(t)); err == nil {
+		if _, err := Open(t.Context(), c, slog.New(slog.DiscardHandler), embedded(t)); err == nil {
 			t.Errorf("%+v is accepted", c)
 		}
 	}
@@ -243,7 +244,7 @@ func TestClouds(t *testing.T) {
 		if err := d.Decode(&c); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		b, err := Open(t.Context(), c, nil)
+		b, err := Open(t.Context(), c, slog.New(slog.DiscardHandler), nil)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

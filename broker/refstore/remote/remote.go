@@ -23,7 +23,7 @@ const (
 )
 
 // ErrUnsupported is wrapped by what the protocol has no words for.
-var ErrUnsupported = errors.New("reference values are kept by a service elsewhere, whose protocol cannot do that; hint: do it there")
+var ErrUnsupported = fmt.Errorf("%w: reference values are kept by a service elsewhere, whose protocol cannot do that; hint: do it there", errors.ErrUnsupported)
 
 // Client asks for reference values.
 type Client struct {
@@ -157,6 +157,11 @@ func (c *Client) List(context.Context) ([]refstore.Record, error) {
 
 // Delete is not in the protocol.
 func (c *Client) Delete(context.Context, string) error {
+	return fmt.Errorf("removing a reference value: %w", ErrUnsupported)
+}
+
+// Remove is not in the protocol.
+func (c *Client) Remove(context.Context, string, json.RawMessage) error {
 	return fmt.Errorf("removing a reference value: %w", ErrUnsupported)
 }
 

@@ -1,4 +1,4 @@
-package pkcs11
+package pkcs11_test
 
 import (
 	"errors"
@@ -7,6 +7,7 @@ import (
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/plugin/resources"
 	"github.com/cloister/cloister/broker/resource"
+	"github.com/cloister/cloister/broker/resource/pkcs11"
 	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/test/softhsm"
 )
@@ -14,7 +15,7 @@ import (
 // TestResourcesInSoftHSM goes through the plugin that serves resources.
 func TestResourcesInSoftHSM(t *testing.T) {
 	h := softhsm.New(t)
-	b, err := New(t.Context(), Config{Module: softhsm.Module, TokenLabel: softhsm.Label, PINFile: h.PINFile, Helper: softhsm.Helper(t),
+	b, err := pkcs11.New(t.Context(), pkcs11.Config{Module: softhsm.Module, TokenLabel: softhsm.Label, PINFile: h.PINFile, Helper: softhsm.Helper(t),
 		Environment: []string{softhsm.Variable}}, nil)
 	if err != nil {
 		t.Fatal(err)
