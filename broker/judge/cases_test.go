@@ -10,7 +10,7 @@ import (
 
 // TestCases judges every case of the folder that CLOISTER_EVIDENCE names, or the shared one.
 func TestCases(t *testing.T) {
-	results, err := judge.Cases(t.Context(), filepath.Join(evidence.Dir(t), "cases.json"))
+	results, err := judge.Cases(t.Context(), filepath.Join(evidence.Named(t), "cases.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
