@@ -68,7 +68,7 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 	flags.StringArrayVar(&f.certs, "cert", nil, "certificate, chain or public key: PEM, DER or a table of certificates (repeatable)")
 	flags.StringArrayVar(&f.crls, "crl", nil, "revocation list, DER or PEM (repeatable)")
 	flags.StringVar(&f.collateral, "collateral", "",
-		"folder with Intel's documents (tcb_info.json, …), or a bundle of "cloister collateral fetch"")
+		"folder with Intel's documents (tcb_info.json, …), or a bundle of 'cloister collateral fetch'")
 	flags.StringVar(&f.log, "log", "", "event log (CCEL or TPM) that the registers must come out of")
 	flags.StringVar(&f.nonce, "nonce", "", "nonce the evidence must be for, hex or base64; without it a replay goes unnoticed")
 	flags.StringVar(&f.reportData, "report-data", "", "report data the evidence must have, hex")
@@ -79,7 +79,7 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 	flags.StringVar(&f.signature, "signature", "", "signature of a TPM quote that is in a file of its own")
 	flags.StringVar(&f.pcrs, "pcrs", "", "register values of a TPM quote: tpm2-tools' file, or JSON")
 	flags.StringArrayVar(&f.quotes, "quote", nil, "quote beside an HCL report or an event log: of the TPM, or of the TD (repeatable)")
-	flags.StringArrayVar(&f.bundles, "bundle", nil, "bundle of "cloister collateral fetch" (repeatable)")
+	flags.StringArrayVar(&f.bundles, "bundle", nil, "bundle of 'cloister collateral fetch' (repeatable)")
 	flags.StringVar(&f.data, "data", "", "data folder of a broker whose collateral may be used")
 	flags.Uint32Var(&f.maxVMPL, "max-vmpl", judge.DefaultMaxVMPL, "highest VMPL that may have asked for an SNP report")
 	flags.StringVar(&f.moment, "at", "", "")
