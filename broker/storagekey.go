@@ -54,7 +54,8 @@ func (b *Broker) openStorageKey(ctx context.Context) (storageKey, error) {
 			return w, nil
 		}
 	}
-	keys, err := c.Open(ctx, keep, outside, used, b.now)
+	// What plain key files sealed is no reason to have wrapped keys already: this is how a broker gets its first.
+	keys, err := c.Open(ctx, keep, outside, used && len(c.OldFiles) == 0, b.now)
 	if err != nil {
 		return nil, fmt.Errorf("storage_key: %w", err)
 	}
@@ -157,7 +158,11 @@ func (r storageRotation) Retire(ctx context.Context) ([]string, error) {
 	b := r.b
 	switch k := b.key.(type) {
 	case *seal.Keys:
-		return k.Retire(ctx, b.resealAll)
+		gone, err := k.Retire(ctx, b.resealAll)
+		if len(b.cfg.StorageKey.OldFiles) > 0 && (err == nil || errors.Is(err, seal.ErrEarly)) {
+			err = b.resealAll(ctx) // what the plain key files sealed
+		}
+		return gone, err
 	case *keyFile:
 		if err := b.resealAll(ctx); err != nil {
 			return nil, err

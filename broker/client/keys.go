@@ -28,3 +28,16 @@ func (c *Client) RotateTokenKey(ctx context.Context, revoke bool) (time.Time, er
 	}
 	return done.From, nil
 }
+
+// RotateStorageKey does one step with the broker's storage keys: "rotate", "retire" or "rewrap".
+func (c *Client) RotateStorageKey(ctx context.Context, step string) (*server.StorageRotated, error) {
+	body, err := c.call(ctx, http.MethodPost, "/cloister/v1/keys/storage/"+step, "", nil)
+	done := new(server.StorageRotated)
+	if err == nil {
+		err = json.Unmarshal(body, done)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("storage key, %s: %w", step, err)
+	}
+	return done, nil
+}
