@@ -20,7 +20,8 @@ import (
 	"github.com/cloister/cloister/broker/keyset"
 )
 
-// ErrDenied is wrapped by every refusal.
+// ErrDenied is wrapped by every refusal. What follows it begins with upstream's words where upstream has a refusal of that kind:
+// its clients and tests look for them.
 var ErrDenied = errors.New("admin access denied")
 
 // Call is one administrative request.
@@ -40,7 +41,7 @@ type DenyAll struct{}
 
 // Admit is part of Authority.
 func (DenyAll) Admit(context.Context, Call) (string, error) {
-	return "", fmt.Errorf("%w: this broker takes no administrative requests (admin.mode is \"deny-all\")", ErrDenied)
+	return "", fmt.Errorf("%w: DenyAll authorization_mode is enabled: nobody administrates this broker (admin.mode is \"deny-all\")", ErrDenied)
 }
 
 // InsecureAllowAll admits everybody.
@@ -130,14 +131,14 @@ func (j *JWT) Admit(_ context.Context, c Call) (string, error) {
 	}
 	who, err := j.identify(c.Bearer)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrDenied, err)
+		return "", fmt.Errorf("%w: Cannot verify token with any of the issuers: %w", ErrDenied, err)
 	}
 	for _, r := range j.rules {
 		if r.role == who.Role && r.paths.MatchString(c.Path) && (len(r.methods) == 0 || slices.Contains(r.methods, c.Method)) {
 			return who.name(), nil
 		}
 	}
-	return "", fmt.Errorf("%w: no rule lets role %.64q do %s %s", ErrDenied, who.Role, c.Method, c.Path)
+	return "", fmt.Errorf("%w: Role %s not allowed: no rule lets it do %s %s", ErrDenied, plain(who.Role), c.Method, c.Path)
 }
 
 // identity is what the broker reads of a token.
@@ -193,6 +194,9 @@ func (j *JWT) identify(compact string) (*identity, error) {
 	}
 	return nil, errors.Join(why...)
 }
+
+// plain is a text of a token without what would upset a terminal or a log.
+func plain(s string) string { return strings.Trim(fmt.Sprintf("%.64q", s), `"`) }
 
 // by checks a token as one provider's.
 func (j *JWT) by(p Provider, jws *jose.JSONWebSignature) (*identity, error) {

@@ -88,14 +88,15 @@ func TestJWT(t *testing.T) {
 		{"audience as one text", Call{token(t, key, map[string]any{"aud": "KBS"}), "POST", "/kbs/v0/resource/a/b/c"}, ""},
 		{"writer of its own", Call{token(t, key, writer), "POST", "/kbs/v0/resource/team-a/b/c"}, ""},
 		{"second alternative", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value"}, ""},
-		{"alternatives do not escape the anchors", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value/x"}, "no rule lets role"},
-		{"nor before them", Call{token(t, key, writer), "POST", "/x/kbs/v0/reference-value"}, "no rule lets role"},
-		{"a line end does not end the path", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value\n/x"}, "no rule lets role"},
-		{"another team", Call{token(t, key, writer), "POST", "/kbs/v0/resource/team-b/b/c"}, "no rule lets role"},
-		{"another method", Call{token(t, key, writer), "DELETE", "/kbs/v0/resource/team-a/b/c"}, "no rule lets role"},
-		{"outside all rules", Call{token(t, key, nil), "GET", "/cloister/v1/audit"}, "no rule lets role"},
+		{"alternatives do not escape the anchors", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value/x"}, "no rule lets it"},
+		{"nor before them", Call{token(t, key, writer), "POST", "/x/kbs/v0/reference-value"}, "no rule lets it"},
+		{"a line end does not end the path", Call{token(t, key, writer), "POST", "/kbs/v0/reference-value\n/x"}, "no rule lets it"},
+		{"another team", Call{token(t, key, writer), "POST", "/kbs/v0/resource/team-b/b/c"}, "Role writer not allowed: no rule lets it"},
+		{"another method", Call{token(t, key, writer), "DELETE", "/kbs/v0/resource/team-a/b/c"}, "no rule lets it"},
+		{"outside all rules", Call{token(t, key, nil), "GET", "/cloister/v1/audit"}, "no rule lets it"},
 		{"no token", Call{"", "POST", "/kbs/v0/auth"}, "has no token"},
-		{"another key", Call{token(t, thief, nil), "POST", "/kbs/v0/resource/a/b/c"}, "not signed by"},
+		{"another key", Call{token(t, thief, nil), "POST", "/kbs/v0/resource/a/b/c"}, "Cannot verify token with any of the issuers: "},
+		{"a role with an escape sequence", Call{token(t, key, map[string]any{"role": "\x1b[2J"}), "POST", "/x"}, `Role \x1b[2J not allowed`},
 		{"another issuer", Call{token(t, key, map[string]any{"iss": "else"}), "POST", "/kbs/v0/x"}, `iss is "else"`},
 		{"another audience", Call{token(t, key, map[string]any{"aud": "else"}), "POST", "/kbs/v0/x"}, "aud is"},
 		{"no role", Call{token(t, key, map[string]any{"role": nil}), "POST", "/kbs/v0/x"}, "has no role"},
@@ -140,7 +141,8 @@ func (o oneToken) Check(_ context.Context, token string) (string, error) {
 }
 
 func TestOtherModes(t *testing.T) {
-	if _, err := (DenyAll{}).Admit(t.Context(), Call{Bearer: "x"}); !errors.Is(err, ErrDenied) {
+	_, err := (DenyAll{}).Admit(t.Context(), Call{Bearer: "x"})
+	if !errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), "DenyAll authorization_mode is enabled") {
 		t.Errorf("deny-all: %v", err)
 	}
 	if name, err := (InsecureAllowAll{}).Admit(t.Context(), Call{}); err != nil || !strings.Contains(name, "insecure") {
