@@ -41,7 +41,7 @@ type DenyAll struct{}
 
 // Admit is part of Authority.
 func (DenyAll) Admit(context.Context, Call) (string, error) {
-	return "", fmt.Errorf("%w: DenyAll authorization_mode is enabled: nobody administrates this broker (admin.mode is \"deny-all\")", ErrDenied)
+	return "", fmt.Errorf("%w: DenyAll authorization_mode is enabled: nobody may call this (admin.mode is \"deny-all\")", ErrDenied)
 }
 
 // InsecureAllowAll admits everybody.

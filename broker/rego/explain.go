@@ -85,7 +85,7 @@ func (e *Evaluation) Explain(ctx context.Context, rules ...string) ([]Finding, e
 	x := &explainer{e: e, seen: map[string]bool{}}
 	var wanted []string
 	for _, r := range rules {
-		if len(x.rules(r)) > 0 {
+		if len(e.policy.rules[r]) > 0 {
 			wanted = append(wanted, r)
 		}
 	}
@@ -116,16 +116,6 @@ func ruleName(r *ast.Rule) string {
 	return strings.TrimPrefix(ref[:1].String(), "data.policy.")
 }
 
-func (x *explainer) rules(name string) []*ast.Rule {
-	var out []*ast.Rule
-	for _, r := range x.e.policy.module.Rules {
-		if ruleName(r) == name {
-			out = append(out, r)
-		}
-	}
-	return out
-}
-
 // name explains every alternative of a rule.
 func (x *explainer) name(ctx context.Context, name string, depth int) ([]Finding, error) {
 	const maxDepth = 8
@@ -134,7 +124,7 @@ func (x *explainer) name(ctx context.Context, name string, depth int) ([]Finding
 	}
 	x.seen[name] = true
 	var found []Finding
-	for _, r := range x.rules(name) {
+	for _, r := range x.e.policy.rules[name] {
 		for alt := r; alt != nil; alt = alt.Else {
 			if alt.Default || len(alt.Head.Args) > 0 {
 				continue
@@ -201,7 +191,7 @@ func bareInput(expr *ast.Expr) bool {
 func (x *explainer) uses(expr *ast.Expr) []string {
 	var names []string
 	add := func(name string) {
-		if len(x.rules(name)) > 0 {
+		if len(x.e.policy.rules[name]) > 0 {
 			names = append(names, name)
 		}
 	}
@@ -210,7 +200,7 @@ func (x *explainer) uses(expr *ast.Expr) []string {
 		case ast.Var:
 			add(string(v))
 		case ast.Ref:
-			if v.HasPrefix(ast.MustParseRef("data.policy")) && len(v) > 2 {
+			if v.HasPrefix(policyRef()) && len(v) > 2 {
 				if s, ok := v[2].Value.(ast.String); ok {
 					add(string(s))
 				}

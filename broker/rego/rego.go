@@ -35,6 +35,9 @@ type Policy struct {
 	id       string
 	module   *ast.Module
 	compiler *ast.Compiler
+	// rules are those of the module by name.
+	rules   map[string][]*ast.Rule
+	queries queries
 }
 
 // Document is what one evaluation sees.
@@ -112,7 +115,12 @@ func Compile(id, text string) (*Policy, error) {
 	if compiler.Failed() {
 		return nil, fmt.Errorf("compiling policy %s: %w: %w", id, ErrPolicy, compiler.Errors)
 	}
-	return &Policy{id: id, module: module, compiler: compiler}, nil
+	p := &Policy{id: id, module: module, compiler: compiler, rules: map[string][]*ast.Rule{}}
+	for _, r := range module.Rules {
+		name := ruleName(r)
+		p.rules[name] = append(p.rules[name], r)
+	}
+	return p, nil
 }
 
 // ID is the name the policy was compiled with.
@@ -120,7 +128,7 @@ func (p *Policy) ID() string { return p.id }
 
 // Eval returns the value of a rule of the policy, for example "trust_claims", and whether it is defined.
 func (e *Evaluation) Eval(ctx context.Context, rule string) (any, bool, error) {
-	ref := ast.MustParseRef("data.policy").Append(ast.StringTerm(rule))
+	ref := policyRef().Append(ast.StringTerm(rule))
 	result := ast.VarTerm("result")
 	terms, err := e.run(ctx, ast.NewBody(ast.Equality.Expr(result, ast.NewTerm(ref))), "result", nil)
 	if err != nil {
@@ -170,20 +178,15 @@ func (e *Evaluation) lookup(ctx context.Context, name string) (json.RawMessage, 
 	return v, nil
 }
 
-// errCompile marks a query that does not compile on its own, for example for a variable that nothing binds.
-var errCompile = errors.New("query does not compile")
-
 // run evaluates a query and returns the values of a variable; an empty name counts results with true terms. It stops
 // after maxResults.
 func (e *Evaluation) run(ctx context.Context, body ast.Body, name ast.Var, watch *watcher) ([]*ast.Term, error) {
 	const maxResults = 16
 	ctx, stop := context.WithTimeout(ctx, evalTimeout)
 	defer stop()
-	qc := e.policy.compiler.QueryCompiler().WithContext(
-		ast.NewQueryContext().WithPackage(e.policy.module.Package).WithImports(e.policy.module.Imports))
-	compiled, err := qc.Compile(body.Copy())
+	q, err := e.policy.query(body)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errCompile, err)
+		return nil, err
 	}
 	db := inmem.NewFromObject(orEmpty(e.doc.Data))
 	txn, err := db.NewTransaction(ctx)
@@ -194,7 +197,7 @@ func (e *Evaluation) run(ctx context.Context, body ast.Body, name ast.Var, watch
 	cancel := topdown.NewCancel()
 	defer context.AfterFunc(ctx, cancel.Cancel)()
 	decl := lookupDecl()
-	query := topdown.NewQuery(compiled).WithQueryCompiler(qc).WithCompiler(e.policy.compiler).WithStore(db).
+	query := topdown.NewQuery(q.body).WithQueryCompiler(q.compiler).WithCompiler(e.policy.compiler).WithStore(db).
 		WithTransaction(txn).WithInput(e.input).WithCancel(cancel).
 		WithBuiltins(map[string]*topdown.Builtin{lookupName: {Decl: decl, Func: e.builtin(watch)}})
 	if watch != nil {
