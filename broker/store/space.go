@@ -41,25 +41,25 @@ func (m meta) time() time.Time {
 }
 
 func (b *Bolt) view(ctx context.Context, ns string, fn func(space) error) error {
-	return b.in(ctx, b.db.View, ns, fn)
-}
-
-func (b *Bolt) update(ctx context.Context, ns string, fn func(space) error) error {
-	return b.in(ctx, b.db.Update, ns, fn)
-}
-
-// in runs fn in a transaction.
-func (b *Bolt) in(ctx context.Context, run func(func(*bolt.Tx) error) error, ns string, fn func(space) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return run(func(tx *bolt.Tx) error {
-		s := space{values: tx.Bucket([]byte(ns)), metas: tx.Bucket([]byte(metaName(ns))), now: b.now()}
-		if s.values == nil || s.metas == nil {
-			return fmt.Errorf("store has no namespace %q", ns)
+	return b.db.View(func(tx *bolt.Tx) error {
+		s, err := b.space(tx, ns)
+		if err != nil {
+			return err
 		}
 		return fn(s)
 	})
+}
+
+// space is a namespace in a transaction.
+func (b *Bolt) space(tx *bolt.Tx, ns string) (space, error) {
+	s := space{values: tx.Bucket([]byte(ns)), metas: tx.Bucket([]byte(metaName(ns))), now: b.now()}
+	if s.values == nil || s.metas == nil {
+		return space{}, fmt.Errorf("store has no namespace %q", ns)
+	}
+	return s, nil
 }
 
 func (s space) get(key string) ([]byte, meta, error) {
@@ -85,6 +85,9 @@ func (s space) put(key string, value []byte, expires int64) (int64, error) {
 	version, err := s.metas.NextSequence()
 	if err != nil {
 		return 0, err
+	}
+	if value == nil {
+		value = []byte{} // nil is what a transaction that put it would read as absent
 	}
 	raw := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, version), uint64(expires))
 	return int64(version), errors.Join(s.values.Put([]byte(key), value), s.metas.Put([]byte(key), raw))
