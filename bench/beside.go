@@ -194,7 +194,8 @@ func runBeside(ctx context.Context, w io.Writer, bin string, runs int, o other) 
 			}
 			median[i] = rows.median()
 			r := median[i]
-			fmt.Fprintf(w, "%s\t%s\t%.0f\t%.0f\t%.0f ms\t%.0f ms\t%.0f MiB\t%.0f MiB\n", r.load, r.who, r.perSecond, 1000/r.cpu, r.p50, r.p99, mib(r.rss), mib(r.peak))
+			fmt.Fprintf(w, "%s\t%s\t%.0f\t%.0f\t%.0f ms\t%.0f ms\t%.0f MiB\t%.0f MiB\n",
+				r.load, r.who, r.perSecond, 1000/r.cpu, r.p50, r.p99, mib(r.rss), mib(r.peak))
 		}
 		a, b := median[0], median[1]
 		fmt.Fprintf(w, "\tratio\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\n", a.perSecond/b.perSecond, b.cpu/a.cpu, a.p50/b.p50, a.p99/b.p99,
