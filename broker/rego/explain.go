@@ -2,6 +2,7 @@ package rego
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -142,20 +143,26 @@ func (x *explainer) name(ctx context.Context, name string, depth int) ([]Finding
 // body evaluates the expressions of a body in order, each together with those before it that hold.
 func (x *explainer) body(ctx context.Context, rule string, body ast.Body, depth int) ([]Finding, error) {
 	var held ast.Body
+	var places []byte // of those that hold
 	var before *watcher
 	var found []Finding
 	for i, expr := range body {
-		query := append(held[:len(held):len(held)], expr)
-		watch := &watcher{e: x.e}
-		terms, err := x.e.run(ctx, query, "", watch)
+		asked := append(held[:len(held):len(held)], expr)
+		q, err := x.e.policy.query(queryKey{expr: expr, text: string(places)}, func() ast.Body { return asked })
 		if errors.Is(err, errCompile) {
 			continue // it needs a variable of an expression that did not hold
 		}
 		if err != nil {
 			return nil, err
 		}
+		watch := &watcher{e: x.e}
+		terms, err := x.e.run(ctx, q, "", watch)
+		if err != nil {
+			return nil, err
+		}
 		if len(terms) > 0 {
-			held, before = query, watch
+			held, before = asked, watch
+			places = binary.AppendUvarint(places, uint64(i))
 			continue
 		}
 		if i == 0 && bareInput(expr) {

@@ -24,18 +24,24 @@ type query struct {
 // queries remembers the queries of a policy: compiling one costs far more than evaluating it, and every handshake asks the same.
 type queries struct {
 	mu   sync.Mutex
-	seen map[string]query
+	seen map[queryKey]query
+}
+
+// queryKey names a query of a policy: the value of a rule, or an expression of the module behind those before it that hold.
+type queryKey struct {
+	expr *ast.Expr
+	// text is the name of the rule when there is no expression, else the places of those that hold, in the body.
+	text string
 }
 
 // maxQueries bounds what is remembered of a policy. An explanation asks about as many queries as a policy has expressions, and a few
 // more when other evidence gets further.
 const maxQueries = 4096
 
-// query compiles a query, or remembers it. Queries of the same text are the same query.
-func (p *Policy) query(body ast.Body) (query, error) {
-	text := body.String()
+// query returns the compiled query of a key, which body makes when it is not known.
+func (p *Policy) query(key queryKey, body func() ast.Body) (query, error) {
 	p.queries.mu.Lock()
-	q, ok := p.queries.seen[text]
+	q, ok := p.queries.seen[key]
 	p.queries.mu.Unlock()
 	if ok {
 		return q, q.err
@@ -43,16 +49,16 @@ func (p *Policy) query(body ast.Body) (query, error) {
 	q.compiler = p.compiler.QueryCompiler().WithContext(
 		ast.NewQueryContext().WithPackage(p.module.Package).WithImports(p.module.Imports))
 	var err error
-	if q.body, err = q.compiler.Compile(body.Copy()); err != nil {
+	if q.body, err = q.compiler.Compile(body().Copy()); err != nil {
 		q.err = fmt.Errorf("%w: %w", errCompile, err)
 	}
 	p.queries.mu.Lock()
 	defer p.queries.mu.Unlock()
 	if p.queries.seen == nil {
-		p.queries.seen = map[string]query{}
+		p.queries.seen = map[queryKey]query{}
 	}
 	if len(p.queries.seen) < maxQueries {
-		p.queries.seen[text] = q
+		p.queries.seen[key] = q
 	}
 	return q, q.err
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
@@ -128,9 +129,13 @@ func (p *Policy) ID() string { return p.id }
 
 // Eval returns the value of a rule of the policy, for example "trust_claims", and whether it is defined.
 func (e *Evaluation) Eval(ctx context.Context, rule string) (any, bool, error) {
-	ref := policyRef().Append(ast.StringTerm(rule))
-	result := ast.VarTerm("result")
-	terms, err := e.run(ctx, ast.NewBody(ast.Equality.Expr(result, ast.NewTerm(ref))), "result", nil)
+	q, err := e.policy.query(queryKey{text: rule}, func() ast.Body {
+		return ast.NewBody(ast.Equality.Expr(ast.VarTerm("result"), ast.NewTerm(policyRef().Append(ast.StringTerm(rule)))))
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("evaluating policy %s: %w", e.policy.id, err)
+	}
+	terms, err := e.run(ctx, q, "result", nil)
 	if err != nil {
 		return nil, false, fmt.Errorf("evaluating policy %s: %w", e.policy.id, err)
 	}
@@ -150,6 +155,7 @@ type Evaluation struct {
 	policy *Policy
 	doc    Document
 	input  *ast.Term
+	data   storage.Store
 	seen   map[string]json.RawMessage
 }
 
@@ -159,7 +165,9 @@ func (p *Policy) Begin(doc Document) (*Evaluation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the input of policy %s: %w", p.id, err)
 	}
-	return &Evaluation{policy: p, doc: doc, input: ast.NewTerm(v), seen: map[string]json.RawMessage{}}, nil
+	return &Evaluation{
+		policy: p, doc: doc, input: ast.NewTerm(v), data: inmem.NewFromObject(orEmpty(doc.Data)), seen: map[string]json.RawMessage{},
+	}, nil
 }
 
 // lookup is query_reference_value with memory.
@@ -180,24 +188,19 @@ func (e *Evaluation) lookup(ctx context.Context, name string) (json.RawMessage, 
 
 // run evaluates a query and returns the values of a variable; an empty name counts results with true terms. It stops
 // after maxResults.
-func (e *Evaluation) run(ctx context.Context, body ast.Body, name ast.Var, watch *watcher) ([]*ast.Term, error) {
+func (e *Evaluation) run(ctx context.Context, q query, name ast.Var, watch *watcher) ([]*ast.Term, error) {
 	const maxResults = 16
 	ctx, stop := context.WithTimeout(ctx, evalTimeout)
 	defer stop()
-	q, err := e.policy.query(body)
+	txn, err := e.data.NewTransaction(ctx)
 	if err != nil {
 		return nil, err
 	}
-	db := inmem.NewFromObject(orEmpty(e.doc.Data))
-	txn, err := db.NewTransaction(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer db.Abort(ctx, txn)
+	defer e.data.Abort(ctx, txn)
 	cancel := topdown.NewCancel()
 	defer context.AfterFunc(ctx, cancel.Cancel)()
 	decl := lookupDecl()
-	query := topdown.NewQuery(q.body).WithQueryCompiler(q.compiler).WithCompiler(e.policy.compiler).WithStore(db).
+	query := topdown.NewQuery(q.body).WithQueryCompiler(q.compiler).WithCompiler(e.policy.compiler).WithStore(e.data).
 		WithTransaction(txn).WithInput(e.input).WithCancel(cancel).
 		WithBuiltins(map[string]*topdown.Builtin{lookupName: {Decl: decl, Func: e.builtin(watch)}})
 	if watch != nil {
