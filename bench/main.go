@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -22,20 +23,33 @@ func main() {
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
 	what := flag.String("what", "broker,boot", "what to measure, separated by commas")
+	var o other
+	flag.StringVar(&o.URL, "beside", "", "`URL` of another key broker of this protocol on this machine: -what broker measures ours beside it")
+	flag.StringVar(&o.Certificate, "beside-certificate", "", "PEM `file` with its certificate")
+	flag.StringVar(&o.Token, "beside-admin-token", "", "`file` with its administrator's token")
+	flag.IntVar(&o.PID, "beside-pid", 0, "its process `id`")
 	flag.Parse()
-	if err := run(ctx, *bin, *runs, strings.Split(*what, ",")); err != nil {
+	if err := run(ctx, *bin, *runs, strings.Split(*what, ","), o); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin string, runs int, what []string) error {
+func run(ctx context.Context, bin string, runs int, what []string, o other) error {
+	if o.URL != "" && o.PID == 0 {
+		return errors.New("-beside needs -beside-pid, the process whose time and memory are compared")
+	}
 	for _, name := range what {
 		switch name {
 		case "broker":
 			w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
 			if err := runBroker(ctx, w); err != nil {
 				return err
+			}
+			if o.URL != "" {
+				if err := runBeside(ctx, w, bin, runs, o); err != nil {
+					return err
+				}
 			}
 			w.Flush()
 		case "boot":

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -19,7 +20,8 @@ import (
 	"github.com/cloister/cloister/broker/keyset"
 )
 
-// ErrDenied is wrapped by every refusal.
+// ErrDenied is wrapped by every refusal. What follows it begins with upstream's words where upstream has a refusal of that kind:
+// its clients and tests look for them.
 var ErrDenied = errors.New("admin access denied")
 
 // Call is one administrative request.
@@ -45,7 +47,7 @@ type DenyAll struct{}
 
 // Admit is part of Authority.
 func (DenyAll) Admit(context.Context, Call) (string, error) {
-	return "", fmt.Errorf("%w: this broker takes no administrative requests (admin.mode is \"deny-all\")", ErrDenied)
+	return "", fmt.Errorf("%w: DenyAll authorization_mode is enabled: nobody may call this (admin.mode is \"deny-all\")", ErrDenied)
 }
 
 // InsecureAllowAll admits everybody.
@@ -110,7 +112,7 @@ func (j *JWT) Admit(_ context.Context, c Call) (string, error) {
 	}
 	who, err := j.identify(c.Bearer)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrDenied, err)
+		return "", fmt.Errorf("%w: Cannot verify token with any of the issuers: %w", ErrDenied, err)
 	}
 	if err := j.rules.admit(who.Role, c); err != nil {
 		return "", err
@@ -171,6 +173,9 @@ func (j *JWT) identify(compact string) (*identity, error) {
 	}
 	return nil, errors.Join(why...)
 }
+
+// plain is a text of a token without what would upset a terminal or a log.
+func plain(s string) string { return strings.Trim(fmt.Sprintf("%.64q", s), `"`) }
 
 // by checks a token as one provider's.
 func (j *JWT) by(p Provider, jws *jose.JSONWebSignature) (*identity, error) {

@@ -88,14 +88,15 @@ func TestJWT(t *testing.T) {
 		{"audience as one text", Call{Bearer: token(t, key, map[string]any{"aud": "KBS"}), Method: "POST", Path: "/kbs/v0/resource/a/b/c"}, ""},
 		{"writer of its own", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/resource/team-a/b/c"}, ""},
 		{"second alternative", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value"}, ""},
-		{"alternatives do not escape the anchors", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value/x"}, "no rule lets role"},
-		{"nor before them", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/x/kbs/v0/reference-value"}, "no rule lets role"},
-		{"a line end does not end the path", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value\n/x"}, "no rule lets role"},
-		{"another team", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/resource/team-b/b/c"}, "no rule lets role"},
-		{"another method", Call{Bearer: token(t, key, writer), Method: "DELETE", Path: "/kbs/v0/resource/team-a/b/c"}, "no rule lets role"},
-		{"outside all rules", Call{Bearer: token(t, key, nil), Method: "GET", Path: "/cloister/v1/audit"}, "no rule lets role"},
+		{"alternatives do not escape the anchors", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value/x"}, "no rule lets it"},
+		{"nor before them", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/x/kbs/v0/reference-value"}, "no rule lets it"},
+		{"a line end does not end the path", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/reference-value\n/x"}, "no rule lets it"},
+		{"another team", Call{Bearer: token(t, key, writer), Method: "POST", Path: "/kbs/v0/resource/team-b/b/c"}, "Role writer not allowed: no rule lets it"},
+		{"another method", Call{Bearer: token(t, key, writer), Method: "DELETE", Path: "/kbs/v0/resource/team-a/b/c"}, "no rule lets it"},
+		{"outside all rules", Call{Bearer: token(t, key, nil), Method: "GET", Path: "/cloister/v1/audit"}, "no rule lets it"},
 		{"no token", Call{Bearer: "", Method: "POST", Path: "/kbs/v0/auth"}, "has no token"},
-		{"another key", Call{Bearer: token(t, thief, nil), Method: "POST", Path: "/kbs/v0/resource/a/b/c"}, "not signed by"},
+		{"another key", Call{Bearer: token(t, thief, nil), Method: "POST", Path: "/kbs/v0/resource/a/b/c"}, "Cannot verify token with any of the issuers: "},
+		{"a role with an escape sequence", Call{Bearer: token(t, key, map[string]any{"role": "\x1b[2J"}), Method: "POST", Path: "/x"}, `Role \x1b[2J not allowed`},
 		{"another issuer", Call{Bearer: token(t, key, map[string]any{"iss": "else"}), Method: "POST", Path: "/kbs/v0/x"}, `iss is "else"`},
 		{"another audience", Call{Bearer: token(t, key, map[string]any{"aud": "else"}), Method: "POST", Path: "/kbs/v0/x"}, "aud is"},
 		{"no role", Call{Bearer: token(t, key, map[string]any{"role": nil}), Method: "POST", Path: "/kbs/v0/x"}, "has no role"},
@@ -140,7 +141,8 @@ func (o oneToken) Check(_ context.Context, token string) (string, error) {
 }
 
 func TestOtherModes(t *testing.T) {
-	if _, err := (DenyAll{}).Admit(t.Context(), Call{Bearer: "x"}); !errors.Is(err, ErrDenied) {
+	_, err := (DenyAll{}).Admit(t.Context(), Call{Bearer: "x"})
+	if !errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), "DenyAll authorization_mode is enabled") {
 		t.Errorf("deny-all: %v", err)
 	}
 	if name, err := (InsecureAllowAll{}).Admit(t.Context(), Call{}); err != nil || !strings.Contains(name, "insecure") {

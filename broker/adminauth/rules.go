@@ -54,5 +54,5 @@ func (rs rules) admit(role string, c Call) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: no rule lets role %.64q do %s %s", ErrDenied, role, c.Method, c.Path)
+	return fmt.Errorf("%w: Role %s not allowed: no rule lets it do %s %s", ErrDenied, plain(role), c.Method, c.Path)
 }

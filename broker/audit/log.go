@@ -203,11 +203,18 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 	w := &waiting{entry: e, done: make(chan error, 1)}
 	l.mu.Lock()
 	l.queue = append(l.queue, w)
-	if l.writing {
-		l.mu.Unlock()
-		return <-w.done
+	if !l.writing {
+		l.writing = true
+		go l.flushAll()
 	}
-	l.writing = true
+	l.mu.Unlock()
+	return <-w.done
+}
+
+// flushAll writes until no entry waits. It is nobody's request, which would have to stay for the entries of all that come later.
+func (l *Log) flushAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for len(l.queue) > 0 {
 		n := min(len(l.queue), maxBatch)
 		batch := l.queue[:n:n]
@@ -218,8 +225,6 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 		}
 	}
 	l.queue, l.writing = nil, false
-	l.mu.Unlock()
-	return <-w.done
 }
 
 // flush numbers, chains and writes a batch. It holds the lock except while it waits for the disk.

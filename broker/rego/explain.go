@@ -2,6 +2,7 @@ package rego
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func (e *Evaluation) Explain(ctx context.Context, rules ...string) ([]Finding, e
 	x := &explainer{e: e, seen: map[string]bool{}}
 	var wanted []string
 	for _, r := range rules {
-		if len(x.rules(r)) > 0 {
+		if len(e.policy.rules[r]) > 0 {
 			wanted = append(wanted, r)
 		}
 	}
@@ -116,16 +117,6 @@ func ruleName(r *ast.Rule) string {
 	return strings.TrimPrefix(ref[:1].String(), "data.policy.")
 }
 
-func (x *explainer) rules(name string) []*ast.Rule {
-	var out []*ast.Rule
-	for _, r := range x.e.policy.module.Rules {
-		if ruleName(r) == name {
-			out = append(out, r)
-		}
-	}
-	return out
-}
-
 // name explains every alternative of a rule.
 func (x *explainer) name(ctx context.Context, name string, depth int) ([]Finding, error) {
 	const maxDepth = 8
@@ -134,7 +125,7 @@ func (x *explainer) name(ctx context.Context, name string, depth int) ([]Finding
 	}
 	x.seen[name] = true
 	var found []Finding
-	for _, r := range x.rules(name) {
+	for _, r := range x.e.policy.rules[name] {
 		for alt := r; alt != nil; alt = alt.Else {
 			if alt.Default || len(alt.Head.Args) > 0 {
 				continue
@@ -152,20 +143,26 @@ func (x *explainer) name(ctx context.Context, name string, depth int) ([]Finding
 // body evaluates the expressions of a body in order, each together with those before it that hold.
 func (x *explainer) body(ctx context.Context, rule string, body ast.Body, depth int) ([]Finding, error) {
 	var held ast.Body
+	var places []byte // of those that hold
 	var before *watcher
 	var found []Finding
 	for i, expr := range body {
-		query := append(held[:len(held):len(held)], expr)
-		watch := &watcher{e: x.e}
-		terms, err := x.e.run(ctx, query, "", watch)
+		asked := append(held[:len(held):len(held)], expr)
+		q, err := x.e.policy.query(queryKey{expr: expr, text: string(places)}, func() ast.Body { return asked })
 		if errors.Is(err, errCompile) {
 			continue // it needs a variable of an expression that did not hold
 		}
 		if err != nil {
 			return nil, err
 		}
+		watch := &watcher{e: x.e}
+		terms, err := x.e.run(ctx, q, "", watch)
+		if err != nil {
+			return nil, err
+		}
 		if len(terms) > 0 {
-			held, before = query, watch
+			held, before = asked, watch
+			places = binary.AppendUvarint(places, uint64(i))
 			continue
 		}
 		if i == 0 && bareInput(expr) {
@@ -201,7 +198,7 @@ func bareInput(expr *ast.Expr) bool {
 func (x *explainer) uses(expr *ast.Expr) []string {
 	var names []string
 	add := func(name string) {
-		if len(x.rules(name)) > 0 {
+		if len(x.e.policy.rules[name]) > 0 {
 			names = append(names, name)
 		}
 	}
@@ -210,7 +207,7 @@ func (x *explainer) uses(expr *ast.Expr) []string {
 		case ast.Var:
 			add(string(v))
 		case ast.Ref:
-			if v.HasPrefix(ast.MustParseRef("data.policy")) && len(v) > 2 {
+			if v.HasPrefix(policyRef()) && len(v) > 2 {
 				if s, ok := v[2].Value.(ast.String); ok {
 					add(string(s))
 				}

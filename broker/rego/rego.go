@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
@@ -36,6 +37,9 @@ type Policy struct {
 	module   *ast.Module
 	compiler *ast.Compiler
 	text     string
+	// rules are those of the module by name.
+	rules   map[string][]*ast.Rule
+	queries queries
 }
 
 // Text is what the policy was compiled from.
@@ -116,7 +120,12 @@ func Compile(id, text string) (*Policy, error) {
 	if compiler.Failed() {
 		return nil, fmt.Errorf("compiling policy %s: %w: %w", id, ErrPolicy, compiler.Errors)
 	}
-	return &Policy{id: id, text: text, module: module, compiler: compiler}, nil
+	p := &Policy{id: id, text: text, module: module, compiler: compiler, rules: map[string][]*ast.Rule{}}
+	for _, r := range module.Rules {
+		name := ruleName(r)
+		p.rules[name] = append(p.rules[name], r)
+	}
+	return p, nil
 }
 
 // ID is the name the policy was compiled with.
@@ -124,9 +133,13 @@ func (p *Policy) ID() string { return p.id }
 
 // Eval returns the value of a rule of the policy, for example "trust_claims", and whether it is defined.
 func (e *Evaluation) Eval(ctx context.Context, rule string) (any, bool, error) {
-	ref := ast.MustParseRef("data.policy").Append(ast.StringTerm(rule))
-	result := ast.VarTerm("result")
-	terms, err := e.run(ctx, ast.NewBody(ast.Equality.Expr(result, ast.NewTerm(ref))), "result", nil)
+	q, err := e.policy.query(queryKey{text: rule}, func() ast.Body {
+		return ast.NewBody(ast.Equality.Expr(ast.VarTerm("result"), ast.NewTerm(policyRef().Append(ast.StringTerm(rule)))))
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("evaluating policy %s: %w", e.policy.id, err)
+	}
+	terms, err := e.run(ctx, q, "result", nil)
 	if err != nil {
 		return nil, false, fmt.Errorf("evaluating policy %s: %w", e.policy.id, err)
 	}
@@ -146,6 +159,7 @@ type Evaluation struct {
 	policy *Policy
 	doc    Document
 	input  *ast.Term
+	data   storage.Store
 	seen   map[string]json.RawMessage
 }
 
@@ -155,7 +169,9 @@ func (p *Policy) Begin(doc Document) (*Evaluation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the input of policy %s: %w", p.id, err)
 	}
-	return &Evaluation{policy: p, doc: doc, input: ast.NewTerm(v), seen: map[string]json.RawMessage{}}, nil
+	return &Evaluation{
+		policy: p, doc: doc, input: ast.NewTerm(v), data: inmem.NewFromObject(orEmpty(doc.Data)), seen: map[string]json.RawMessage{},
+	}, nil
 }
 
 // lookup is query_reference_value with memory.
@@ -174,31 +190,21 @@ func (e *Evaluation) lookup(ctx context.Context, name string) (json.RawMessage, 
 	return v, nil
 }
 
-// errCompile marks a query that does not compile on its own, for example for a variable that nothing binds.
-var errCompile = errors.New("query does not compile")
-
 // run evaluates a query and returns the values of a variable; an empty name counts results with true terms. It stops
 // after maxResults.
-func (e *Evaluation) run(ctx context.Context, body ast.Body, name ast.Var, watch *watcher) ([]*ast.Term, error) {
+func (e *Evaluation) run(ctx context.Context, q query, name ast.Var, watch *watcher) ([]*ast.Term, error) {
 	const maxResults = 16
 	ctx, stop := context.WithTimeout(ctx, evalTimeout)
 	defer stop()
-	qc := e.policy.compiler.QueryCompiler().WithContext(
-		ast.NewQueryContext().WithPackage(e.policy.module.Package).WithImports(e.policy.module.Imports))
-	compiled, err := qc.Compile(body.Copy())
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errCompile, err)
-	}
-	db := inmem.NewFromObject(orEmpty(e.doc.Data))
-	txn, err := db.NewTransaction(ctx)
+	txn, err := e.data.NewTransaction(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer db.Abort(ctx, txn)
+	defer e.data.Abort(ctx, txn)
 	cancel := topdown.NewCancel()
 	defer context.AfterFunc(ctx, cancel.Cancel)()
 	decl := lookupDecl()
-	query := topdown.NewQuery(compiled).WithQueryCompiler(qc).WithCompiler(e.policy.compiler).WithStore(db).
+	query := topdown.NewQuery(q.body).WithQueryCompiler(q.compiler).WithCompiler(e.policy.compiler).WithStore(e.data).
 		WithTransaction(txn).WithInput(e.input).WithCancel(cancel).
 		WithBuiltins(map[string]*topdown.Builtin{lookupName: {Decl: decl, Func: e.builtin(watch)}})
 	if watch != nil {

@@ -2,6 +2,7 @@ package rego
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -60,7 +61,7 @@ func (x *explainer) report(ctx context.Context, name string, depth int) (all []C
 	}
 	x.seen[name] = true
 	var held []Check
-	for _, r := range x.rules(name) {
+	for _, r := range x.e.policy.rules[name] {
 		for alt := r; alt != nil; alt = alt.Else {
 			if alt.Default || len(alt.Head.Args) > 0 {
 				continue
@@ -84,17 +85,22 @@ func (x *explainer) report(ctx context.Context, name string, depth int) (all []C
 // reportBody evaluates the expressions of a body in order, each together with those before it that hold.
 func (x *explainer) reportBody(ctx context.Context, rule string, body ast.Body, depth int) ([]Check, bool, error) {
 	var held ast.Body
+	var places []byte // of those that hold
 	var before *watcher
 	var found []Check
 	all := true
 	for i, expr := range body {
-		query := append(held[:len(held):len(held)], expr)
-		watch := &watcher{e: x.e}
-		terms, err := x.e.run(ctx, query, "", watch)
+		asked := append(held[:len(held):len(held)], expr)
+		q, err := x.e.policy.query(queryKey{expr: expr, text: string(places)}, func() ast.Body { return asked })
 		if errors.Is(err, errCompile) {
 			all = false
 			continue // it needs a variable of an expression that did not hold
 		}
+		if err != nil {
+			return nil, false, err
+		}
+		watch := &watcher{e: x.e}
+		terms, err := x.e.run(ctx, q, "", watch)
 		if err != nil {
 			return nil, false, err
 		}
@@ -106,7 +112,8 @@ func (x *explainer) reportBody(ctx context.Context, rule string, body ast.Body, 
 				}
 				return found, false, nil
 			}
-			held, before = query, watch
+			held, before = asked, watch
+			places = binary.AppendUvarint(places, uint64(i))
 			continue
 		}
 		var inner []Check
@@ -124,7 +131,8 @@ func (x *explainer) reportBody(ctx context.Context, rule string, body ast.Body, 
 		}
 		found = append(found, inner...)
 		if ok {
-			held, before = query, watch
+			held, before = asked, watch
+			places = binary.AppendUvarint(places, uint64(i))
 		}
 		all = all && ok
 	}

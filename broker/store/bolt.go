@@ -12,8 +12,9 @@ import (
 
 // Bolt is a store in one bbolt file. A second process that opens the same file is refused instead of corrupting it.
 type Bolt struct {
-	db  *bolt.DB
-	now func() time.Time
+	db     *bolt.DB
+	now    func() time.Time
+	writes group
 }
 
 // Option changes how Open opens a store.

@@ -40,53 +40,62 @@ func (m meta) time() time.Time {
 	return time.Unix(0, m.expires)
 }
 
+// view reads. Where nothing of a tenant's was stored yet, the buckets are made first.
 func (b *Bolt) view(ctx context.Context, ns string, fn func(space) error) error {
-	return b.in(ctx, b.db.View, ns, fn)
-}
-
-func (b *Bolt) update(ctx context.Context, ns string, fn func(space) error) error {
-	return b.in(ctx, b.db.Update, ns, fn)
-}
-
-// in runs fn in a transaction.
-func (b *Bolt) in(ctx context.Context, run func(func(*bolt.Tx) error) error, ns string, fn func(space) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := errNoBucket
-	for range 2 {
-		if err = run(func(tx *bolt.Tx) error {
-			s := space{values: tx.Bucket([]byte(ns)), metas: tx.Bucket([]byte(metaName(ns))), now: b.now()}
-			if s.values == nil || s.metas == nil {
-				return errNoBucket
-			}
-			return fn(s)
-		}); !errors.Is(err, errNoBucket) {
-			return err
-		}
-		if err := b.prepare(ns); err != nil {
-			return err
-		}
+	err := b.read(ns, fn)
+	if !errors.Is(err, errNoBucket) {
+		return err
 	}
-	return err
+	if err := b.prepare(ns); err != nil {
+		return err
+	}
+	return b.read(ns, fn)
 }
 
-// errNoBucket is how a transaction finds that a tenant has stored nothing yet.
+func (b *Bolt) read(ns string, fn func(space) error) error {
+	return b.db.View(func(tx *bolt.Tx) error {
+		s, err := b.space(tx, ns)
+		if err != nil {
+			return err
+		}
+		return fn(s)
+	})
+}
+
+// errNoBucket is how a transaction that only reads finds that a tenant has stored nothing yet.
 var errNoBucket = errors.New("the namespace has no bucket")
+
+// space is a namespace in a transaction. One that writes makes its buckets.
+func (b *Bolt) space(tx *bolt.Tx, ns string) (space, error) {
+	s := space{values: tx.Bucket([]byte(ns)), metas: tx.Bucket([]byte(metaName(ns))), now: b.now()}
+	if s.values != nil && s.metas != nil {
+		return s, nil
+	}
+	if err := CheckNamespace(ns); err != nil {
+		return space{}, err
+	}
+	if !tx.Writable() {
+		return space{}, errNoBucket
+	}
+	var err error
+	if s.values, err = tx.CreateBucketIfNotExists([]byte(ns)); err == nil {
+		s.metas, err = tx.CreateBucketIfNotExists([]byte(metaName(ns)))
+	}
+	if err != nil {
+		return space{}, fmt.Errorf("making buckets for %s: %w", ns, err)
+	}
+	return s, nil
+}
 
 // prepare makes the buckets of namespaces.
 func (b *Bolt) prepare(list ...string) error {
-	for _, ns := range list {
-		if err := CheckNamespace(ns); err != nil {
-			return err
-		}
-	}
 	return b.db.Update(func(tx *bolt.Tx) error {
 		for _, ns := range list {
-			for _, name := range []string{ns, metaName(ns)} {
-				if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
-					return fmt.Errorf("making bucket %s: %w", name, err)
-				}
+			if _, err := b.space(tx, ns); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -116,6 +125,9 @@ func (s space) put(key string, value []byte, expires int64) (int64, error) {
 	version, err := s.metas.NextSequence()
 	if err != nil {
 		return 0, err
+	}
+	if value == nil {
+		value = []byte{} // nil is what a transaction that put it would read as absent
 	}
 	raw := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, version), uint64(expires))
 	return int64(version), errors.Join(s.values.Put([]byte(key), value), s.metas.Put([]byte(key), raw))
