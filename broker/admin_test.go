@@ -277,6 +277,8 @@ type brokenAudit struct{ *audit.Log }
 
 func (brokenAudit) Append(context.Context, audit.Entry) error { return errors.New("disk full") }
 
+func (brokenAudit) Queue(context.Context, audit.Entry) error { return errors.New("disk full") }
+
 // TestSecretsStayInside looks for the secret, the admin token and session ids everywhere a broker writes.
 func TestSecretsStayInside(t *testing.T) {
 	w := newWorld(t, nil)
@@ -493,6 +495,8 @@ func FuzzAttest(f *testing.F) {
 type silentAudit struct{ *audit.Log }
 
 func (silentAudit) Append(context.Context, audit.Entry) error { return nil }
+
+func (silentAudit) Queue(context.Context, audit.Entry) error { return nil }
 
 // TestReferenceGroups: what one pod's group brought is removed together, and what another one needs stays.
 func TestReferenceGroups(t *testing.T) {

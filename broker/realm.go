@@ -186,6 +186,12 @@ func (a tenantAudit) Append(ctx context.Context, e audit.Entry) error {
 	return a.log.Append(ctx, e)
 }
 
+// Queue is part of server.AuditLog.
+func (a tenantAudit) Queue(ctx context.Context, e audit.Entry) error {
+	e.Tenant = a.tenant
+	return a.log.Queue(ctx, e)
+}
+
 // Head is part of server.AuditLog. It tells how the whole log goes on, and nothing of what others do.
 func (a tenantAudit) Head() (uint64, string) { return a.log.Head() }
 

@@ -46,9 +46,9 @@ func TestCertificates(t *testing.T) {
 		{"another kind", "cn:spiffe://example.org/ops", "GET", "/x", "of no administrator"},
 		{"another case of a URI", "uri:spiffe://example.org/OPS", "GET", "/x", "of no administrator"},
 		{"more behind the name", "uri:spiffe://example.org/ops/x", "GET", "/x", "of no administrator"},
-		{"another method", "dns:writer.example.org", "DELETE", "/kbs/v0/resource/team-a/x/y", "no rule lets role"},
-		{"beyond an alternative", "dns:writer.example.org", "POST", "/kbs/v0/reference-value/x", "no rule lets role"},
-		{"none of the roles", "cn:ann", "POST", "/cloister/v1/status", "no rule lets role"},
+		{"another method", "dns:writer.example.org", "DELETE", "/kbs/v0/resource/team-a/x/y", "no rule lets it"},
+		{"beyond an alternative", "dns:writer.example.org", "POST", "/kbs/v0/reference-value/x", "no rule lets it"},
+		{"none of the roles", "cn:ann", "POST", "/cloister/v1/status", "no rule lets it"},
 	} {
 		who, err := a.Admit(t.Context(), Call{Certificate: tc.name, Fingerprint: "0123456789abcdef", Method: tc.method, Path: tc.path})
 		if tc.says == "" {
@@ -167,7 +167,7 @@ func TestOverTLS(t *testing.T) {
 		return &c
 	}
 	writer := client(named(ca, "w"))
-	if code, body := get(writer, "/kbs/v0/resource/team-a/x/y"); code != http.StatusUnauthorized || !strings.Contains(body, "no rule lets role") {
+	if code, body := get(writer, "/kbs/v0/resource/team-a/x/y"); code != http.StatusUnauthorized || !strings.Contains(body, "no rule lets it") {
 		t.Errorf("GET as writer: %d %s", code, body)
 	}
 	refused("no certificate", client(nil), "no client certificate")

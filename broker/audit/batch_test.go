@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -55,5 +56,31 @@ func TestTogether(t *testing.T) {
 		if err := l.Append(t.Context(), Entry{Event: "late"}); err == nil {
 			t.Error("an entry is acknowledged that cannot be on disk")
 		}
+	}
+}
+
+// TestQueue: entries that nobody waits for keep their place before those that somebody does.
+func TestQueue(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := Open(path, Options{Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 * maxQueued {
+		if err := l.Queue(t.Context(), Entry{Event: "auth", RequestID: strconv.Itoa(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Append(t.Context(), Entry{Event: "resource-read"}); err != nil {
+		t.Fatal(err)
+	}
+	if seq, _ := l.Head(); seq != 3*maxQueued+1 {
+		t.Errorf("%d entries are on disk after one that was waited for, want all %d", seq, 3*maxQueued+1)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify(t.Context(), path); err != nil {
+		t.Error(err)
 	}
 }

@@ -196,19 +196,45 @@ const maxBatch = 256
 // Append writes one entry and returns when it is on disk. Entries that arrive while others are being written wait and then go to
 // the disk together, since it is the wait for the disk that costs.
 func (l *Log) Append(ctx context.Context, e Entry) error {
+	w, _, err := l.enqueue(ctx, e)
+	if err != nil {
+		return err
+	}
+	return <-w.done
+}
+
+// maxQueued is how many entries may wait before Queue waits for its own.
+const maxQueued = 1024
+
+// Queue writes one entry and does not wait for the disk, unless many wait already. It is for what gives nothing away: a crash can lose
+// the entry, but not one that Append writes later without it, since entries go to the disk in their order.
+func (l *Log) Queue(ctx context.Context, e Entry) error {
+	w, before, err := l.enqueue(ctx, e)
+	if err != nil || before < maxQueued {
+		return err
+	}
+	return <-w.done
+}
+
+// enqueue puts an entry behind those that wait, and tells how many those are.
+func (l *Log) enqueue(ctx context.Context, e Entry) (*waiting, int, error) {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("writing audit log: %w", err)
+		return nil, 0, fmt.Errorf("writing audit log: %w", err)
 	}
 	clean(&e)
 	w := &waiting{entry: e, done: make(chan error, 1)}
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.broken != nil {
+		return nil, 0, fmt.Errorf("writing audit log: an earlier write failed: %w", l.broken)
+	}
+	before := len(l.queue)
 	l.queue = append(l.queue, w)
 	if !l.writing {
 		l.writing = true
 		go l.flushAll()
 	}
-	l.mu.Unlock()
-	return <-w.done
+	return w, before, nil
 }
 
 // flushAll writes until no entry waits. It is nobody's request, which would have to stay for the entries of all that come later.

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/cloister/cloister/broker/appraise"
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
@@ -90,13 +92,17 @@ func (s *Server) firstAttest(r *http.Request, sess *session.Session, body []byte
 		statuses = append(statuses, p.Name+"="+p.Status)
 	}
 	summary, from := rec.Summary()
-	if err := s.Decisions.Put(ctx, rec); err != nil {
-		return "", "", err
-	}
 	entry.Decision, entry.Attestation, entry.Reason = audit.Allow, id, summary
 	entry.Status, entry.Policy = strings.Join(statuses, " "), strings.Join(from, " ")
+	// Both wait for the disk, so they wait together.
+	var kept errgroup.Group
+	kept.Go(func() error { return s.Decisions.Put(ctx, rec) })
 	if err := s.note(r, *entry); err != nil {
+		_ = kept.Wait() // nothing comes of it
 		return "", "", errors.New("the audit log cannot be written")
+	}
+	if err := kept.Wait(); err != nil {
+		return "", "", err
 	}
 	s.metrics.attestationSuccesses.WithLabelValues(sess.TEE).Inc()
 	if summary != "" {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,7 +37,8 @@ func (s *Server) auth(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	entry.Decision, entry.Session = audit.Allow, sessionTag(sess.ID)
-	if err := s.note(r, entry); err != nil {
+	entry.RequestID, entry.Remote = requestID(r), s.remote(r)
+	if err := s.Audit.Queue(context.WithoutCancel(r.Context()), entry); err != nil { // a challenge gives nothing away
 		s.metrics.authErrors.Inc()
 		s.fail(w, r, refusal{http.StatusUnauthorized, kbs.ErrorAttestation, "Attestation error: RCAR handshake Auth failed: the audit log cannot be written"})
 		return

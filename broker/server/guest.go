@@ -48,8 +48,11 @@ func (s *Server) denial(r *http.Request, what string, d *resource.Decision, entr
 			why, from = summary, strings.Join(policies, ", ")
 		}
 	}
-	if why == "" {
+	switch {
+	case why == "":
 		why = "the policy does not allow it"
+	case len(d.Findings) == 0: // it would have said no to everybody, so that is the first thing to know
+		why, from = "the resource policy has no rule that allows anything like it; besides, "+why, d.Policy+", "+from
 	}
 	rec.Policy, rec.Findings, entry.Policy = from, d.Findings, from
 	return &refusal{http.StatusUnauthorized, kbs.ErrorPolicyDeny,

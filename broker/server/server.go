@@ -91,6 +91,8 @@ type references interface {
 // AuditLog is where every decision is written before it has an effect.
 type AuditLog interface {
 	Append(ctx context.Context, e audit.Entry) error
+	// Queue does not wait for the disk; it is for what gives nothing away.
+	Queue(ctx context.Context, e audit.Entry) error
 	Since(ctx context.Context, seq uint64, max int) ([]audit.Entry, error)
 	Head() (uint64, string)
 }
