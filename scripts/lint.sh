@@ -14,6 +14,9 @@ echo "lint: staticcheck"
 go -C internal/tools tool -n staticcheck >/dev/null # builds it, so that the run below is only the check
 "$(go -C internal/tools tool -n staticcheck)" ./...
 
+echo "lint: the module of browser tests"
+(cd test/browser && go vet ./...)
+
 echo "lint: what has C in it"
 with_c=(./broker/pkcs11/... ./cmd/cloister-pkcs11/...)
 CGO_ENABLED=1 go vet "${with_c[@]}"

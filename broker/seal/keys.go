@@ -144,11 +144,11 @@ func (k *Keys) read(ctx context.Context) (Record, document, error) {
 // look takes over what the record says now. Keys that are known are not unwrapped again.
 func (k *Keys) look(ctx context.Context) error {
 	began := k.src.Now()
+	was := k.view() // before reading: what is read is then the same or newer, or the record went back
 	rec, doc, err := k.read(ctx)
 	if err != nil {
 		return err
 	}
-	was := k.view()
 	ring := was.ring
 	if ring == nil || rec.Version != was.version {
 		if e := was.doc.find(doc.Current); e != nil && doc.Current != was.doc.Current && !e.Replaced.IsZero() {
