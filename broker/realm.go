@@ -112,7 +112,7 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 		References: r.judge.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, StorageKeys: storageRotation{b}, SigningKeys: rotation{r.keys, r.signer},
 		Limits:  server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
 		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.keyPaths(), Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
-		Proxies: b.proxies, Clients: b.identifier(),
+		Proxies: b.proxies, Clients: b.identifier(), Ready: b.db.Health,
 	}
 	if r.judge.trials != nil {
 		parts.Trials = r.judge.trials

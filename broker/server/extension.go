@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -56,6 +57,22 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request, _ *audit.Entry) 
 	}
 	s.reply(w, r, st)
 	return nil
+}
+
+// readyTimeout is how long the database may take to answer a probe.
+const readyTimeout = 2 * time.Second
+
+// readiness answers probes of balancers: 200 when requests can be served, 503 when they cannot. The reason stays in the log.
+func (s *Server) readiness(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+	defer cancel()
+	if s.Ready == nil {
+		return
+	}
+	if err := s.Ready(ctx); err != nil {
+		s.Log.WarnContext(ctx, "not ready", "error", err)
+		http.Error(w, "not ready", http.StatusServiceUnavailable)
+	}
 }
 
 // auditPage is the most audit entries of one answer.

@@ -131,6 +131,8 @@ type Parts struct {
 	Trials      trials
 	Metrics     *Metrics
 	Limits      Limits
+	// Ready tells why the server cannot do its work now; nil means that it is never asked.
+	Ready func(ctx context.Context) error
 	// Proxies are those whose word on a client's address counts; nil means none.
 	Proxies *ratelimit.Proxies
 	// Clients tells whose certificate a connection has; nil when none counts.
@@ -190,6 +192,7 @@ func New(p Parts) *Server {
 		mux.HandleFunc("POST /cloister/v1/keys/storage/retire", s.admin(kindAdmin, s.retireStorageKeys))
 		mux.HandleFunc("POST /cloister/v1/keys/storage/rewrap", s.admin(kindAdmin, s.rewrapStorageKeys))
 		mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
+		mux.HandleFunc("GET /readyz", s.readiness)
 		mux.Handle("GET /metrics", s.metrics.handler())
 	}
 	s.handler = s.wrap(mux)
