@@ -364,7 +364,7 @@ func Parse(raw []byte) (Config, error) {
 		return Config{}, position(err)
 	}
 	if err := c.Validate(); err != nil {
-		return Config{}, err
+		return Config{}, located(raw, err)
 	}
 	return c, nil
 }
