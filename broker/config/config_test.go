@@ -87,12 +87,15 @@ func TestFaultsNameTheLine(t *testing.T) {
 func TestLoadResolvesPaths(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "b.toml")
-	if err := os.WriteFile(file, []byte("data_dir = \"d\"\n[tpm]\nek_roots = [\"r.pem\", \"/abs.pem\"]\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("data_dir = \"d\"\n[tpm]\nek_roots = [\"r.pem\", \"/abs.pem\"]\n[resources.vault]\nca_certs = [\"v.pem\"]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c, err := Load(file)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.Resources.Vault.CACerts[0] != filepath.Join(dir, "v.pem") {
+		t.Errorf("ca_certs of Vault is %v", c.Resources.Vault.CACerts)
 	}
 	if c.DataDir != filepath.Join(dir, "d") || c.TPM.EKRoots[0] != filepath.Join(dir, "r.pem") || c.TPM.EKRoots[1] != "/abs.pem" {
 		t.Errorf("paths are %s and %v", c.DataDir, c.TPM.EKRoots)
