@@ -62,7 +62,15 @@ func TestAppraiseThere(t *testing.T) {
 	var got dryrun.Request
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "/audit") {
-			_, _ = w.Write([]byte(`[{"seq":1,"request_id":"` + strings.Repeat("1", 32) + `","tee":"tpm"}]`))
+			entries := `[{"seq":1,"request_id":"` + strings.Repeat("1", 32) + `","tee":"tpm"}]`
+			if r.URL.Query().Get("since") != "0" {
+				entries = "[]"
+			}
+			_, _ = w.Write([]byte(entries))
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, "/reference-value") {
+			_, _ = w.Write([]byte("[]"))
 			return
 		}
 		if strings.Contains(r.URL.Path, "/attestations/") {
