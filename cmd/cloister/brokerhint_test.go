@@ -42,3 +42,16 @@ func TestBrokerDir(t *testing.T) {
 	put("admin-token", "right")
 	list(exitDone, "--kbs-cert", cert)
 }
+
+// TestAddElsewhere: values that the broker forwards are registered, although nobody can be asked how many there are now.
+func TestAddElsewhere(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			return
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = w.Write([]byte(`{"type":"https://github.com/confidential-containers/kbs/errors/X","detail":"listing reference values: unsupported operation: kept elsewhere"}`))
+	}))
+	t.Cleanup(srv.Close)
+	contains(t, cli(t, exitDone, "", "refvalue", "add", "--kbs", srv.URL, "tpm_pcr09", "ab"), "tpm_pcr09: forwarded to the service")
+}
