@@ -50,7 +50,7 @@ func (a *Certificates) Admit(_ context.Context, c Call) (string, error) {
 	case c.CertificateProblem != nil:
 		return "", fmt.Errorf("%w: %w", ErrDenied, c.CertificateProblem)
 	case c.Certificate == "":
-		return "", fmt.Errorf("%w: the connection has no client certificate", ErrDenied)
+		return "", fmt.Errorf("%w: the connection has no client certificate that leads to admin.certificates.authorities", ErrDenied)
 	}
 	roles := a.roles[c.Certificate]
 	if len(roles) == 0 {

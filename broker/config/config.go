@@ -335,7 +335,7 @@ func Load(path string) (Config, error) {
 	for _, p := range c.serviceFiles() {
 		*p = under(base, *p)
 	}
-	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.Admin.Certificates.Authorities, c.Admin.Certificates.CRLs, c.StorageKey.OldFiles, c.ReferenceValues.SWID.Roots,
+	for _, list := range [][]string{c.Resources.Vault.CACerts, c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.Admin.Certificates.Authorities, c.Admin.Certificates.CRLs, c.StorageKey.OldFiles, c.ReferenceValues.SWID.Roots,
 		c.ReferenceValues.CoRIM.Anchors, c.ReferenceValues.InToto.Keys} {
 		for i := range list {
 			list[i] = under(base, list[i])
@@ -364,7 +364,7 @@ func Parse(raw []byte) (Config, error) {
 		return Config{}, position(err)
 	}
 	if err := c.Validate(); err != nil {
-		return Config{}, err
+		return Config{}, located(raw, err)
 	}
 	return c, nil
 }

@@ -67,7 +67,12 @@ func TestFaultsNameTheLine(t *testing.T) {
 		{"[tpm]\ninsecure_unknown_tpm = \"yes\"\n", "line 2"},
 		{"[attestation]\nsession_lifetime = \"soon\"\n", "want for example"},
 		{"[attestation\n", "line 1"},
-		{"[server]\nlisten = \"8080\"\n", "server.listen"},
+		{"[server]\nlisten = \"8080\"\n", "line 2: server.listen"},
+		{"server.listen = \"8080\"\n", "line 1: server.listen"},
+		{"\n[\"ser\\u0076er\"]\n\"list\\u0065n\" = \"8080\"\n", "line 3: server.listen"},
+		{"# first\n[limits]\nburst = -1\n[admin]\nmode = \"x\"\n", "line 2: limits are"},
+		{"# first\n[limits]\nburst = -1\n[admin]\nmode = \"x\"\n", "line 5: admin.mode"},
+		{"[plugins.provisioner]\nkey_length = 1\n[resources]\nbackend = \"aws\"\n", "line 3: resources: aws: "},
 		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.max_sessions is 0"},
 		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.token_lifetime is 0s"},
 		{"[server]\ntls_key = \"x\"\n", "both or neither"},
@@ -82,12 +87,15 @@ func TestFaultsNameTheLine(t *testing.T) {
 func TestLoadResolvesPaths(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "b.toml")
-	if err := os.WriteFile(file, []byte("data_dir = \"d\"\n[tpm]\nek_roots = [\"r.pem\", \"/abs.pem\"]\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("data_dir = \"d\"\n[tpm]\nek_roots = [\"r.pem\", \"/abs.pem\"]\n[resources.vault]\nca_certs = [\"v.pem\"]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c, err := Load(file)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.Resources.Vault.CACerts[0] != filepath.Join(dir, "v.pem") {
+		t.Errorf("ca_certs of Vault is %v", c.Resources.Vault.CACerts)
 	}
 	if c.DataDir != filepath.Join(dir, "d") || c.TPM.EKRoots[0] != filepath.Join(dir, "r.pem") || c.TPM.EKRoots[1] != "/abs.pem" {
 		t.Errorf("paths are %s and %v", c.DataDir, c.TPM.EKRoots)

@@ -24,6 +24,8 @@ const MaxSize = 8 << 20
 var (
 	// ErrQuota is returned for a write that a repository has no room for.
 	ErrQuota = errors.New("the quota of the repository is used up")
+	// ErrNoSize is returned for a rotation that does not say how many bytes, when the newest version has none.
+	ErrNoSize = errors.New("the newest version is empty, so a size has to be given (--size)")
 	// ErrReadOnly is returned by back ends that do not write.
 	ErrReadOnly = errors.New("this back end of resources is read-only")
 )
@@ -99,7 +101,7 @@ func (s *Store) Rotate(ctx context.Context, p Path, size int) (Version, error) {
 				return nil, err
 			}
 			if n = len(old); n == 0 {
-				return nil, fmt.Errorf("rotating resource %s: the newest version is empty, so a size has to be given", p)
+				return nil, fmt.Errorf("rotating resource %s: %w", p, ErrNoSize)
 			}
 		}
 		secret := make([]byte, n)

@@ -52,7 +52,7 @@ func (s *Scoped) room(ctx context.Context, ns string, entries int, bytes int64) 
 	}
 	after := Usage{u.Entries + entries, u.Bytes + bytes}
 	if after.Exceeds(limit) && (entries > 0 || bytes > 0) {
-		return fmt.Errorf("%w: tenant %s has %d entries of %d bytes, at most %d of %d are allowed", ErrFull, s.tenant, u.Entries, u.Bytes, limit.Entries, limit.Bytes)
+		return fmt.Errorf("%w: tenant %s has %d entries of %d bytes, at most %s are allowed", ErrFull, s.tenant, u.Entries, u.Bytes, limit)
 	}
 	return nil
 }

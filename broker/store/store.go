@@ -72,6 +72,19 @@ type Limit struct {
 	Bytes int64
 }
 
+// String says the bounds that there are.
+func (l Limit) String() string {
+	switch {
+	case l == (Limit{}):
+		return "any number"
+	case l.Bytes == 0:
+		return fmt.Sprintf("%d entries", l.Entries)
+	case l.Entries == 0:
+		return fmt.Sprintf("%d bytes", l.Bytes)
+	}
+	return fmt.Sprintf("%d entries of %d bytes", l.Entries, l.Bytes)
+}
+
 // Usage is what a namespace holds, values included that are expired but not swept yet.
 type Usage struct {
 	Entries int

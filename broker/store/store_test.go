@@ -140,3 +140,14 @@ func writeForever(path string) {
 		fmt.Println(strconv.Itoa(i))
 	}
 }
+
+// TestLimitText: a bound that is none is not told as 0, which would read as "nothing is allowed".
+func TestLimitText(t *testing.T) {
+	for want, l := range map[string]Limit{
+		"any number": {}, "2 entries": {Entries: 2}, "10 bytes": {Bytes: 10}, "2 entries of 10 bytes": {Entries: 2, Bytes: 10},
+	} {
+		if got := l.String(); got != want {
+			t.Errorf("%+v is told as %q, want %q", l, got, want)
+		}
+	}
+}

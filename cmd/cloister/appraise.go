@@ -34,7 +34,7 @@ type appraiseFlags struct {
 func appraiseCmd(a *app) *cobra.Command {
 	var f appraiseFlags
 	c := &cobra.Command{
-		Use:   "appraise --dry-run FILE|REQUEST-ID",
+		Use:   "appraise --dry-run FILE|REQUEST-ID|latest",
 		Short: "What would a policy say of saved evidence: each rule, the value got, the values accepted; nothing is written",
 		Long: "FILE is evidence (JSON, as a guest sends it, with --tee), a record (`cloister attest --json`) or an attestation token; - is\n" +
 			"standard input. Evidence is verified first, offline. Of records and tokens the claims are taken as they stand.\n" +
@@ -77,6 +77,13 @@ func (a *app) appraise(ctx context.Context, what string, f appraiseFlags) (*dryr
 		if at, err = time.Parse(time.RFC3339, f.at); err != nil {
 			return nil, usageError{fmt.Errorf("--at %q: want a time as 2026-01-02T15:04:05Z", f.at)}
 		}
+	}
+	if what == latest {
+		r, err := a.record(ctx, latest, "")
+		if err != nil {
+			return nil, err
+		}
+		what = r.ID
 	}
 	values, notes, err := a.trialValues(ctx, f, at)
 	if err != nil {

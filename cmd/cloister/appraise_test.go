@@ -61,6 +61,22 @@ func TestAppraise(t *testing.T) {
 func TestAppraiseThere(t *testing.T) {
 	var got dryrun.Request
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/audit") {
+			entries := `[{"seq":1,"request_id":"` + strings.Repeat("1", 32) + `","tee":"tpm"}]`
+			if r.URL.Query().Get("since") != "0" {
+				entries = "[]"
+			}
+			_, _ = w.Write([]byte(entries))
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, "/reference-value") {
+			_, _ = w.Write([]byte("[]"))
+			return
+		}
+		if strings.Contains(r.URL.Path, "/attestations/") {
+			_, _ = w.Write([]byte(refusedRecord))
+			return
+		}
 		got = dryrun.Request{}
 		if err := json.NewDecoder(r.Body).Decode(&got); err != nil || r.Method != "POST" || r.URL.Path != "/ns/team-a/cloister/v1/appraisals/dry-run" {
 			http.Error(w, "no", http.StatusNotFound)
@@ -75,6 +91,10 @@ func TestAppraiseThere(t *testing.T) {
 	cli(t, exitDone, "", append(broker, "--policy", "gpu="+policy, "--values", saved(t, `{"a":[1]}`), id)...)
 	if got.RecordID != id || got.Policy != "package policy" || got.PolicyID != "default_gpu" || string(got.Values["a"]) != "[1]" {
 		t.Errorf("asked for %+v", got)
+	}
+	cli(t, exitDone, "", append(broker, "latest")...)
+	if want := "0123456789abcdef0123456789abcdef"; got.RecordID != want {
+		t.Errorf("latest asked for record %s, want %s", got.RecordID, want)
 	}
 	cli(t, exitDone, "", append(broker, "--policy-id", "strict", saved(t, "e30.e30.AA\n"))...)
 	if got.PolicyID != "strict" || string(got.Evidence) != `{"token":"e30.e30.AA"}` || got.Values != nil {

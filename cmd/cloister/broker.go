@@ -57,9 +57,16 @@ func (f *brokerFlags) resolve() (client.Config, error) {
 			}
 			c.URL = strings.TrimSpace(string(text))
 		}
-		setIfEmpty(&c.CertificateFile, filepath.Join(f.dir, "tls.crt"))
-		if c.ClientCertificateFile == "" {
-			setIfEmpty(&c.AdminTokenFile, filepath.Join(f.dir, "admin-token"))
+		// A broker with a certificate of its owner's has made none; then --kbs-cert or the system's authorities say whom to trust.
+		if made := filepath.Join(f.dir, "tls.crt"); exists(made) {
+			setIfEmpty(&c.CertificateFile, made)
+		}
+		if c.ClientCertificateFile == "" && c.AdminTokenFile == "" {
+			c.AdminTokenFile = filepath.Join(f.dir, "admin-token")
+			if !exists(c.AdminTokenFile) {
+				return c, hint(fmt.Errorf("the broker of %s has no admin-token there", f.dir), "give --admin-token FILE (of brokers that share a "+
+					"database, the first one made it), or --client-cert and --client-key")
+			}
 		}
 		if strings.HasPrefix(c.URL, "http://") {
 			c.CertificateFile = ""
@@ -69,6 +76,11 @@ func (f *brokerFlags) resolve() (client.Config, error) {
 		return c, hintError{usageError{errors.New("no broker was named")}, "give --kbs URL, or --broker-dir DIR for a broker on this machine"}
 	}
 	return c, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func setIfEmpty(s *string, value string) {

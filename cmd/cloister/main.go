@@ -122,7 +122,9 @@ var requestID = regexp.MustCompile(`\brequest ([0-9a-f]{32})\b`)
 // printError prints an error with its hint: as text, or with --json as one line of JSON.
 func (a *app) printError(err error) {
 	var h hintError
-	errors.As(err, &h)
+	if !errors.As(err, &h) {
+		h.hint = brokerHint(err)
+	}
 	if a.json {
 		line := struct {
 			Error   string `json:"error"`

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -99,6 +100,17 @@ func readValueFile(file string) (map[string]any, error) {
 // printAccepted tells how many values the names have now.
 func (a *app) printAccepted(c *cobra.Command, broker *client.Client, values map[string]any) error {
 	records, err := broker.ListReferenceValues(c.Context())
+	var refused *client.StatusError
+	if errors.As(err, &refused) && strings.Contains(refused.Detail, "unsupported operation") {
+		// A service elsewhere took them, whose protocol has no list.
+		if a.json {
+			return a.printJSON(map[string]any{"forwarded": sortedKeys(values)})
+		}
+		for _, name := range sortedKeys(values) {
+			fmt.Fprintf(a.stdout, "%s: forwarded to the service that keeps the reference values\n", name)
+		}
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func tenantCreateCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Make a tenant, and a token for its admin", Args: exactly(1),
 		Long: "A tenant has its own secrets, resource policies, reference values and admins, below https://HOST:PORT/ns/NAME. Its\n" +
-			"admin uses that URL as --kbs, and the token as --admin-token. A bound of 0 is that of the broker's configuration.",
+			"admin uses that URL as --kbs, and the token as --admin-token. A bound of 0 is no limit.",
 		RunE: func(c *cobra.Command, args []string) error {
 			if q.Resources < 0 || q.Bytes < 0 || q.RequestsPerSecond < 0 || q.ReferenceValues < 0 || q.Policies < 0 {
 				return usageError{errors.New("a bound of a tenant is negative, want 0 or more")}

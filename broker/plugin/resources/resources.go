@@ -280,6 +280,9 @@ func (p *Plugin) post(ctx context.Context, r *plugin.Request, path resource.Path
 		return nil, fmt.Errorf("rotate takes no body, this one has %d bytes: %w", len(r.Body), plugin.ErrRequest)
 	}
 	v, err := b.Rotate(ctx, path, size)
+	if errors.Is(err, resource.ErrNoSize) {
+		return nil, fmt.Errorf("%w: %w", err, plugin.ErrRequest)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -138,6 +138,12 @@ func TestBadRequestsAskNobody(t *testing.T) {
 			t.Errorf("%s: %v", r, err)
 		}
 	}
+	if _, _, err := do(t, New(b), "POST", "r/t/empty", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := do(t, New(b), "POST", "r/t/empty?rotate", ""); !errors.Is(err, plugin.ErrRequest) || !strings.Contains(err.Error(), "size has to be given") {
+		t.Errorf("rotating an empty secret: %v, want advice for the client", err)
+	}
 }
 
 func TestDirectory(t *testing.T) {
