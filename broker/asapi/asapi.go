@@ -34,6 +34,15 @@ const MaxMessage = 8 << 20
 
 const maxItems = 64
 
+// The services by name.
+const (
+	ServiceAttestation = "as"
+	ServiceReferences  = "rvps"
+)
+
+// Services are all there are.
+func Services() []string { return []string{ServiceAttestation, ServiceReferences} }
+
 type attester interface {
 	Challenge(ctx context.Context, tee string, params json.RawMessage) (*verifier.Challenge, error)
 	Evaluate(ctx context.Context, id, policy string, items []attestation.Item) (*attestation.Verdict, error)
@@ -74,6 +83,8 @@ type Parts struct {
 	Admins      adminauth.Authority
 	// Clients tells whose certificate a connection has; nil when none counts.
 	Clients adminauth.Identifier
+	// Services are those that are offered over gRPC; nil means both. REST is of the attestation service alone.
+	Services []string
 	// Issuer is the address that relying parties know the REST form by, for OIDC discovery; "" means whatever they called.
 	Issuer string
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/asapi"
 	"github.com/cloister/cloister/broker/attestation/cocoas"
 	"github.com/cloister/cloister/broker/attestation/trustauthority"
 	"github.com/cloister/cloister/broker/audit"
@@ -115,6 +116,8 @@ type Attestation struct {
 type AttestationAPI struct {
 	GRPCListen string `toml:"grpc_listen"`
 	RESTListen string `toml:"rest_listen"`
+	// Services are those that are offered; see asapi.Services.
+	Services []string `toml:"services"`
 }
 
 // TrustedTokens says whose attestation tokens count besides the broker's own.
@@ -281,11 +284,12 @@ func Default() Config {
 		Attestation: Attestation{
 			Backend: BackendBuiltin, SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
 		},
-		TrustedTokens: TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
-		Admin:         Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}, Certificates: adminauth.DefaultCertificateConfig()},
-		TPM:           TPM{EKRoots: []string{}},
-		NVIDIA:        NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
-		Collateral:    collateral.DefaultConfig(),
+		AttestationAPI: AttestationAPI{Services: asapi.Services()},
+		TrustedTokens:  TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
+		Admin:          Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}, Certificates: adminauth.DefaultCertificateConfig()},
+		TPM:            TPM{EKRoots: []string{}},
+		NVIDIA:         NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
+		Collateral:     collateral.DefaultConfig(),
 		ReferenceValues: ReferenceValues{
 			Lifetime: Duration(365 * 24 * time.Hour), SWID: extract.SWID{Roots: []string{}}, CoRIM: extract.CoRIM{Anchors: []string{}},
 			InToto: extract.InToto{Keys: []string{}, Names: map[string]string{}, Predicates: []string{}},
@@ -395,8 +399,11 @@ func (c Config) Validate() error {
 	if c.DataDir == "" {
 		fault("data_dir is empty")
 	}
-	if _, _, err := net.SplitHostPort(c.Server.Listen); err != nil {
+	if _, _, err := net.SplitHostPort(c.Server.Listen); c.Server.Listen != "" && err != nil {
 		fault("server.listen is %q, want host:port", c.Server.Listen)
+	}
+	if c.Server.Listen == "" && c.AttestationAPI.GRPCListen == "" && c.AttestationAPI.RESTListen == "" {
+		fault("server.listen is empty, and attestation_api has no address either: nothing would be served")
 	}
 	if (c.Server.TLSCertificate == "") != (c.Server.TLSKey == "") {
 		fault("server.tls_certificate and server.tls_key: want both or neither")
@@ -419,13 +426,7 @@ func (c Config) Validate() error {
 			fault("%s is %s, want %s to %s", d.key, v, d.min, d.max)
 		}
 	}
-	for _, l := range []struct{ key, v string }{
-		{"attestation_api.grpc_listen", c.AttestationAPI.GRPCListen}, {"attestation_api.rest_listen", c.AttestationAPI.RESTListen},
-	} {
-		if _, _, err := net.SplitHostPort(l.v); l.v != "" && err != nil {
-			fault("%s is %q, want host:port or nothing", l.key, l.v)
-		}
-	}
+	c.AttestationAPI.validate(fault)
 	for _, p := range c.TrustedTokens.ExtraTEEKeyPaths {
 		if !strings.HasPrefix(p, "/") {
 			fault("trusted_tokens.extra_teekey_paths has %q, want a JSON pointer such as \"/tee-pubkey\"", p)

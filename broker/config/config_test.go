@@ -71,6 +71,11 @@ func TestFaultsNameTheLine(t *testing.T) {
 		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.max_sessions is 0"},
 		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.token_lifetime is 0s"},
 		{"[server]\ntls_key = \"x\"\n", "both or neither"},
+		{"[server]\nlisten = \"\"\n", "nothing would be served"},
+		{"[attestation_api]\nservices = []\n", "attestation_api.services is empty"},
+		{"[attestation_api]\nservices = [\"kbs\"]\n", "attestation_api.services has \"kbs\""},
+		{"[attestation_api]\nservices = [\"as\", \"as\"]\n", "at most once"},
+		{"[attestation_api]\nrest_listen = \":1\"\nservices = [\"rvps\"]\n", "attestation_api.rest_listen is of the service"},
 		{"[server]\ntls_hosts = []\n", "server.tls_hosts is empty"},
 	} {
 		if _, err := Parse([]byte(tc.text)); err == nil || !strings.Contains(err.Error(), tc.says) {
