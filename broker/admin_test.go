@@ -114,6 +114,9 @@ func TestAdminNeedsToken(t *testing.T) {
 		{"POST", "/kbs/v0/attestation-policy", "AdminAuthAccess"},
 		{"POST", "/kbs/v0/resource-policy", "AdminAuthAccess"},
 		{"GET", "/kbs/v0/resource-policy", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/resource-policy/resource-policy", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/attestation-policy", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/attestation-policy/default_cpu", "AdminAuthAccess"},
 		{"POST", "/kbs/v0/reference-value", "AdminAuthAccess"},
 		{"GET", "/kbs/v0/reference-value", "AdminAuthAccess"},
 		{"GET", "/kbs/v0/reference-value/tpm_pcr04", "AdminAuthAccess"},
@@ -165,6 +168,12 @@ func TestAdminJourney(t *testing.T) {
 	}
 	refused(w.admin.SetAttestationPolicy(ctx, "../x", "package policy"), 401, "policy id")
 	w.must(w.admin.SetAttestationPolicy(ctx, "default_cpu", "package policy\ntrust_claims := {\"hardware\": 97}\n"))
+	text, err := w.admin.Policy(ctx, client.AttestationPolicy, "default_cpu")
+	if w.must(err); !strings.Contains(text, `"hardware": 97`) {
+		t.Errorf("the policy that was set reads %q", text)
+	}
+	_, err = w.admin.Policy(ctx, client.ResourcePolicy, "default_cpu")
+	refused(err, 404, "no policy")
 	// Reference values.
 	refused(w.admin.RegisterReferenceValues(ctx, map[string]any{}), 401, "names no value")
 	refused(w.admin.DeleteReferenceValue(ctx, "nothing"), 404, "no reference value")

@@ -26,6 +26,7 @@ import (
 	"github.com/cloister/cloister/broker/session"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
+	"github.com/cloister/cloister/wire/kbs"
 )
 
 // Limits of a request.
@@ -78,6 +79,7 @@ type resourceList interface {
 type policySet interface {
 	Put(ctx context.Context, id, text string) error
 	IDs(ctx context.Context) ([]string, error)
+	Text(ctx context.Context, id string) (string, error)
 }
 
 type references interface {
@@ -168,6 +170,9 @@ func New(p Parts) *Server {
 	mux.HandleFunc("POST /kbs/v0/attestation-policy", s.admin(kindAdmin, s.setAttestationPolicy))
 	mux.HandleFunc("POST /kbs/v0/resource-policy", s.admin(kindAdmin, s.setResourcePolicy))
 	mux.HandleFunc("GET /kbs/v0/resource-policy", s.admin(kindAdmin, s.listResourcePolicies))
+	mux.HandleFunc("GET /kbs/v0/attestation-policy", s.admin(kindAdmin, s.listAttestationPolicies))
+	mux.HandleFunc("GET /kbs/v0/resource-policy/{id}", s.admin(kindAdmin, s.readPolicy(p.ResourcePolicies, kbs.ErrorPolicyEngine)))
+	mux.HandleFunc("GET /kbs/v0/attestation-policy/{id}", s.admin(kindAdmin, s.readPolicy(p.AttestationPolicies, kbs.ErrorAttestation)))
 	mux.HandleFunc("POST /kbs/v0/reference-value", s.admin(kindAdmin, s.registerReferenceValues))
 	mux.HandleFunc("GET /kbs/v0/reference-value", s.admin(kindAdmin, s.listReferenceValues))
 	mux.HandleFunc("GET /kbs/v0/reference-value/{id...}", s.admin(kindAdmin, s.getReferenceValue))

@@ -112,7 +112,7 @@ func (f *brokerFlags) guestView(guestURL string) (url, certPEM string, err error
 }
 
 func brokerCmd(a *app) *cobra.Command {
-	return group("broker", "Look at a key broker", brokerStatusCmd(a), brokerAuditCmd(a), brokerRotateCmd(a))
+	return group("broker", "Look at a key broker", brokerStatusCmd(a), brokerAuditCmd(a), brokerPolicyCmd(a), brokerRotateCmd(a))
 }
 
 func brokerStatusCmd(a *app) *cobra.Command {
