@@ -368,7 +368,7 @@ func Parse(raw []byte) (Config, error) {
 		return Config{}, position(err)
 	}
 	if err := c.Validate(); err != nil {
-		return Config{}, err
+		return Config{}, locate(err, raw)
 	}
 	return c, nil
 }
