@@ -323,52 +323,38 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("reading configuration: %w", err)
 	}
-	c, err := Parse(raw)
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	base := filepath.Dir(path)
-	for _, p := range []*string{
-		&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey, &c.CCA.TrustAnchors, &c.CCA.ReferenceValues, &c.SE.MeasurementKey,
-		&c.SE.HostKeyDocuments, &c.SE.Certificates, &c.SE.RootCA, &c.SE.CRLs, &c.SE.ImageHeader, &c.Hygon.Certificates, &c.NVIDIA.DPURoot,
-		&c.Policies.Directory, &c.Telemetry.Certificates, &c.Telemetry.HeadersFile, &c.Collateral.CacheDir, &c.Collateral.PCCSCertificates, &c.Database.PasswordFile, &c.Database.CAFile, &c.Database.CertificateFile, &c.Database.KeyFile,
-		&c.Attestation.SigningKey, &c.Attestation.SigningCertificates, &c.Resources.Vault.TokenFile, &c.Resources.Directory.Dir,
-	} {
-		*p = under(base, *p)
-	}
-	for _, p := range c.serviceFiles() {
-		*p = under(base, *p)
-	}
-	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.Admin.Certificates.Authorities, c.Admin.Certificates.CRLs, c.StorageKey.OldFiles, c.ReferenceValues.SWID.Roots,
-		c.ReferenceValues.CoRIM.Anchors, c.ReferenceValues.InToto.Keys} {
-		for i := range list {
-			list[i] = under(base, list[i])
+	c, err := decode(raw)
+	if err == nil {
+		var base string
+		if base, err = filepath.Abs(filepath.Dir(path)); err == nil {
+			c.resolve(base)
+			err = locate(c.Validate(), raw)
 		}
 	}
-	for i := range c.Admin.IdentityProviders {
-		p := &c.Admin.IdentityProviders[i]
-		p.JWKSet, p.PublicKey = under(base, p.JWKSet), under(base, p.PublicKey)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return c, nil
 }
 
-func under(base, path string) string {
-	if path == "" || filepath.IsAbs(path) || strings.Contains(path, "://") {
-		return path
-	}
-	return filepath.Join(base, path)
-}
-
 // Parse reads the text of a configuration over the defaults and validates the result.
 func Parse(raw []byte) (Config, error) {
+	c, err := decode(raw)
+	if err == nil {
+		err = locate(c.Validate(), raw)
+	}
+	if err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+func decode(raw []byte) (Config, error) {
 	c := Default()
 	dec := toml.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
 		return Config{}, position(err)
-	}
-	if err := c.Validate(); err != nil {
-		return Config{}, locate(err, raw)
 	}
 	return c, nil
 }

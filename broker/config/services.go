@@ -67,21 +67,6 @@ func (a AttestationAPI) validate(fault func(format string, args ...any)) {
 	}
 }
 
-// serviceFiles are the paths in what is said of services elsewhere.
-func (c *Config) serviceFiles() []*string {
-	var out []*string
-	if s := c.Attestation.CoCoAS; s != nil {
-		out = append(out, s.Files()...)
-	}
-	if s := c.Attestation.TrustAuthority; s != nil {
-		out = append(out, s.Files()...)
-	}
-	if s := c.ReferenceValues.Remote; s != nil {
-		out = append(out, s.Files()...)
-	}
-	return out
-}
-
 // insecureServices lists the insecure switches that are on.
 func (c Config) insecureServices() []string {
 	var out []string

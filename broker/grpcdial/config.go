@@ -75,15 +75,6 @@ func (c Config) Insecure() []string {
 	return nil
 }
 
-// Files are the paths in the configuration, for whoever resolves relative ones.
-func (c *Config) Files() []*string {
-	out := []*string{&c.ClientCertificate, &c.ClientKey, &c.AdminTokenFile}
-	for i := range c.CACerts {
-		out = append(out, &c.CACerts[i])
-	}
-	return out
-}
-
 func (c Config) timeout() time.Duration {
 	if c.TimeoutMS == 0 {
 		return defaultTimeout
