@@ -294,9 +294,16 @@ func TestSecretsStayInside(t *testing.T) {
 	g := w.guest().ready()
 	g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil)
 	g.do("GET", "/kbs/v0/resource/default/key/other", nil, nil)
+	g.do("GET", "/kbs/v0/nosuch/x", nil, nil)
 	_, metrics := g.do("GET", "/metrics", nil, nil)
+	if strings.Contains(string(metrics), "nosuch") {
+		t.Errorf("a plugin that is not there is a label:\n%s", metrics)
+	}
 	if !strings.Contains(string(metrics), "kbs_resource_reads_total 1") || strings.Contains(string(metrics), "default/key") {
 		t.Errorf("metrics lack the read, or name the resource:\n%s", metrics)
+	}
+	if !strings.Contains(string(metrics), `kbs_plugin_requests_total{plugin_name="resource"}`) || strings.Contains(string(metrics), "kbs_plugin_errors_total{") {
+		t.Errorf("metrics lack the requests to the plugin, or take a secret that is not there for its failure:\n%s", metrics)
 	}
 	adminToken, err := os.ReadFile(filepath.Join(w.dir, "data", AdminTokenFile))
 	w.must(err)
