@@ -20,6 +20,8 @@ import (
 	"regexp"
 	"strconv"
 	"time"
+
+	"github.com/cloister/cloister/broker/loopback"
 )
 
 const (
@@ -204,7 +206,7 @@ func CheckURL(key, text string, plain ...string) error {
 	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("%s: want https://HOST[:PORT] without user, query or fragment", key)
 	}
-	if u.Scheme == "https" || loopback(u.Hostname()) {
+	if u.Scheme == "https" || loopback.Is(u.Hostname()) {
 		return nil
 	}
 	for _, host := range plain {
@@ -213,11 +215,6 @@ func CheckURL(key, text string, plain ...string) error {
 		}
 	}
 	return fmt.Errorf("%s: http:// to %.128q shows credentials and secrets to the network; use https://", key, u.Hostname())
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 var code = regexp.MustCompile(`\A[A-Za-z][A-Za-z0-9_.]{0,63}\z`)
