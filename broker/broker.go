@@ -8,6 +8,7 @@ package broker
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -73,6 +74,7 @@ type Broker struct {
 	// What all tenants share.
 	admins     adminauth.Authority
 	trusted    *token.Trust
+	tokenRoots atomic.Pointer[x509.CertPool]
 	trust      atomic.Pointer[refstore.Trust]
 	adminKeys  []*keyset.Set
 	collateral *catalog.Catalog

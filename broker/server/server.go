@@ -22,6 +22,7 @@ import (
 	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/rego"
+	"github.com/cloister/cloister/broker/reload"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/session"
 	"github.com/cloister/cloister/broker/token"
@@ -109,6 +110,11 @@ type admins interface {
 	Admit(ctx context.Context, c adminauth.Call) (string, error)
 }
 
+// reloads are the files that are read again while the broker runs.
+type reloads interface {
+	Status() []reload.Status
+}
+
 // Parts is what a Server is put together from.
 type Parts struct {
 	Log                 *slog.Logger
@@ -131,8 +137,10 @@ type Parts struct {
 	SigningKeys SigningKeys
 	StorageKeys StorageKeys
 	Trials      trials
-	Metrics     *Metrics
-	Limits      Limits
+	// Reloads is nil for the server of a tenant: files are the root's.
+	Reloads reloads
+	Metrics *Metrics
+	Limits  Limits
 	// Proxies are those whose word on a client's address counts; nil means none.
 	Proxies *ratelimit.Proxies
 	// Clients tells whose certificate a connection has; nil when none counts.

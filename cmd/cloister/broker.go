@@ -147,6 +147,11 @@ func brokerStatusCmd(a *app) *cobra.Command {
 				}
 				rows = append(rows, []string{"verifier " + v.TEE, state})
 			}
+			for _, f := range s.Reloads {
+				if f.Error != "" {
+					rows = append(rows, []string{"not taken over: " + f.What, fmt.Sprintf("since %s: %s", f.Failed.Local().Format("2006-01-02 15:04:05"), f.Error)})
+				}
+			}
 			a.table("", rows)
 			return nil
 		},
