@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/loopback"
+	"github.com/cloister/cloister/broker/smallfile"
 )
 
 const (
@@ -78,9 +79,9 @@ func New(b Bounds, max int64) (*Client, error) {
 	if err := b.Validate(); err != nil {
 		return nil, err
 	}
-	roots, err := pool(b.CACerts)
+	roots, err := smallfile.Roots(b.CACerts...)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading ca_certs: %w", err)
 	}
 	return &Client{http: transport(roots, b.Timeout()), timeout: b.Timeout(), max: max, tries: maxTries}, nil
 }
