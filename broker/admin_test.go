@@ -114,6 +114,9 @@ func TestAdminNeedsToken(t *testing.T) {
 		{"POST", "/kbs/v0/attestation-policy", "AdminAuthAccess"},
 		{"POST", "/kbs/v0/resource-policy", "AdminAuthAccess"},
 		{"GET", "/kbs/v0/resource-policy", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/resource-policy/resource-policy", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/attestation-policy", "AdminAuthAccess"},
+		{"GET", "/kbs/v0/attestation-policy/default_cpu", "AdminAuthAccess"},
 		{"POST", "/kbs/v0/reference-value", "AdminAuthAccess"},
 		{"GET", "/kbs/v0/reference-value", "AdminAuthAccess"},
 		{"GET", "/kbs/v0/reference-value/tpm_pcr04", "AdminAuthAccess"},
@@ -165,6 +168,12 @@ func TestAdminJourney(t *testing.T) {
 	}
 	refused(w.admin.SetAttestationPolicy(ctx, "../x", "package policy"), 401, "policy id")
 	w.must(w.admin.SetAttestationPolicy(ctx, "default_cpu", "package policy\ntrust_claims := {\"hardware\": 97}\n"))
+	text, err := w.admin.Policy(ctx, client.AttestationPolicy, "default_cpu")
+	if w.must(err); !strings.Contains(text, `"hardware": 97`) {
+		t.Errorf("the policy that was set reads %q", text)
+	}
+	_, err = w.admin.Policy(ctx, client.ResourcePolicy, "default_cpu")
+	refused(err, 404, "no policy")
 	// Reference values.
 	refused(w.admin.RegisterReferenceValues(ctx, map[string]any{}), 401, "names no value")
 	refused(w.admin.DeleteReferenceValue(ctx, "nothing"), 404, "no reference value")
@@ -285,9 +294,16 @@ func TestSecretsStayInside(t *testing.T) {
 	g := w.guest().ready()
 	g.do("GET", "/kbs/v0/resource/default/key/1", nil, nil)
 	g.do("GET", "/kbs/v0/resource/default/key/other", nil, nil)
+	g.do("GET", "/kbs/v0/nosuch/x", nil, nil)
 	_, metrics := g.do("GET", "/metrics", nil, nil)
+	if strings.Contains(string(metrics), "nosuch") {
+		t.Errorf("a plugin that is not there is a label:\n%s", metrics)
+	}
 	if !strings.Contains(string(metrics), "kbs_resource_reads_total 1") || strings.Contains(string(metrics), "default/key") {
 		t.Errorf("metrics lack the read, or name the resource:\n%s", metrics)
+	}
+	if !strings.Contains(string(metrics), `kbs_plugin_requests_total{plugin_name="resource"}`) || strings.Contains(string(metrics), "kbs_plugin_errors_total{") {
+		t.Errorf("metrics lack the requests to the plugin, or take a secret that is not there for its failure:\n%s", metrics)
 	}
 	adminToken, err := os.ReadFile(filepath.Join(w.dir, "data", AdminTokenFile))
 	w.must(err)

@@ -8,6 +8,7 @@ package broker
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -73,6 +74,7 @@ type Broker struct {
 	// What all tenants share.
 	admins     adminauth.Authority
 	trusted    *token.Trust
+	tokenRoots atomic.Pointer[x509.CertPool]
 	trust      atomic.Pointer[refstore.Trust]
 	adminKeys  []*keyset.Set
 	collateral *catalog.Catalog
@@ -178,7 +180,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	b.metrics.Register(b.collectors()...)
 	b.api = asapi.New(asapi.Parts{
 		Log: b.log, Now: b.now, Attestation: b.root.judge.attestation, Policies: b.root.judge.policies, References: b.root.judge.references, Audit: b.audit,
-		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(),
+		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(), Services: b.cfg.AttestationAPI.Services,
 	})
 	return nil
 }
@@ -188,7 +190,8 @@ func (b *Broker) Handler() http.Handler { return b.telemetry.Handler(b.tenants) 
 
 // Ready describes a broker that is listening.
 type Ready struct {
-	URL            string   `json:"url"`
+	// URL is where guests and administrators reach the broker; "" when it is none but a service of the attestation API.
+	URL            string   `json:"url,omitempty"`
 	TLSCertificate string   `json:"tls_certificate,omitempty"`
 	AdminTokenFile string   `json:"admin_token_file,omitempty"`
 	DataDir        string   `json:"data_dir"`
@@ -213,7 +216,9 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 		scheme = "https://"
 		r.TLSCertificate = cmp.Or(b.cfg.Server.TLSCertificate, b.file(CertFile))
 	}
-	r.URL = scheme + listeners.kbs.Addr().String()
+	if listeners.kbs != nil {
+		r.URL = scheme + listeners.kbs.Addr().String()
+	}
 	if listeners.rest != nil {
 		r.AttestationREST = scheme + listeners.rest.Addr().String()
 	}
@@ -231,7 +236,9 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 		b.reloads.Run(ctx, ticker.C, reload.Hangups(ctx))
 		return nil
 	})
-	g.Go(func() error { return serveHTTP(ctx, b.Handler(), listeners.kbs, grace, b.log) })
+	if listeners.kbs != nil {
+		g.Go(func() error { return serveHTTP(ctx, b.Handler(), listeners.kbs, grace, b.log) })
+	}
 	if listeners.rest != nil {
 		g.Go(func() error { return serveHTTP(ctx, b.api.REST(), listeners.rest, grace, b.log) })
 	}

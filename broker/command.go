@@ -185,9 +185,9 @@ func serve(ctx context.Context, args []string, version string, stdout, stderr io
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	return b.Serve(ctx, func(r Ready) error {
-		log.Info("listening", "url", r.URL, "data", r.DataDir)
+		log.Info("listening", "url", r.URL, "rest", r.AttestationREST, "grpc", r.AttestationGRPC, "data", r.DataDir)
 		// The URL lies beside the token and the certificate, so that a tool on this machine needs only the directory.
-		if err := atomicfile.Write(filepath.Join(cfg.DataDir, urlFile), []byte(r.URL+"\n"), 0o644); err != nil {
+		if err := noteURL(filepath.Join(cfg.DataDir, urlFile), r.URL); err != nil {
 			return err
 		}
 		return announce(r, *readyFD, stdout)
@@ -196,6 +196,17 @@ func serve(ctx context.Context, args []string, version string, stdout, stderr io
 
 // urlFile holds the URL of the last start.
 const urlFile = "url"
+
+// noteURL writes the file, or takes that of an earlier start away when there is no URL now.
+func noteURL(file, url string) error {
+	if url != "" {
+		return atomicfile.Write(file, []byte(url+"\n"), 0o644)
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing the URL of an earlier start: %w", err)
+	}
+	return nil
+}
 
 // announce writes the ready line, one JSON object.
 func announce(r Ready, fd int, stdout io.Writer) error {

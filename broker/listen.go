@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// listeners are the open addresses; rest and grpc are nil where the configuration has none.
+// listeners are the open addresses; those that the configuration lacks are nil.
 type listeners struct{ kbs, rest, grpc net.Listener }
 
 func (l *listeners) close() error {

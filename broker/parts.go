@@ -37,18 +37,10 @@ func (b *Broker) trustedTokens(ctx context.Context) (*token.Trust, error) {
 		return nil, nil
 	}
 	t := &token.Trust{InsecureHeaderJWK: c.InsecureHeaderJWK, Now: b.now}
-	if len(c.Certificates) > 0 {
-		t.Roots = x509.NewCertPool()
+	if err := b.loadTokenRoots(ctx); err != nil {
+		return nil, err
 	}
-	for _, file := range c.Certificates {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading trusted_tokens.certificates: %w", err)
-		}
-		if !t.Roots.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("trusted_tokens.certificates: %s holds no PEM certificate", file)
-		}
-	}
+	t.CurrentRoots = b.tokenRoots.Load
 	if len(c.JWKSets) == 0 {
 		return t, nil
 	}
@@ -61,6 +53,25 @@ func (b *Broker) trustedTokens(ctx context.Context) (*token.Trust, error) {
 		return nil, fmt.Errorf("trusted_tokens.jwk_sets: %w", err)
 	}
 	return t, nil
+}
+
+// loadTokenRoots reads the certificates that tokens of other services must lead to; it runs again when their files change.
+func (b *Broker) loadTokenRoots(context.Context) error {
+	var roots *x509.CertPool
+	for _, file := range b.cfg.TrustedTokens.Certificates {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("reading trusted_tokens.certificates: %w", err)
+		}
+		if roots == nil {
+			roots = x509.NewCertPool()
+		}
+		if !roots.AppendCertsFromPEM(text) {
+			return fmt.Errorf("trusted_tokens.certificates: %s holds no PEM certificate", file)
+		}
+	}
+	b.tokenRoots.Store(roots)
+	return nil
 }
 
 // authority is who decides about administrative requests.

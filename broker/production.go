@@ -117,6 +117,9 @@ func (b *Broker) reloadItems() []reload.Item {
 			What: "trusted-tokens", Files: b.cfg.TrustedTokens.JWKSets, Every: keySetInterval, Load: b.trusted.Keys.Reload,
 		})
 	}
+	if list := b.cfg.TrustedTokens.Certificates; len(list) > 0 {
+		items = append(items, reload.Item{What: "trusted-token-certificates", Files: list, Load: b.loadTokenRoots})
+	}
 	trust := b.cfg.ReferenceValues
 	files = append(append(append(files, trust.SWID.Roots...), trust.CoRIM.Anchors...), trust.InToto.Keys...)
 	if len(files) > 0 {

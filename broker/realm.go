@@ -114,6 +114,9 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.keyPaths(), Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
 		Proxies: b.proxies, Clients: b.identifier(), Ready: b.db.Health,
 	}
+	if p.tenants != nil {
+		parts.Reloads = b.reloads
+	}
 	if r.judge.trials != nil {
 		parts.Trials = r.judge.trials
 	}

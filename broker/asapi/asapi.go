@@ -34,6 +34,15 @@ const MaxMessage = 8 << 20
 
 const maxItems = 64
 
+// The services by name.
+const (
+	ServiceAttestation = "as"
+	ServiceReferences  = "rvps"
+)
+
+// Services are all there are.
+func Services() []string { return []string{ServiceAttestation, ServiceReferences} }
+
 type attester interface {
 	Challenge(ctx context.Context, tee string, params json.RawMessage) (*verifier.Challenge, error)
 	Evaluate(ctx context.Context, id, policy string, items []attestation.Item) (*attestation.Verdict, error)
@@ -74,6 +83,8 @@ type Parts struct {
 	Admins      adminauth.Authority
 	// Clients tells whose certificate a connection has; nil when none counts.
 	Clients adminauth.Identifier
+	// Services are those that are offered over gRPC; nil means both. REST is of the attestation service alone.
+	Services []string
 	// Issuer is the address that relying parties know the REST form by, for OIDC discovery; "" means whatever they called.
 	Issuer string
 }
@@ -97,6 +108,9 @@ type evidence struct {
 	hash       string
 }
 
+// errRequest is wrapped by refusals of requests that nobody could answer, whatever the evidence says.
+var errRequest = errors.New("the request cannot be used")
+
 // evaluate does one attestation and records it before the token is handed out.
 func (a *API) evaluate(ctx context.Context, remote string, list []evidence, policyIDs []string) (string, error) {
 	id, err := decision.NewID(a.Now())
@@ -118,7 +132,7 @@ func (a *API) evaluate(ctx context.Context, remote string, list []evidence, poli
 
 func (a *API) verdict(ctx context.Context, id string, list []evidence, policyIDs []string, entry *audit.Entry) (string, error) {
 	if n := len(list); n == 0 || n > maxItems {
-		return "", fmt.Errorf("the request has %d pieces of evidence, want 1 to %d", n, maxItems)
+		return "", fmt.Errorf("%w: it has %d pieces of evidence, want 1 to %d", errRequest, n, maxItems)
 	}
 	policy := appraise.DefaultPolicy
 	if len(policyIDs) > 0 {
@@ -131,7 +145,7 @@ func (a *API) verdict(ctx context.Context, id string, list []evidence, policyIDs
 	for i, e := range list {
 		var err error
 		if items[i], err = e.item(); err != nil {
-			return "", fmt.Errorf("verification request %d (%.32s): %w", i+1, e.tee, err)
+			return "", fmt.Errorf("%w: verification request %d (%.32s): %w", errRequest, i+1, e.tee, err)
 		}
 	}
 	entry.TEE = items[0].TEE
@@ -160,6 +174,9 @@ func (e evidence) item() (attestation.Item, error) {
 	it := attestation.Item{TEE: strings.ToLower(e.tee), Evidence: e.text, ReportData: e.rawRuntime, InitData: e.initDigest}
 	if !json.Valid(e.text) {
 		return it, errors.New("the evidence is not JSON")
+	}
+	if len(e.rawRuntime) == 0 && e.structured == nil {
+		return it, errors.New("it has no runtime data that the evidence is bound to: it could be a replay")
 	}
 	if e.structured != nil {
 		text, err := kbs.Canonical(e.structured)
@@ -206,7 +223,7 @@ func digest(algorithm string, data []byte) ([]byte, error) {
 // challenge answers with the JSON text that a TEE wants before evidence is made, or with nothing.
 func (a *API) challenge(ctx context.Context, tee, params string) (string, error) {
 	if tee == "" {
-		return "", errors.New("the challenge request has no tee")
+		return "", fmt.Errorf("%w: it has no tee", errRequest)
 	}
 	c, err := a.Attestation.Challenge(ctx, tee, json.RawMessage(params))
 	if err != nil {
@@ -220,7 +237,7 @@ func (a *API) setPolicy(ctx context.Context, remote string, call adminauth.Call,
 	return a.change(ctx, remote, call, "attestation-policy", id, func(string) (string, error) {
 		text, err := unbase64(encoded)
 		if err != nil {
-			return "", fmt.Errorf("reading the policy text: %w", err)
+			return "", fmt.Errorf("%w: reading the policy text: %w", errRequest, err)
 		}
 		return "", a.Policies.Put(ctx, id, string(text))
 	})

@@ -168,17 +168,34 @@ func TestREST(t *testing.T) {
 		"runtime no object": `{"verification_requests":[{"tee":"tdx","evidence":"` + evidence + `","runtime_data":{"structured":[1]}}]}`,
 		"duplicate member":  `{"verification_requests":[{"tee":"tdx","evidence":"` + evidence + `","runtime_data":{"structured":{"a":1,"a":2}}}]}`,
 		"evidence no JSON":  `{"verification_requests":[{"tee":"tdx","evidence":"` + b64([]byte("{")) + `"}]}`,
+		"unbound":           `{"verification_requests":[{"tee":"tdx","evidence":"` + evidence + `"}]}`,
+		"bound to nothing":  `{"verification_requests":[{"tee":"tdx","evidence":"` + evidence + `","runtime_data":{"raw":""}}]}`,
 		"evidence no b64":   `{"verification_requests":[{"tee":"tdx","evidence":"*"}]}`,
 		"bad init data":     `{"verification_requests":[{"tee":"tdx","evidence":"` + evidence + `","init_data":{"init_data_toml":"x"}}]}`,
 		"too large":         `{"verification_requests":[{"tee":"tdx","evidence":"` + strings.Repeat("A", MaxMessage) + `"}]}`,
 	} {
-		if code, answer := do("POST", "/attestation", "", bad); code < 400 {
-			t.Errorf("%s: %d %.100s", name, code, answer)
+		want := http.StatusBadRequest
+		if name == "too large" {
+			want = http.StatusRequestEntityTooLarge
 		}
+		if code, answer := do("POST", "/attestation", "", bad); code != want {
+			t.Errorf("%s: %d %.100s, want %d", name, code, answer, want)
+		}
+	}
+	f.err = errors.New("the quote is bad")
+	if code, answer := do("POST", "/attestation", "", body); code != http.StatusInternalServerError || !strings.Contains(answer, "the quote is bad") {
+		t.Errorf("refused evidence: %d %s", code, answer)
+	}
+	f.err = nil
+	if code, answer := do("POST", "/challenge", "", `{}`); code != http.StatusBadRequest {
+		t.Errorf("a challenge for nothing: %d %s", code, answer)
 	}
 	policy := `{"policy_id":"mine_cpu","policy":"` + b64([]byte("package policy")) + `"}`
 	if code, _ := do("POST", "/policy", "nobody", policy); code != http.StatusUnauthorized || len(f.policies) != 0 {
 		t.Errorf("a stranger's policy: %d, %v", code, f.policies)
+	}
+	if code, _ := do("POST", "/policy", "admin", `{"policy_id":"mine_cpu","policy":"*"}`); code != http.StatusBadRequest {
+		t.Errorf("a policy that is no base64: %d", code)
 	}
 	if code, answer := do("POST", "/policy", "admin", policy); code != http.StatusOK || f.policies["mine_cpu"] != "package policy" {
 		t.Errorf("policy: %d %s %v", code, answer, f.policies)
@@ -259,13 +276,13 @@ func TestOutage(t *testing.T) {
 	f, api := newFake()
 	f.err = fmt.Errorf("asking for reference values: %w", outage.ErrUnavailable)
 	_, err := (&attestationGRPC{api: api}).AttestationEvaluate(t.Context(), &as.AttestationRequest{VerificationRequests: []*as.IndividualAttestationRequest{
-		{Tee: "tdx", Evidence: b64([]byte(`{}`))},
+		{Tee: "tdx", Evidence: b64([]byte(`{}`)), RuntimeData: &as.IndividualAttestationRequest_RawRuntimeData{RawRuntimeData: "AA"}},
 	}})
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("gRPC: %v, want UNAVAILABLE", err)
 	}
 	w := httptest.NewRecorder()
-	body := `{"verification_requests":[{"tee":"tdx","evidence":"` + b64([]byte(`{}`)) + `"}],"policy_ids":[]}`
+	body := `{"verification_requests":[{"tee":"tdx","evidence":"` + b64([]byte(`{}`)) + `","runtime_data":{"raw":"AA"}}],"policy_ids":[]}`
 	api.REST().ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/attestation", strings.NewReader(body)))
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
 		t.Errorf("REST: %d %s, want 503 and when to come again", w.Code, w.Body)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,17 +26,25 @@ import (
 	"github.com/cloister/cloister/wire/rvps"
 )
 
-// GRPC makes a server with the attestation service, the reference value service and the standard health service.
+// GRPC makes a server with the attestation service, the reference value service, or one of them, and the standard health service.
 func (a *API) GRPC(opts ...grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(maxAnswer),
 		// Upstream's clients ask every 10 s whether the connection lives.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minKeepalive, PermitWithoutStream: true}),
 	}, opts...)...)
-	as.RegisterAttestationServiceServer(s, &attestationGRPC{api: a})
-	rvps.RegisterReferenceValueProviderServiceServer(s, &referencesGRPC{api: a})
+	if a.offers(ServiceAttestation) {
+		as.RegisterAttestationServiceServer(s, &attestationGRPC{api: a})
+	}
+	if a.offers(ServiceReferences) {
+		rvps.RegisterReferenceValueProviderServiceServer(s, &referencesGRPC{api: a})
+	}
 	healthpb.RegisterHealthServer(s, health.NewServer())
 	return s
+}
+
+func (a *API) offers(service string) bool {
+	return a.Services == nil || slices.Contains(a.Services, service)
 }
 
 const (

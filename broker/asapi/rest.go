@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/outage"
+	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/token"
 )
 
@@ -100,12 +101,7 @@ func (a *API) postAttestation(w http.ResponseWriter, r *http.Request) {
 	}
 	signed, err := a.evaluate(r.Context(), r.RemoteAddr, list, req.PolicyIDs)
 	if err != nil {
-		status := http.StatusInternalServerError
-		if errors.Is(err, outage.ErrUnavailable) {
-			status = http.StatusServiceUnavailable
-			w.Header().Set("Retry-After", outage.RetryAfter)
-		}
-		http.Error(w, "attestation failed: "+err.Error(), status)
+		fail(w, fmt.Errorf("attestation failed: %w", err))
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -125,18 +121,15 @@ func (a *API) postPolicy(w http.ResponseWriter, r *http.Request) {
 		bearer = ""
 	}
 	err := a.setPolicy(r.Context(), r.RemoteAddr, adminauth.Call{Bearer: bearer, Method: r.Method, Path: r.URL.Path}, req.ID, req.Policy)
-	switch {
-	case errors.Is(err, adminauth.ErrDenied):
-		http.Error(w, err.Error(), http.StatusUnauthorized)
-	case err != nil:
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+	if err != nil {
+		fail(w, err)
 	}
 }
 
 func (a *API) getPolicies(w http.ResponseWriter, r *http.Request) {
 	ids, err := a.Policies.IDs(r.Context())
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		fail(w, err)
 		return
 	}
 	out := []map[string]string{}
@@ -153,10 +146,25 @@ func (a *API) postChallenge(w http.ResponseWriter, r *http.Request) {
 	}
 	text, err := a.challenge(r.Context(), req["tee"], req["tee_params"])
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		fail(w, err)
 		return
 	}
 	_, _ = io.WriteString(w, text)
+}
+
+// fail answers an error. Refused evidence is 500 as in upstream, whose clients know no other status for it.
+func fail(w http.ResponseWriter, err error) {
+	status := http.StatusInternalServerError
+	switch {
+	case errors.Is(err, outage.ErrUnavailable):
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", outage.RetryAfter)
+	case errors.Is(err, adminauth.ErrDenied):
+		status = http.StatusUnauthorized
+	case errors.Is(err, errRequest), errors.Is(err, rego.ErrPolicy):
+		status = http.StatusBadRequest
+	}
+	http.Error(w, err.Error(), status)
 }
 
 // read decodes a JSON body, or answers why it cannot be.

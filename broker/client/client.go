@@ -169,28 +169,6 @@ func (c *Client) get(ctx context.Context, path, query string, into any) error {
 	return nil
 }
 
-// SetAttestationPolicy sets the policy of a device class, for example "default_cpu".
-func (c *Client) SetAttestationPolicy(ctx context.Context, id, text string) error {
-	err := c.post(ctx, "/kbs/v0/attestation-policy", map[string]string{
-		"type": "rego", "policy_id": id, "policy": base64.RawURLEncoding.EncodeToString([]byte(text)),
-	})
-	if err != nil {
-		return fmt.Errorf("setting attestation policy %s: %w", id, err)
-	}
-	return nil
-}
-
-// SetResourcePolicy sets the policy that decides who gets a resource.
-func (c *Client) SetResourcePolicy(ctx context.Context, text string) error {
-	err := c.post(ctx, "/kbs/v0/resource-policy", map[string]string{
-		"policy": base64.RawURLEncoding.EncodeToString([]byte(text)),
-	})
-	if err != nil {
-		return fmt.Errorf("setting resource policy: %w", err)
-	}
-	return nil
-}
-
 // RegisterReferenceValues registers values by name, all or none. They take the place of what the names had.
 func (c *Client) RegisterReferenceValues(ctx context.Context, values map[string]any) error {
 	return c.SendReferenceValues(ctx, values, refstore.Message{})

@@ -18,6 +18,7 @@ type Quota struct {
 	RequestsPerSecond float64 `json:"requests_per_second,omitempty"`
 	ReferenceValues   int     `json:"reference_values,omitempty"`
 	Policies          int     `json:"policies,omitempty"`
+	Sessions          int     `json:"sessions,omitempty"`
 }
 
 // Tenant is a namespace of the broker with its own admins.
@@ -83,6 +84,18 @@ func (c *Client) Tenants(ctx context.Context) ([]Tenant, error) {
 		return nil, fmt.Errorf("listing tenants: %w", err)
 	}
 	return list, nil
+}
+
+// SetTenantQuota replaces all bounds of a tenant. What it keeps already stays.
+func (c *Client) SetTenantQuota(ctx context.Context, name string, q Quota) error {
+	p, err := tenantPath(name)
+	if err != nil {
+		return err
+	}
+	if err := c.post(ctx, p+"/quota", q); err != nil {
+		return fmt.Errorf("setting the quota of tenant %s: %w", name, err)
+	}
+	return nil
 }
 
 // DeleteTenant removes a tenant with all that it has.

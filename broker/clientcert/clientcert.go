@@ -18,11 +18,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/cloister/cloister/broker/reload"
+	"github.com/cloister/cloister/broker/smallfile"
 )
 
 // ErrRefused is wrapped by every refusal of a certificate.
@@ -74,7 +73,7 @@ func (a *Authority) Pool() *x509.CertPool { return a.value.Get().pool }
 func read(c Config) (*trust, error) {
 	t := &trust{pool: x509.NewCertPool()}
 	for _, file := range c.Authorities {
-		text, err := readFile(file)
+		text, err := smallfile.Read(file, maxFile)
 		if err != nil {
 			return nil, fmt.Errorf("reading authorities of clients: %w", err)
 		}
@@ -98,7 +97,7 @@ func read(c Config) (*trust, error) {
 		}
 	}
 	for _, file := range c.CRLs {
-		text, err := readFile(file)
+		text, err := smallfile.Read(file, maxFile)
 		if err != nil {
 			return nil, fmt.Errorf("reading revocation lists of clients: %w", err)
 		}
@@ -109,19 +108,6 @@ func read(c Config) (*trust, error) {
 		t.crls = append(t.crls, lists...)
 	}
 	return t, nil
-}
-
-func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("%s has more than %d bytes", name, maxFile)
-	}
-	return text, err
 }
 
 // Identify returns who is at the other end of a connection. A connection without TLS or without a certificate gives nil and no error;

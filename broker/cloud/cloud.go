@@ -20,6 +20,9 @@ import (
 	"regexp"
 	"strconv"
 	"time"
+
+	"github.com/cloister/cloister/broker/loopback"
+	"github.com/cloister/cloister/broker/smallfile"
 )
 
 const (
@@ -76,9 +79,9 @@ func New(b Bounds, max int64) (*Client, error) {
 	if err := b.Validate(); err != nil {
 		return nil, err
 	}
-	roots, err := pool(b.CACerts)
+	roots, err := smallfile.Roots(b.CACerts...)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading ca_certs: %w", err)
 	}
 	return &Client{http: transport(roots, b.Timeout()), timeout: b.Timeout(), max: max, tries: maxTries}, nil
 }
@@ -204,7 +207,7 @@ func CheckURL(key, text string, plain ...string) error {
 	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("%s: want https://HOST[:PORT] without user, query or fragment", key)
 	}
-	if u.Scheme == "https" || loopback(u.Hostname()) {
+	if u.Scheme == "https" || loopback.Is(u.Hostname()) {
 		return nil
 	}
 	for _, host := range plain {
@@ -213,11 +216,6 @@ func CheckURL(key, text string, plain ...string) error {
 		}
 	}
 	return fmt.Errorf("%s: http:// to %.128q shows credentials and secrets to the network; use https://", key, u.Hostname())
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 var code = regexp.MustCompile(`\A[A-Za-z][A-Za-z0-9_.]{0,63}\z`)

@@ -1,7 +1,6 @@
 package cloud
 
 import (
-	"crypto/x509"
 	"fmt"
 	"io"
 	"os"
@@ -12,7 +11,6 @@ import (
 const (
 	// MaxFile bounds a file with credentials and an answer of a metadata service, in bytes.
 	MaxFile = 64 << 10
-	maxCA   = 1 << 20
 )
 
 // ReadFile reads a file with credentials; its errors never hold what is in it. It is read at each use, so that one that
@@ -60,25 +58,3 @@ func ReadToken(key, path string) (string, error) {
 
 // TokenText tells whether a token that was sent may stand in a header.
 func TokenText(token string) bool { return len(token) <= MaxFile && tokenText.MatchString(token) }
-
-func pool(files []string) (*x509.CertPool, error) {
-	if len(files) == 0 {
-		return nil, nil
-	}
-	roots := x509.NewCertPool()
-	for _, file := range files {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading ca_certs: %w", err)
-		}
-		pem, err := io.ReadAll(io.LimitReader(f, maxCA))
-		f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("reading ca_certs: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_certs: %s holds no PEM certificate", file)
-		}
-	}
-	return roots, nil
-}

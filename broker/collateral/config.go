@@ -3,9 +3,10 @@ package collateral
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"time"
+
+	"github.com/cloister/cloister/broker/loopback"
 )
 
 // Config is the part of the broker's configuration about collateral.
@@ -117,13 +118,8 @@ func CheckURL(text string) error {
 		return errors.New("got an address that cannot be read, want https://host[:port][/path]")
 	case u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return fmt.Errorf("got %q, want https://host[:port][/path]", u.Redacted())
-	case u.Scheme == "https", u.Scheme == "http" && loopback(u.Hostname()):
+	case u.Scheme == "https", u.Scheme == "http" && loopback.Is(u.Hostname()):
 		return nil
 	}
 	return fmt.Errorf("got %q, want https (http only to this machine)", text)
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

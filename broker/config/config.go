@@ -19,6 +19,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/asapi"
 	"github.com/cloister/cloister/broker/attestation/cocoas"
 	"github.com/cloister/cloister/broker/attestation/trustauthority"
 	"github.com/cloister/cloister/broker/audit"
@@ -115,6 +116,8 @@ type Attestation struct {
 type AttestationAPI struct {
 	GRPCListen string `toml:"grpc_listen"`
 	RESTListen string `toml:"rest_listen"`
+	// Services are those that are offered; see asapi.Services.
+	Services []string `toml:"services"`
 }
 
 // TrustedTokens says whose attestation tokens count besides the broker's own.
@@ -281,11 +284,12 @@ func Default() Config {
 		Attestation: Attestation{
 			Backend: BackendBuiltin, SessionLifetime: Duration(5 * time.Minute), MaxSessions: 10_000, TokenLifetime: Duration(5 * time.Minute),
 		},
-		TrustedTokens: TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
-		Admin:         Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}, Certificates: adminauth.DefaultCertificateConfig()},
-		TPM:           TPM{EKRoots: []string{}},
-		NVIDIA:        NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
-		Collateral:    collateral.DefaultConfig(),
+		AttestationAPI: AttestationAPI{Services: asapi.Services()},
+		TrustedTokens:  TrustedTokens{Certificates: []string{}, JWKSets: []string{}, ExtraTEEKeyPaths: []string{}},
+		Admin:          Admin{Mode: AdminToken, IdentityProviders: []IdentityProvider{}, Rules: []AdminRule{}, Certificates: adminauth.DefaultCertificateConfig()},
+		TPM:            TPM{EKRoots: []string{}},
+		NVIDIA:         NVIDIA{NRASURL: nvidia.DefaultNRASURL, JWKSURL: nvidia.DefaultJWKSURL, DPUMaxAge: Duration(nvidiadpu.DefaultMaxAge)},
+		Collateral:     collateral.DefaultConfig(),
 		ReferenceValues: ReferenceValues{
 			Lifetime: Duration(365 * 24 * time.Hour), SWID: extract.SWID{Roots: []string{}}, CoRIM: extract.CoRIM{Anchors: []string{}},
 			InToto: extract.InToto{Keys: []string{}, Names: map[string]string{}, Predicates: []string{}},
@@ -319,52 +323,38 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("reading configuration: %w", err)
 	}
-	c, err := Parse(raw)
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	base := filepath.Dir(path)
-	for _, p := range []*string{
-		&c.DataDir, &c.Server.TLSCertificate, &c.Server.TLSKey, &c.CCA.TrustAnchors, &c.CCA.ReferenceValues, &c.SE.MeasurementKey,
-		&c.SE.HostKeyDocuments, &c.SE.Certificates, &c.SE.RootCA, &c.SE.CRLs, &c.SE.ImageHeader, &c.Hygon.Certificates, &c.NVIDIA.DPURoot,
-		&c.Policies.Directory, &c.Telemetry.Certificates, &c.Telemetry.HeadersFile, &c.Collateral.CacheDir, &c.Collateral.PCCSCertificates, &c.Database.PasswordFile, &c.Database.CAFile, &c.Database.CertificateFile, &c.Database.KeyFile,
-		&c.Attestation.SigningKey, &c.Attestation.SigningCertificates, &c.Resources.Vault.TokenFile, &c.Resources.Directory.Dir,
-	} {
-		*p = under(base, *p)
-	}
-	for _, p := range c.serviceFiles() {
-		*p = under(base, *p)
-	}
-	for _, list := range [][]string{c.Resources.Vault.CACerts, c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.Admin.Certificates.Authorities, c.Admin.Certificates.CRLs, c.StorageKey.OldFiles, c.ReferenceValues.SWID.Roots,
-		c.ReferenceValues.CoRIM.Anchors, c.ReferenceValues.InToto.Keys} {
-		for i := range list {
-			list[i] = under(base, list[i])
+	c, err := decode(raw)
+	if err == nil {
+		var base string
+		if base, err = filepath.Abs(filepath.Dir(path)); err == nil {
+			c.resolve(base)
+			err = locate(c.Validate(), raw)
 		}
 	}
-	for i := range c.Admin.IdentityProviders {
-		p := &c.Admin.IdentityProviders[i]
-		p.JWKSet, p.PublicKey = under(base, p.JWKSet), under(base, p.PublicKey)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return c, nil
 }
 
-func under(base, path string) string {
-	if path == "" || filepath.IsAbs(path) || strings.Contains(path, "://") {
-		return path
-	}
-	return filepath.Join(base, path)
-}
-
 // Parse reads the text of a configuration over the defaults and validates the result.
 func Parse(raw []byte) (Config, error) {
+	c, err := decode(raw)
+	if err == nil {
+		err = locate(c.Validate(), raw)
+	}
+	if err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+func decode(raw []byte) (Config, error) {
 	c := Default()
 	dec := toml.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
 		return Config{}, position(err)
-	}
-	if err := c.Validate(); err != nil {
-		return Config{}, located(raw, err)
 	}
 	return c, nil
 }
@@ -395,8 +385,11 @@ func (c Config) Validate() error {
 	if c.DataDir == "" {
 		fault("data_dir is empty")
 	}
-	if _, _, err := net.SplitHostPort(c.Server.Listen); err != nil {
+	if _, _, err := net.SplitHostPort(c.Server.Listen); c.Server.Listen != "" && err != nil {
 		fault("server.listen is %q, want host:port", c.Server.Listen)
+	}
+	if c.Server.Listen == "" && c.AttestationAPI.GRPCListen == "" && c.AttestationAPI.RESTListen == "" {
+		fault("server.listen is empty, and attestation_api has no address either: nothing would be served")
 	}
 	if (c.Server.TLSCertificate == "") != (c.Server.TLSKey == "") {
 		fault("server.tls_certificate and server.tls_key: want both or neither")
@@ -419,13 +412,7 @@ func (c Config) Validate() error {
 			fault("%s is %s, want %s to %s", d.key, v, d.min, d.max)
 		}
 	}
-	for _, l := range []struct{ key, v string }{
-		{"attestation_api.grpc_listen", c.AttestationAPI.GRPCListen}, {"attestation_api.rest_listen", c.AttestationAPI.RESTListen},
-	} {
-		if _, _, err := net.SplitHostPort(l.v); l.v != "" && err != nil {
-			fault("%s is %q, want host:port or nothing", l.key, l.v)
-		}
-	}
+	c.AttestationAPI.validate(fault)
 	for _, p := range c.TrustedTokens.ExtraTEEKeyPaths {
 		if !strings.HasPrefix(p, "/") {
 			fault("trusted_tokens.extra_teekey_paths has %q, want a JSON pointer such as \"/tee-pubkey\"", p)

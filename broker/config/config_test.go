@@ -76,6 +76,11 @@ func TestFaultsNameTheLine(t *testing.T) {
 		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.max_sessions is 0"},
 		{"[attestation]\nmax_sessions = 0\ntoken_lifetime = \"0s\"\n", "attestation.token_lifetime is 0s"},
 		{"[server]\ntls_key = \"x\"\n", "both or neither"},
+		{"[server]\nlisten = \"\"\n", "nothing would be served"},
+		{"[attestation_api]\nservices = []\n", "attestation_api.services is empty"},
+		{"[attestation_api]\nservices = [\"kbs\"]\n", "attestation_api.services has \"kbs\""},
+		{"[attestation_api]\nservices = [\"as\", \"as\"]\n", "at most once"},
+		{"[attestation_api]\nrest_listen = \":1\"\nservices = [\"rvps\"]\n", "attestation_api.rest_listen is of the service"},
 		{"[server]\ntls_hosts = []\n", "server.tls_hosts is empty"},
 	} {
 		if _, err := Parse([]byte(tc.text)); err == nil || !strings.Contains(err.Error(), tc.says) {
@@ -100,6 +105,63 @@ func TestLoadResolvesPaths(t *testing.T) {
 	if c.DataDir != filepath.Join(dir, "d") || c.TPM.EKRoots[0] != filepath.Join(dir, "r.pem") || c.TPM.EKRoots[1] != "/abs.pem" {
 		t.Errorf("paths are %s and %v", c.DataDir, c.TPM.EKRoots)
 	}
+}
+
+// TestRelativePaths: paths of all tables count from the folder of the file, those of lists and of tables that are off by default too.
+func TestRelativePaths(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	text := "[resources]\nbackend = \"vault\"\n[resources.vault]\nvault_url = \"https://v\"\ntoken_file = \"t\"\nca_certs = [\"ca.pem\"]\n" +
+		"[plugins.nebula-ca]\nwork_dir = \"nebula\"\n[plugins.external]\nbackends = [{ name = \"x\", endpoint = \"https://e:1\", ca_cert_path = \"e.pem\" }]\n" +
+		"[reference_values.remote]\naddress = \"https://r:1\"\nca_certs = [\"r.pem\"]\n[trusted_tokens]\njwk_sets = [\"https://j\", \"j.json\"]\n"
+	if err := os.WriteFile("b.toml", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load("b.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{
+		c.Resources.Vault.TokenFile, c.Resources.Vault.CACerts[0], c.Plugins.NebulaCA.WorkDir, c.Plugins.External.Backends[0].CACertPath,
+		c.ReferenceValues.Remote.CACerts[0], c.TrustedTokens.JWKSets[1],
+	}
+	for i, want := range []string{"t", "ca.pem", "nebula", "e.pem", "r.pem", "j.json"} {
+		if got[i] != filepath.Join(dir, want) {
+			t.Errorf("%s is taken for %s", want, got[i])
+		}
+	}
+	if c.TrustedTokens.JWKSets[0] != "https://j" || c.Server.Listen != "127.0.0.1:8080" {
+		t.Errorf("addresses were changed: %+v, %s", c.TrustedTokens, c.Server.Listen)
+	}
+}
+
+// TestTextsAreKnown: whether a new key is a path is decided, not forgotten.
+func TestTextsAreKnown(t *testing.T) {
+	paths := keySet(pathKeys)
+	others := keySet(`listen tls_hosts tls_profile trusted_proxies backend host name user grpc_listen rest_listen services
+		extra_teekey_paths mode issuer issuers audience paths methods role address nras_url jwks_url kds_url pcs_url pccs_url base_url policy_ids
+		intel_root_crl_url tcb_update nvidia_rim_url nvidia_ocsp_url predicates endpoint provider identity keep
+		token_label token_serial environment key_label rsa_mechanism lookup_label curve duration groups ips subnets item layout
+		region credentials profile role_arn session_name sts_endpoint container_url metadata_url iam_endpoint service_account
+		vault_url tenant_id client_id authority project_id location mapping name_prefix repository type mount_path namespace key_arn key`)
+	var walk func(typ reflect.Type, key string)
+	walk = func(typ reflect.Type, key string) {
+		switch typ.Kind() {
+		case reflect.Pointer, reflect.Slice:
+			walk(typ.Elem(), key)
+		case reflect.Struct:
+			for i := range typ.NumField() {
+				if f := typ.Field(i); f.Tag.Get("toml") != "-" && f.IsExported() {
+					walk(f.Type, f.Tag.Get("toml"))
+				}
+			}
+		case reflect.String:
+			if paths[key] == others[key] {
+				t.Errorf("key %q: want it among paths or, here, among what is none", key)
+			}
+		}
+	}
+	walk(reflect.TypeOf(Config{}), "")
 }
 
 func TestDatabase(t *testing.T) {

@@ -1,5 +1,12 @@
 package config
 
+import (
+	"net"
+	"slices"
+
+	"github.com/cloister/cloister/broker/asapi"
+)
+
 // validateServices checks what is said of services elsewhere.
 func (c Config) validateServices(fault func(format string, args ...any)) {
 	a := c.Attestation
@@ -41,19 +48,23 @@ func (c Config) validateServices(fault func(format string, args ...any)) {
 	}
 }
 
-// serviceFiles are the paths in what is said of services elsewhere.
-func (c *Config) serviceFiles() []*string {
-	var out []*string
-	if s := c.Attestation.CoCoAS; s != nil {
-		out = append(out, s.Files()...)
+func (a AttestationAPI) validate(fault func(format string, args ...any)) {
+	for _, l := range []struct{ key, v string }{{"attestation_api.grpc_listen", a.GRPCListen}, {"attestation_api.rest_listen", a.RESTListen}} {
+		if _, _, err := net.SplitHostPort(l.v); l.v != "" && err != nil {
+			fault("%s is %q, want host:port or nothing", l.key, l.v)
+		}
 	}
-	if s := c.Attestation.TrustAuthority; s != nil {
-		out = append(out, s.Files()...)
+	if len(a.Services) == 0 {
+		fault("attestation_api.services is empty, want some of %q", asapi.Services())
 	}
-	if s := c.ReferenceValues.Remote; s != nil {
-		out = append(out, s.Files()...)
+	for i, s := range a.Services {
+		if !slices.Contains(asapi.Services(), s) || slices.Contains(a.Services[:i], s) {
+			fault("attestation_api.services has %.32q, want each of %q at most once", s, asapi.Services())
+		}
 	}
-	return out
+	if a.RESTListen != "" && !slices.Contains(a.Services, asapi.ServiceAttestation) {
+		fault("attestation_api.rest_listen is of the service %q, which attestation_api.services lacks", asapi.ServiceAttestation)
+	}
 }
 
 // insecureServices lists the insecure switches that are on.

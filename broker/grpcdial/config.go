@@ -8,9 +8,10 @@ package grpcdial
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"time"
+
+	"github.com/cloister/cloister/broker/loopback"
 )
 
 const (
@@ -51,7 +52,7 @@ func (c Config) Validate() error {
 		errs = append(errs, errors.New("address: want https://HOST:PORT (or http:// on this machine)"))
 	case u.Scheme == "http" && len(c.CACerts)+len(c.ClientCertificate) > 0:
 		errs = append(errs, errors.New("address: http:// with certificates, want https://"))
-	case u.Scheme == "http" && !c.InsecureHTTP && !loopback(u.Hostname()):
+	case u.Scheme == "http" && !c.InsecureHTTP && !loopback.Is(u.Hostname()):
 		errs = append(errs, fmt.Errorf(
 			"address: http:// to %s lets the network change what is asked and answered; use https:// (or insecure_http)", u.Hostname()))
 	}
@@ -75,15 +76,6 @@ func (c Config) Insecure() []string {
 	return nil
 }
 
-// Files are the paths in the configuration, for whoever resolves relative ones.
-func (c *Config) Files() []*string {
-	out := []*string{&c.ClientCertificate, &c.ClientKey, &c.AdminTokenFile}
-	for i := range c.CACerts {
-		out = append(out, &c.CACerts[i])
-	}
-	return out
-}
-
 func (c Config) timeout() time.Duration {
 	if c.TimeoutMS == 0 {
 		return defaultTimeout
@@ -96,9 +88,4 @@ func (c Config) pool() int {
 		return defaultPool
 	}
 	return c.PoolSize
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

@@ -1,7 +1,6 @@
 package grpcdial
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"unicode"
@@ -16,7 +15,7 @@ import (
 const maxText = 2 << 10
 
 // CallError is a call that did not work. It is outage.ErrUnavailable (by errors.Is) when the service could not be asked, and
-// Refused when it was asked and said no, which upstream's services do with the status ABORTED whatever the reason.
+// codes.Aborted when it was asked and said no, as upstream's services do whatever the reason.
 type CallError struct {
 	Address string
 	Code    codes.Code
@@ -43,12 +42,6 @@ func (e *CallError) Is(target error) bool {
 
 // GRPCStatus keeps the code readable for status.Code.
 func (e *CallError) GRPCStatus() *status.Status { return status.New(e.Code, e.Text) }
-
-// Refused reports whether an error is a no of the service itself.
-func Refused(err error) bool {
-	var e *CallError
-	return errors.As(err, &e) && e.Code == codes.Aborted
-}
 
 func (p *Pool) failure(err error) error {
 	s := status.Convert(err)

@@ -14,16 +14,13 @@ import (
 	"github.com/cloister/cloister/broker/outage"
 )
 
-// TestCallError: only what may go away by itself is an outage, and only a service's own no is a refusal.
+// TestCallError: only what may go away by itself is an outage.
 func TestCallError(t *testing.T) {
 	p := &Pool{cfg: Config{Address: "https://as.example:1"}}
 	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
 		err := p.failure(status.Error(code, "text"))
 		if got, want := errors.Is(err, outage.ErrUnavailable), code == codes.Unavailable || code == codes.DeadlineExceeded; got != want {
 			t.Errorf("%s: outage %v, want %v", code, got, want)
-		}
-		if got, want := Refused(err), code == codes.Aborted; got != want {
-			t.Errorf("%s: refused %v, want %v", code, got, want)
 		}
 		if status.Code(err) != code {
 			t.Errorf("%s became %s", code, status.Code(err))

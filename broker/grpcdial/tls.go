@@ -2,23 +2,21 @@ package grpcdial
 
 import (
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"regexp"
 	"strings"
+
+	"github.com/cloister/cloister/broker/smallfile"
 )
 
 const (
-	maxCA    = 1 << 20
 	maxToken = 64 << 10
 )
 
 // ClientTLS is the client side of TLS for a configuration; also for what is fetched from the same service over HTTPS.
 func (c Config) ClientTLS() (*tls.Config, error) {
-	roots, err := Roots(c.CACerts)
+	roots, err := smallfile.Roots(c.CACerts...)
 	if err != nil {
 		return nil, fmt.Errorf("ca_certs: %w", err)
 	}
@@ -40,24 +38,6 @@ func (c Config) ClientTLS() (*tls.Config, error) {
 	return out, nil
 }
 
-// Roots reads PEM files of authorities; none gives nil, which means those of the system.
-func Roots(files []string) (*x509.CertPool, error) {
-	if len(files) == 0 {
-		return nil, nil
-	}
-	roots := x509.NewCertPool()
-	for _, file := range files {
-		pem, err := readSmall(file, maxCA)
-		if err != nil {
-			return nil, err
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s holds no PEM certificate", file)
-		}
-	}
-	return roots, nil
-}
-
 // tokenText is what may stand in a header.
 var tokenText = regexp.MustCompile(`\A[\x21-\x7e]+\z`)
 
@@ -70,7 +50,7 @@ func Secret(file string) (string, error) {
 	if perm := info.Mode().Perm(); info.Mode().IsRegular() && perm&0o002 != 0 {
 		return "", fmt.Errorf("%s has mode %04o: others could replace what is in it", file, perm)
 	}
-	raw, err := readSmall(file, maxToken)
+	raw, err := smallfile.Read(file, maxToken)
 	if err != nil {
 		return "", err
 	}
@@ -79,19 +59,4 @@ func Secret(file string) (string, error) {
 		return "", fmt.Errorf("%s holds %d bytes that are not one word", file, len(raw))
 	}
 	return word, nil
-}
-
-func readSmall(file string, most int64) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", file, err)
-	}
-	if int64(len(raw)) > most {
-		return nil, fmt.Errorf("%s has more than %d bytes", file, most)
-	}
-	return raw, nil
 }

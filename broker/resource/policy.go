@@ -21,9 +21,6 @@ const PolicyNamespace = store.KBS
 //go:embed default.rego
 var defaultPolicy string
 
-// DefaultPolicy is the text of the policy that a new store starts with.
-func DefaultPolicy() string { return defaultPolicy }
-
 type policies interface {
 	Get(ctx context.Context, id string) (*rego.Policy, error)
 	PutDefault(ctx context.Context, id, text string) error

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/rego"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/wire/kbs"
@@ -131,6 +132,32 @@ func (s *Server) listResourcePolicies(w http.ResponseWriter, r *http.Request, _ 
 	}
 	s.reply(w, r, ids)
 	return nil
+}
+
+// listAttestationPolicies and readPolicy are additions to the protocol, in which the texts of policies cannot be had.
+func (s *Server) listAttestationPolicies(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
+	ids, err := s.AttestationPolicies.IDs(r.Context())
+	if err != nil {
+		return refusal{http.StatusUnauthorized, kbs.ErrorAttestation, err.Error()}
+	}
+	s.reply(w, r, ids)
+	return nil
+}
+
+// readPolicy answers with the text of a policy as it is stored.
+func (s *Server) readPolicy(set policySet, name string) adminHandler {
+	return func(w http.ResponseWriter, r *http.Request, _ *audit.Entry) error {
+		id := r.PathValue("id")
+		text, err := set.Text(r.Context(), id)
+		if errors.Is(err, rego.ErrUnknown) {
+			return refusal{http.StatusNotFound, name, fmt.Sprintf("there is no policy %.128q", id)}
+		}
+		if err != nil {
+			return refusal{http.StatusUnauthorized, name, err.Error()}
+		}
+		s.send(w, r, "text/plain; charset=utf-8", []byte(text))
+		return nil
+	}
 }
 
 func (s *Server) registerReferenceValues(w http.ResponseWriter, r *http.Request, entry *audit.Entry) error {

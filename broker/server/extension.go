@@ -11,6 +11,7 @@ import (
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/plugin/resources"
+	"github.com/cloister/cloister/broker/reload"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/broker/verifier"
@@ -30,6 +31,7 @@ type Status struct {
 	Verifiers           []verifier.Status `json:"verifiers"`
 	Plugins             []plugin.Status   `json:"plugins"`
 	Insecure            []string          `json:"insecure"`
+	Reloads             []reload.Status   `json:"reloads,omitempty"`
 	AuditEntries        uint64            `json:"audit_entries"`
 	AuditHead           string            `json:"audit_head"`
 }
@@ -39,6 +41,9 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request, _ *audit.Entry) 
 	st := Status{
 		Version: s.Version, Started: s.started.UTC(), Time: s.Now().UTC(), Sessions: s.Sessions.Len(),
 		Verifiers: s.Verifiers.Status(), Plugins: s.Plugins.Status(), Insecure: s.Insecure,
+	}
+	if s.Reloads != nil {
+		st.Reloads = s.Reloads.Status()
 	}
 	st.AuditEntries, st.AuditHead = s.Audit.Head()
 	var err error

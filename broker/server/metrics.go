@@ -25,6 +25,8 @@ type Metrics struct {
 	attestationSuccesses, attestationFailures        *prometheus.CounterVec
 	authRequests, authSuccesses, authErrors          prometheus.Counter
 	auditErrors, limited                             prometheus.Counter
+	pluginRequests, pluginErrors                     *prometheus.CounterVec
+	pluginDuration                                   *prometheus.HistogramVec
 }
 
 // NewMetrics makes counters at zero. sessions counts those that are live.
@@ -35,8 +37,8 @@ func NewMetrics(version string, sessions func() float64) *Metrics {
 		m.registry.MustRegister(c)
 		return c
 	}
-	perTEE := func(name, help string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"tee_type"})
+	per := func(label, name, help string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 		m.registry.MustRegister(c)
 		return c
 	}
@@ -59,11 +61,18 @@ func NewMetrics(version string, sessions func() float64) *Metrics {
 	m.policyErrors = counter("kbs_policy_errors_total", "Evaluations of the resource policy that failed.")
 	m.attestations = counter("kbs_attestation_requests_total", "Attestations tried.")
 	m.attestationErrors = counter("kbs_attestation_errors_total", "Attestations that were refused.")
-	m.attestationSuccesses = perTEE("kbs_attestation_successes_total", "Attestations verified.")
-	m.attestationFailures = perTEE("kbs_attestation_failures_total", "Attestations whose evidence was refused.")
+	m.attestationSuccesses = per("tee_type", "kbs_attestation_successes_total", "Attestations verified.")
+	m.attestationFailures = per("tee_type", "kbs_attestation_failures_total", "Attestations whose evidence was refused.")
 	m.authRequests = counter("kbs_auth_requests_total", "Challenges asked for.")
 	m.authSuccesses = counter("kbs_auth_successes_total", "Challenges given.")
 	m.authErrors = counter("kbs_auth_errors_total", "Challenges refused.")
+	m.pluginRequests = per("plugin_name", "kbs_plugin_requests_total", "Requests that plugins were asked to answer.")
+	m.pluginErrors = per("plugin_name", "kbs_plugin_errors_total", "Requests that plugins failed at; what was refused or is not there is not among them.")
+	m.pluginDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "kbs_plugin_request_duration_seconds", Help: "Time of plugins to answer, with the policy that is asked before.",
+		Buckets: []float64{0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1},
+	}, []string{"plugin_name"})
+	m.registry.MustRegister(m.pluginDuration)
 	m.auditErrors = counter("cloister_audit_errors_total", "Audit entries that could not be written.")
 	m.limited = counter("cloister_limited_requests_total", "Requests refused because their address asks too often.")
 	commit, date := buildInfo()
@@ -105,6 +114,12 @@ func (m *Metrics) resource(method string) {
 	default:
 		m.writes.Inc()
 	}
+}
+
+// plugin counts a request to a plugin, whose name is that of one there is.
+func (m *Metrics) plugin(name string, took time.Duration) {
+	m.pluginRequests.WithLabelValues(name).Inc()
+	m.pluginDuration.WithLabelValues(name).Observe(took.Seconds())
 }
 
 // observe counts an answered request.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/audit"
@@ -44,7 +45,9 @@ func (s *Server) plugin(w http.ResponseWriter, r *http.Request) {
 		s: s, r: r, name: name, what: name + " " + rest, entry: audit.Entry{Event: event(name, r.Method), Subject: subject(name, rest)},
 		rec: decision.Record{ID: requestID(r), Time: s.Now().UTC(), Kind: decision.KindResource, Decision: audit.Deny, Subject: subject(name, rest)},
 	}
+	start := time.Now()
 	answer, err := c.do(p, rest, body)
+	s.metrics.plugin(name, time.Since(start))
 	if err != nil {
 		c.refuse(w, err)
 		return
@@ -158,6 +161,7 @@ func (c *pluginCall) refusal(err error) refusal {
 	case errors.Is(err, plugin.ErrRequest), errors.Is(err, resource.ErrQuota), errors.Is(err, resource.ErrReadOnly), errors.Is(err, store.ErrFull):
 		return refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, err.Error()}
 	}
+	c.s.metrics.pluginErrors.WithLabelValues(c.name).Inc()
 	c.s.Log.ErrorContext(c.r.Context(), "a plugin failed", "request", c.rec.ID, "plugin", c.name, "error", err)
 	return refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, c.what + ": the plugin failed, the broker's log has the reason"}
 }

@@ -22,10 +22,12 @@ import (
 	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/broker/refstore"
 	"github.com/cloister/cloister/broker/rego"
+	"github.com/cloister/cloister/broker/reload"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/session"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
+	"github.com/cloister/cloister/wire/kbs"
 )
 
 // Limits of a request.
@@ -78,6 +80,7 @@ type resourceList interface {
 type policySet interface {
 	Put(ctx context.Context, id, text string) error
 	IDs(ctx context.Context) ([]string, error)
+	Text(ctx context.Context, id string) (string, error)
 }
 
 type references interface {
@@ -107,6 +110,11 @@ type admins interface {
 	Admit(ctx context.Context, c adminauth.Call) (string, error)
 }
 
+// reloads are the files that are read again while the broker runs.
+type reloads interface {
+	Status() []reload.Status
+}
+
 // Parts is what a Server is put together from.
 type Parts struct {
 	Log                 *slog.Logger
@@ -129,8 +137,10 @@ type Parts struct {
 	SigningKeys SigningKeys
 	StorageKeys StorageKeys
 	Trials      trials
-	Metrics     *Metrics
-	Limits      Limits
+	// Reloads is nil for the server of a tenant: files are the root's.
+	Reloads reloads
+	Metrics *Metrics
+	Limits  Limits
 	// Ready tells why the server cannot do its work now; nil means that it is never asked.
 	Ready func(ctx context.Context) error
 	// Proxies are those whose word on a client's address counts; nil means none.
@@ -170,6 +180,9 @@ func New(p Parts) *Server {
 	mux.HandleFunc("POST /kbs/v0/attestation-policy", s.admin(kindAdmin, s.setAttestationPolicy))
 	mux.HandleFunc("POST /kbs/v0/resource-policy", s.admin(kindAdmin, s.setResourcePolicy))
 	mux.HandleFunc("GET /kbs/v0/resource-policy", s.admin(kindAdmin, s.listResourcePolicies))
+	mux.HandleFunc("GET /kbs/v0/attestation-policy", s.admin(kindAdmin, s.listAttestationPolicies))
+	mux.HandleFunc("GET /kbs/v0/resource-policy/{id}", s.admin(kindAdmin, s.readPolicy(p.ResourcePolicies, kbs.ErrorPolicyEngine)))
+	mux.HandleFunc("GET /kbs/v0/attestation-policy/{id}", s.admin(kindAdmin, s.readPolicy(p.AttestationPolicies, kbs.ErrorAttestation)))
 	mux.HandleFunc("POST /kbs/v0/reference-value", s.admin(kindAdmin, s.registerReferenceValues))
 	mux.HandleFunc("GET /kbs/v0/reference-value", s.admin(kindAdmin, s.listReferenceValues))
 	mux.HandleFunc("GET /kbs/v0/reference-value/{id...}", s.admin(kindAdmin, s.getReferenceValue))

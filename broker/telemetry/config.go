@@ -3,10 +3,10 @@ package telemetry
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
-	"strings"
 	"time"
+
+	"github.com/cloister/cloister/broker/loopback"
 )
 
 // Config says where traces go; without an endpoint there are none.
@@ -45,7 +45,7 @@ func (c Config) Validate() error {
 			fault("endpoint is not an address such as \"https://collector.example:4318/v1/traces\" (tokens belong into headers_file)")
 		case u.Path == "" || u.Path == "/":
 			fault("endpoint has no path, want for example \"https://%s/v1/traces\"", u.Host)
-		case u.Scheme == "http" && !c.InsecureHTTP && !loopback(u.Hostname()):
+		case u.Scheme == "http" && !c.InsecureHTTP && !loopback.Is(u.Hostname()):
 			fault("endpoint is plain http to another machine, want https, or insecure_http = true")
 		}
 	}
@@ -67,9 +67,4 @@ func (c Config) Insecure() []string {
 		return nil
 	}
 	return []string{"telemetry.insecure_http: traces travel in the clear"}
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }

@@ -10,9 +10,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
+	"github.com/cloister/cloister/broker/smallfile"
 	"github.com/cloister/cloister/broker/store"
 )
 
@@ -189,7 +189,7 @@ const maxKeyFile = 1 << 20
 // ReadKey reads a signing key of the operator's: a PEM file with a P-256 key (SEC 1 or PKCS #8), and one with the certificates that
 // lead from it to a known one, or "".
 func ReadKey(keyFile, certificateFile string) (SigningKey, error) {
-	text, err := readFile(keyFile)
+	text, err := smallfile.Read(keyFile, maxKeyFile)
 	if err != nil {
 		return SigningKey{}, fmt.Errorf("reading token signing key: %w", err)
 	}
@@ -210,7 +210,7 @@ func ReadKey(keyFile, certificateFile string) (SigningKey, error) {
 	if certificateFile == "" {
 		return out, nil
 	}
-	if text, err = readFile(certificateFile); err != nil {
+	if text, err = smallfile.Read(certificateFile, maxKeyFile); err != nil {
 		return SigningKey{}, fmt.Errorf("reading certificates of the token signing key: %w", err)
 	}
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
@@ -224,15 +224,4 @@ func ReadKey(keyFile, certificateFile string) (SigningKey, error) {
 		return SigningKey{}, fmt.Errorf("%s holds no PEM certificate", certificateFile)
 	}
 	return out, nil
-}
-
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxKeyFile {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", path, info.Size(), maxKeyFile)
-	}
-	return os.ReadFile(path)
 }

@@ -22,6 +22,8 @@ const leeway = time.Minute
 type Trust struct {
 	// Roots are the certificates that the x5c chain of a token must lead to; nil refuses such tokens.
 	Roots *x509.CertPool
+	// CurrentRoots, when it is set, is asked for Roots each time: they may be replaced.
+	CurrentRoots func() *x509.CertPool
 	// Keys are looked up by the kid of a token; nil refuses such tokens.
 	Keys *keyset.Set
 	// InsecureHeaderJWK believes the key inside the token, whoever made it.
@@ -115,7 +117,11 @@ func (t *Trust) listed(key any) bool {
 
 // chain checks that the certificates beside a key lead to a trusted one, and that the first is of that very key.
 func (t *Trust) chain(jwk *jose.JSONWebKey) error {
-	if t.Roots == nil {
+	roots := t.Roots
+	if t.CurrentRoots != nil {
+		roots = t.CurrentRoots()
+	}
+	if roots == nil {
 		return errors.New("it brings its own key, and no certificates to check that with are configured")
 	}
 	if len(jwk.Certificates) == 0 {
@@ -130,7 +136,7 @@ func (t *Trust) chain(jwk *jose.JSONWebKey) error {
 		between.AddCert(c)
 	}
 	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots: t.Roots, Intermediates: between, CurrentTime: t.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		Roots: roots, Intermediates: between, CurrentTime: t.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
 		return fmt.Errorf("its certificate leads to no trusted one: %w", err)

@@ -124,7 +124,7 @@ func (f *brokerFlags) guestView(guestURL string) (url, certPEM string, err error
 }
 
 func brokerCmd(a *app) *cobra.Command {
-	return group("broker", "Look at a key broker", brokerStatusCmd(a), brokerAuditCmd(a), brokerRotateCmd(a))
+	return group("broker", "Look at a key broker", brokerStatusCmd(a), brokerAuditCmd(a), brokerPolicyCmd(a), brokerRotateCmd(a))
 }
 
 func brokerStatusCmd(a *app) *cobra.Command {
@@ -158,6 +158,11 @@ func brokerStatusCmd(a *app) *cobra.Command {
 					state = "off: " + v.Disabled
 				}
 				rows = append(rows, []string{"verifier " + v.TEE, state})
+			}
+			for _, f := range s.Reloads {
+				if f.Error != "" {
+					rows = append(rows, []string{"not taken over: " + f.What, fmt.Sprintf("since %s: %s", f.Failed.Local().Format("2006-01-02 15:04:05"), f.Error)})
+				}
 			}
 			a.table("", rows)
 			return nil

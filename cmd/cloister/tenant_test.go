@@ -72,6 +72,17 @@ func TestTenants(t *testing.T) {
 	if asked[0] != `POST /cloister/v1/tenants {"name":"team-a","quota":{"resources":10,"bytes":5}}` {
 		t.Errorf("asked %q", asked)
 	}
+	asked = nil
+	contains(t, cli(t, exitUsage, "", "tenant", "quota", "--kbs", srv.URL, "team-a"), "no bound was given")
+	contains(t, cli(t, exitUsage, "", "tenant", "quota", "--kbs", srv.URL, "--max-sessions", "-1", "team-a"), "negative")
+	contains(t, cli(t, exitRefused, "", "tenant", "quota", "--kbs", srv.URL, "--max-sessions", "1", "team-b"), "there is no tenant")
+	cli(t, exitDone, "", "tenant", "quota", "--kbs", srv.URL, "--max-sessions", "7", "team-a")
+	cli(t, exitDone, "", "tenant", "quota", "--kbs", srv.URL, "--max-resources", "0", "--max-policies", "2", "team-a")
+	want = []string{"GET /cloister/v1/tenants", "GET /cloister/v1/tenants", `POST /cloister/v1/tenants/team-a/quota {"resources":10,"sessions":7}`,
+		"GET /cloister/v1/tenants", `POST /cloister/v1/tenants/team-a/quota {"policies":2}`}
+	if strings.Join(asked, "\n") != strings.Join(want, "\n") {
+		t.Errorf("asked %q, want %q", asked, want)
+	}
 	fail = true
 	contains(t, cli(t, exitRefused, "", "tenant", "create", "--kbs", srv.URL, "--out", "c", "team-b"), "the broker is full")
 	contains(t, cli(t, exitRefused, "", "tenant", "token", "--kbs", srv.URL, "team-a"), "the broker is full")

@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/verifier"
@@ -83,9 +85,11 @@ func about(m *submod, it attestation.Item, machine bool) error {
 	return sameReport(m.annotated[claimReport], it.ReportData)
 }
 
-// sameRuntime compares runtime data as sent with what a token says. A service may leave out the evidence of devices.
+// sameRuntime compares runtime data as sent with what a token says, the guest's key first and the evidence of devices, which a service
+// may leave out, last: the first difference is what a person reads.
 func sameRuntime(got, want map[string]any) error {
-	for name, v := range want {
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(want))) {
+		v := want[name]
 		g, ok := got[name]
 		if !ok && name == memberAdditional {
 			continue

@@ -18,6 +18,7 @@ import (
 	"github.com/cloister/cloister/broker/keyset"
 	"github.com/cloister/cloister/broker/outage"
 	"github.com/cloister/cloister/broker/refstore/remote"
+	"github.com/cloister/cloister/broker/smallfile"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/as"
@@ -54,7 +55,7 @@ func Open(ctx context.Context, c Config, o Options) (*Client, error) {
 	}
 	trust := &token.Trust{InsecureHeaderJWK: c.InsecureHeaderJWK, Issuers: []string{c.issuer()}, Now: o.Now}
 	var err error
-	if trust.Roots, err = grpcdial.Roots(c.TokenCertificates); err != nil {
+	if trust.Roots, err = smallfile.Roots(c.TokenCertificates...); err != nil {
 		return nil, fmt.Errorf("token_certificates: %w", err)
 	}
 	var keys *keyset.Refresher

@@ -54,17 +54,6 @@ func (c Config) Insecure() []string {
 	return out
 }
 
-// Files are the paths in the configuration, for whoever resolves relative ones; jwk_sets may be addresses.
-func (c *Config) Files() []*string {
-	out := c.Config.Files()
-	for _, list := range [][]string{c.JWKSets, c.TokenCertificates} {
-		for i := range list {
-			out = append(out, &list[i])
-		}
-	}
-	return out
-}
-
 func (c Config) issuer() string {
 	if c.Issuer == "" {
 		return token.Issuer

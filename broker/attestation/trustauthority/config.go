@@ -106,14 +106,5 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Files are the paths in the configuration, for whoever resolves relative ones; jwk_set may be an address.
-func (c *Config) Files() []*string {
-	out := []*string{&c.APIKeyFile, &c.JWKSet}
-	for i := range c.CACerts {
-		out = append(out, &c.CACerts[i])
-	}
-	return out
-}
-
 // TEEKeyPaths are places, beyond those of the protocol, where tokens of the service carry the guest's key.
 func TEEKeyPaths() []string { return []string{"/sgx/attester_runtime_data/tee-pubkey"} }

@@ -8,10 +8,11 @@ package external
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"regexp"
 	"time"
+
+	"github.com/cloister/cloister/broker/loopback"
 )
 
 const (
@@ -74,7 +75,7 @@ func (b Backend) validate() error {
 		errs = append(errs, errors.New("endpoint: https:// needs ca_cert_path"))
 	case u.Scheme == "http" && b.CACertPath != "":
 		errs = append(errs, errors.New("endpoint: http:// with a ca_cert_path, want https://"))
-	case u.Scheme == "http" && !b.InsecureHTTP && !loopback(u.Hostname()):
+	case u.Scheme == "http" && !b.InsecureHTTP && !loopback.Is(u.Hostname()):
 		errs = append(errs, fmt.Errorf("endpoint: http:// to %s shows secrets to the network; use https:// (or insecure_http)", u.Hostname()))
 	}
 	if b.TimeoutMS < 0 || time.Duration(b.TimeoutMS)*time.Millisecond > maxTimeout {
@@ -99,9 +100,4 @@ func (c Config) Insecure() []string {
 		}
 	}
 	return out
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

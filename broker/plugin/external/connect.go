@@ -3,12 +3,9 @@ package external
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
-	"os"
 	"time"
 
 	"google.golang.org/grpc"
@@ -18,12 +15,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cloister/cloister/broker/resource"
+	"github.com/cloister/cloister/broker/smallfile"
 )
 
 const (
 	// maxMessage has room for a secret of the greatest size.
 	maxMessage = resource.MaxSize + 64<<10
-	maxCA      = 1 << 20
 
 	firstDelay     = 100 * time.Millisecond
 	maxDelay       = 5 * time.Second
@@ -70,17 +67,9 @@ func open(ctx context.Context, b Backend) (*grpc.ClientConn, error) {
 }
 
 func transport(file string) (credentials.TransportCredentials, error) {
-	f, err := os.Open(file)
+	roots, err := smallfile.Roots(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading ca_cert_path: %w", err)
-	}
-	pem, err := io.ReadAll(io.LimitReader(f, maxCA))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("reading ca_cert_path: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("ca_cert_path: %s holds no PEM certificate", file)
 	}
 	return credentials.NewTLS(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}), nil
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"github.com/slackhq/nebula/cert"
 
 	"github.com/cloister/cloister/broker/atomicfile"
+	"github.com/cloister/cloister/broker/smallfile"
 )
 
 const maxFile = 64 << 10
@@ -48,12 +48,12 @@ func load(dir string, c CAConfig, now time.Time) (*authority, error) {
 	if perm := info.Mode().Perm(); perm&0o077 != 0 {
 		return nil, fmt.Errorf("key of the Nebula authority %s has mode %04o, want 0600: others could read it", keyFile, perm)
 	}
-	keyPEM, err := readFile(keyFile)
+	keyPEM, err := smallfile.Read(keyFile, maxFile)
 	if err != nil {
 		return nil, err
 	}
 	a := &authority{}
-	if a.pem, err = readFile(crtFile); err != nil {
+	if a.pem, err = smallfile.Read(crtFile, maxFile); err != nil {
 		return nil, err
 	}
 	if a.cert, _, err = cert.UnmarshalCertificateFromPEM(a.pem); err != nil {
@@ -74,15 +74,6 @@ func load(dir string, c CAConfig, now time.Time) (*authority, error) {
 		return nil, fmt.Errorf("the Nebula authority %s is valid from %s to %s only", crtFile, a.cert.NotBefore(), a.cert.NotAfter())
 	}
 	return a, nil
-}
-
-func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, maxFile))
-	return raw, errors.Join(err, f.Close())
 }
 
 // create writes the certificate first: a crash in between leaves no key, and the next start says which file is missing.

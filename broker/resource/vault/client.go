@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/resource"
+	"github.com/cloister/cloister/broker/smallfile"
 	"github.com/cloister/cloister/broker/store"
 )
 
@@ -24,7 +24,6 @@ const (
 	// maxAnswer has room for a secret of the greatest size as an array of numbers.
 	maxAnswer = 4*resource.MaxSize + 64<<10
 	maxToken  = 8 << 10
-	maxCA     = 1 << 20
 )
 
 // call does one request. A status of 404 is store.ErrNotFound; an answer that is not 2xx is an error without its text.
@@ -115,9 +114,9 @@ func (b *Backend) token() (string, error) {
 
 // client talks to the one server and nobody else: no proxy, no redirect.
 func client(c Config) (*http.Client, error) {
-	roots, err := pool(c.CACerts)
+	roots, err := smallfile.Roots(c.CACerts...)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading ca_certs: %w", err)
 	}
 	timeout := time.Duration(c.TimeoutMS) * time.Millisecond
 	return &http.Client{
@@ -135,25 +134,4 @@ func client(c Config) (*http.Client, error) {
 			ForceAttemptHTTP2:      true,
 		},
 	}, nil
-}
-
-func pool(files []string) (*x509.CertPool, error) {
-	if len(files) == 0 {
-		return nil, nil
-	}
-	roots := x509.NewCertPool()
-	for _, file := range files {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading ca_certs: %w", err)
-		}
-		pem, err := io.ReadAll(io.LimitReader(f, maxCA))
-		if err := errors.Join(err, f.Close()); err != nil {
-			return nil, fmt.Errorf("reading ca_certs: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_certs: %s holds no PEM certificate", file)
-		}
-	}
-	return roots, nil
 }

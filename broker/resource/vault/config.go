@@ -11,10 +11,11 @@ package vault
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"regexp"
 	"time"
+
+	"github.com/cloister/cloister/broker/loopback"
 )
 
 // Config says where the server is.
@@ -71,7 +72,7 @@ func (c Config) Validate() error {
 		errs = append(errs, errors.New("vault_url: want https://HOST[:PORT]"))
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
 		errs = append(errs, errors.New("vault_url: want https://HOST[:PORT] and nothing else: no user, path or query"))
-	case u.Scheme == "http" && !c.InsecureHTTP && !loopback(u.Hostname()):
+	case u.Scheme == "http" && !c.InsecureHTTP && !loopback.Is(u.Hostname()):
 		errs = append(errs, fmt.Errorf("vault_url: http:// to %s shows token and secrets to the network; use https:// (or insecure_http)",
 			u.Hostname()))
 	}
@@ -99,9 +100,4 @@ func (c Config) Insecure() []string {
 		return []string{"insecure_http"}
 	}
 	return nil
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

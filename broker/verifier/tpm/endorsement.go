@@ -6,7 +6,6 @@ import (
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -237,13 +236,4 @@ func endorses(cert *x509.Certificate) bool {
 		return true
 	}
 	return slices.ContainsFunc(cert.UnknownExtKeyUsage, oidEKCertificate.Equal)
-}
-
-// EncodePublic is a public key as the claim ak_public and the reference value trusted_aks have it.
-func EncodePublic(key crypto.PublicKey) (string, error) {
-	der, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		return "", fmt.Errorf("encoding a public key: %w", err)
-	}
-	return base64.StdEncoding.EncodeToString(der), nil
 }
