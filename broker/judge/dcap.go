@@ -190,6 +190,10 @@ func (j *judging) quoteFault(q *quote.Quote, err error) {
 		j.refuse("tcb_status is %s: %v", tcb.Status, err)
 		return
 	}
+	if errors.Is(err, verifier.ErrNotYetValid) {
+		j.refuseAs(NotYet, "%v", err)
+		return
+	}
 	if !errors.Is(err, verifier.ErrNoChain) {
 		j.refuse("%v", err)
 		return
