@@ -153,7 +153,8 @@ type judging struct {
 // Judge judges evidence. It always has a verdict: what is wrong with the input is a reason to refuse it.
 func Judge(ctx context.Context, in Input) Verdict {
 	j := &judging{Input: &in, ctx: ctx}
-	run, known := judges()[verifier.Canonical(in.TEE)]
+	in.TEE = Name(in.TEE)
+	run, known := judges()[in.TEE]
 	switch {
 	case !known:
 		j.open(ParseOnly, "tee is %.32q, expected one of %s", in.TEE, strings.Join(TEEs(), ", "))
