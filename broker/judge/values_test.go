@@ -113,7 +113,7 @@ func TestCollateralFolder(t *testing.T) {
 		}
 		c, dir := w.Collateral(), t.TempDir()
 		files := map[string][]byte{"tcb_info.json": c.TCBInfo, "tcb_info_issuer_chain.pem": c.TCBInfoIssuerChain,
-			"qe_identity.json": c.QEIdentity,
+			"qe_identity.json":             c.QEIdentity,
 			"qe_identity_issuer_chain.pem": c.QEIdentityIssuerChain, "pck_crl.der": c.PCKCRL, "root_ca_crl.der": c.RootCRL}
 		if tc.edit != nil {
 			tc.edit(files)
