@@ -165,6 +165,10 @@ func Judge(ctx context.Context, in Input) Verdict {
 	case in.oversized() > 0:
 		j.refuse("a file beside the evidence has %d bytes, expected at most %d", in.oversized(), maxPart)
 	default:
+		var others bool
+		if in.Evidence, others = message(in.Evidence); others {
+			j.note("additional_evidence was not looked at, expected to be judged as evidence of its own")
+		}
 		run(j)
 	}
 	if err := ctx.Err(); err != nil {
