@@ -39,6 +39,10 @@ func (j *judging) snp() {
 	}
 	at := j.at(issuedAll(chain.Leaf, chain.ASK, chain.ARK)...)
 	e, err := verifier.VerifyReport(j.ctx, r, chain, verifier.Options{Now: at, Roots: roots, Certificates: sources, AllowMaskedChipID: true})
+	if errors.Is(err, verifier.ErrNoIssuer) {
+		j.open(ParseOnly, noIssuer, err)
+		return
+	}
 	if err != nil {
 		j.refuse("%v", err)
 		return
@@ -49,6 +53,9 @@ func (j *judging) snp() {
 	j.bindReportData(r.ReportData[:])
 	j.bindCut("host_data (init data)", r.HostData[:], j.InitData)
 }
+
+// noIssuer says what is missing below a root of the caller's.
+const noIssuer = "%v, expected the ASK or ASVK below the root that was given"
 
 // snpPolicy is what the report says that its signature does not make right.
 func (j *judging) snpPolicy(r *snp.Report) {
