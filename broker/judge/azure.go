@@ -97,6 +97,7 @@ func (j *judging) azureTDX() {
 		claims, data, err := tdx.VerifyTDQuote(j.ctx, raw, o)
 		if err == nil {
 			td = q
+			j.intelLists(q, o.Now)
 			return claims, data, nil
 		}
 		j.quoteFault(q, err)

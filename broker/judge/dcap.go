@@ -146,6 +146,7 @@ func (j *judging) quoteClaims(raw []byte, q *quote.Quote) map[string]any {
 		j.quoteFault(q, err)
 		return nil
 	}
+	j.intelLists(q, o.Now)
 	j.platform(claims)
 	return claims
 }

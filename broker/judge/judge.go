@@ -170,6 +170,7 @@ func Judge(ctx context.Context, in Input) Verdict {
 			j.note("additional_evidence was not looked at, expected to be judged as evidence of its own")
 		}
 		run(j)
+		j.listsUnused()
 	}
 	if err := ctx.Err(); err != nil {
 		j.open(ParseOnly, "judging was interrupted: %v", err)
