@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -17,17 +18,12 @@ import (
 
 // azureSNP judges a VM of Azure on SEV-SNP: the JSON of guests, or an HCL report with the files of its TPM quote beside it.
 func (j *judging) azureSNP() {
+	beside := j.azureChain()
 	var chain snp.Chain
 	roots, sources := j.amd(&chain)
 	leaf := chain.Leaf
 	if leaf == nil {
-		// In a folder of cases the certificate is the "chain", of which the leaf comes first.
-		if certs, err := certificates(j.Chain); err == nil {
-			leaf = certs[0].Raw
-			j.linked(certs)
-		} else if j.Chain != nil {
-			j.refuse("the VCEK certificate cannot be read: %v", err)
-		}
+		leaf = beside
 	}
 	if len(j.bad) > 0 {
 		return
@@ -35,17 +31,22 @@ func (j *judging) azureSNP() {
 	o := azurevtpm.Options{Roots: roots, Certificates: sources, Offline: true}
 	var claims map[string]any
 	var err error
+	own := azureVCEK(j.Evidence)
+	if leaf == nil && own == nil && sources.next == nil {
+		j.open(ParseOnly, "no VCEK certificate, expected one with the evidence or by --cert: nothing tells who signed the SNP report")
+		return
+	}
 	if isJSON(j.Evidence) {
-		o.Now = j.at(issuedAll(leaf, azureVCEK(j.Evidence))...)
+		o.Now = j.at(issuedAll(leaf, own)...)
 		o.InitDataDigest = j.InitData
 		claims, err = azurevtpm.VerifySNP(j.ctx, j.Evidence, o)
 	} else {
-		if leaf == nil && sources.next == nil {
-			j.open(ParseOnly, "no VCEK certificate, expected one by --cert: nothing tells who signed the SNP report")
-			return
-		}
 		o.Now = j.at(issuedAll(leaf)...)
 		claims, err = azurevtpm.VerifySNPParts(j.ctx, j.azureParts(leaf), o)
+	}
+	if errors.Is(err, snp.ErrNoIssuer) {
+		j.open(ParseOnly, noIssuer, err)
+		return
 	}
 	if err != nil {
 		j.refuse("%v", err)
@@ -55,6 +56,24 @@ func (j *judging) azureSNP() {
 	j.azureClaims(claims)
 	j.azurePolicy(claims)
 	j.endorsement(fmt.Sprint(claims["cert_validity"]), fmt.Sprint(claims["cert_revocation"]), sources.fault(o.Now), sources)
+}
+
+// azureChain is the leaf of the "chain" of a folder of cases, where it comes first. What issued it is used below a root that is given
+// without its own.
+func (j *judging) azureChain() []byte {
+	if j.Chain == nil {
+		return nil
+	}
+	certs, err := certificates(j.Chain)
+	if err != nil {
+		j.refuse("the VCEK certificate cannot be read: %v", err)
+		return nil
+	}
+	j.linked(certs)
+	if len(certs) > 1 && len(j.Issuers) == 0 && !selfSigned(certs[1]) {
+		j.Issuers = append(j.Issuers, certs[1].Raw)
+	}
+	return certs[0].Raw
 }
 
 // azurePolicy is snpPolicy by the claims, all of which are text.
@@ -78,6 +97,7 @@ func (j *judging) azureTDX() {
 		claims, data, err := tdx.VerifyTDQuote(j.ctx, raw, o)
 		if err == nil {
 			td = q
+			j.intelLists(q, o.Now)
 			return claims, data, nil
 		}
 		j.quoteFault(q, err)

@@ -1,7 +1,9 @@
 package judge
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,11 +55,11 @@ func OpenCollateral(path string) (*Folder, error) {
 	f := &Folder{documents: &dcap.Collateral{
 		TCBInfo: read("tcb_info.json"), TCBInfoIssuerChain: read("tcb_info_issuer_chain.pem"),
 		QEIdentity: read("qe_identity.json"), QEIdentityIssuerChain: read("qe_identity_issuer_chain.pem"),
-		PCKCRL: read("pck_crl.der", "pck_crl.pem"), PCKCRLIssuerChain: read("pck_crl_issuer_chain.pem"),
-		RootCRL: read("root_ca_crl.der", "root_ca_crl.pem"),
+		PCKCRL: list(read("pck_crl.der", "pck_crl.pem")), PCKCRLIssuerChain: read("pck_crl_issuer_chain.pem"),
+		RootCRL: list(read("root_ca_crl.der", "root_ca_crl.pem")),
 	}}
 	if text := strings.TrimSpace(string(read("time.txt"))); text != "" {
-		if f.Time, err = time.Parse(time.RFC3339, text); err != nil {
+		if f.Time, err = ParseTime(text); err != nil {
 			faults = append(faults, fmt.Errorf("time.txt: %w", err))
 		}
 	}
@@ -65,6 +67,14 @@ func OpenCollateral(path string) (*Folder, error) {
 		return nil, fmt.Errorf("collateral %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// list is a revocation list as DER or PEM; some services hand it out as hex digits.
+func list(data []byte) []byte {
+	if b, err := hex.DecodeString(string(bytes.TrimSpace(data))); err == nil && len(b) > 0 {
+		return b
+	}
+	return data
 }
 
 // Collateral is part of dcap.Source.

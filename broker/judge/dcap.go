@@ -146,6 +146,7 @@ func (j *judging) quoteClaims(raw []byte, q *quote.Quote) map[string]any {
 		j.quoteFault(q, err)
 		return nil
 	}
+	j.intelLists(q, o.Now)
 	j.platform(claims)
 	return claims
 }
@@ -188,6 +189,10 @@ func (j *judging) quoteFault(q *quote.Quote, err error) {
 	if errors.As(err, &tcb) {
 		j.tcb, j.advisories = string(tcb.Status), tcb.Advisories
 		j.refuse("tcb_status is %s: %v", tcb.Status, err)
+		return
+	}
+	if errors.Is(err, verifier.ErrNotYetValid) {
+		j.refuseAs(NotYet, "%v", err)
 		return
 	}
 	if !errors.Is(err, verifier.ErrNoChain) {

@@ -153,7 +153,8 @@ type judging struct {
 // Judge judges evidence. It always has a verdict: what is wrong with the input is a reason to refuse it.
 func Judge(ctx context.Context, in Input) Verdict {
 	j := &judging{Input: &in, ctx: ctx}
-	run, known := judges()[verifier.Canonical(in.TEE)]
+	in.TEE = Name(in.TEE)
+	run, known := judges()[in.TEE]
 	switch {
 	case !known:
 		j.open(ParseOnly, "tee is %.32q, expected one of %s", in.TEE, strings.Join(TEEs(), ", "))
@@ -164,7 +165,12 @@ func Judge(ctx context.Context, in Input) Verdict {
 	case in.oversized() > 0:
 		j.refuse("a file beside the evidence has %d bytes, expected at most %d", in.oversized(), maxPart)
 	default:
+		var others bool
+		if in.Evidence, others = message(in.Evidence); others {
+			j.note("additional_evidence was not looked at, expected to be judged as evidence of its own")
+		}
 		run(j)
+		j.listsUnused()
 	}
 	if err := ctx.Err(); err != nil {
 		j.open(ParseOnly, "judging was interrupted: %v", err)

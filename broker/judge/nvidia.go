@@ -14,6 +14,8 @@ import (
 	"github.com/cloister/cloister/tee/nvgpu"
 )
 
+var errNoDeviceChain = errors.New("no certificates of the device given, expected its chain by --cert, leaf first")
+
 // nvidiaDevice is an entry of evidence, as guests and NVIDIA's tools write it.
 type nvidiaDevice struct {
 	Arch        string `json:"arch"`
@@ -26,6 +28,10 @@ type nvidiaDevice struct {
 // nvidia judges reports of NVIDIA GPUs and switches: a bare report with its chain, an entry of JSON, or a list of them.
 func (j *judging) nvidia() {
 	devices, err := j.nvidiaDevices()
+	if errors.Is(err, errNoDeviceChain) {
+		j.open(ParseOnly, "%v", err)
+		return
+	}
 	if err != nil {
 		j.refuse("%v", err)
 		return
@@ -140,7 +146,7 @@ func (j *judging) nvidiaDevices() ([]nvidiaDevice, error) {
 		}
 	}
 	if chain == nil {
-		return nil, fmt.Errorf("no certificates of the device given, expected its chain by --cert, leaf first")
+		return nil, errNoDeviceChain
 	}
 	certs, err := certificates(bytes.TrimSpace(chain))
 	if err != nil {

@@ -13,7 +13,7 @@ func (j *judging) other() {
 		j.open(ParseOnly, "no verifier of %s evidence given, expected one", j.TEE)
 		return
 	}
-	v, err := j.Others.Get(verifier.Canonical(j.TEE))
+	v, err := j.Others.Get(j.TEE)
 	if err != nil {
 		j.open(ParseOnly, "%v", err)
 		return

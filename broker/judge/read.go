@@ -9,11 +9,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"unicode/utf8"
 )
 
-// pemBlocks takes PEM text apart, and DER for one block. What is neither is an error: nothing signs the text around PEM.
+// pemBlocks takes PEM text apart, and DER for one block. Tools write what they know of a certificate before its block ("openssl x509
+// -text", bag attributes); that is passed over as long as nothing in it looks like a block, which a damaged one would.
 func pemBlocks(data []byte, kind string) ([][]byte, error) {
-	if !bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("-----BEGIN")) {
+	if !isPEM(data) {
 		if len(data) == 0 {
 			return nil, errors.New("0 bytes, expected DER or PEM")
 		}
@@ -22,6 +24,7 @@ func pemBlocks(data []byte, kind string) ([][]byte, error) {
 	var out [][]byte
 	rest := bytes.TrimRight(data, " \t\r\n\x00")
 	for len(rest) > 0 {
+		rest = rest[max(preamble(rest), 0):]
 		block, after := pem.Decode(rest)
 		if block == nil {
 			return nil, fmt.Errorf("%d bytes that are not PEM", len(rest))
@@ -36,6 +39,23 @@ func pemBlocks(data []byte, kind string) ([][]byte, error) {
 		out, rest = append(out, block.Bytes), after
 	}
 	return out, nil
+}
+
+const pemBegin = "-----BEGIN "
+
+// isPEM tells PEM text, which may begin with other text, from DER.
+func isPEM(data []byte) bool {
+	return bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte(pemBegin)) || preamble(data) > 0
+}
+
+// preamble is the size in bytes of the text before the first block, -1 when what is before it is not just text or there is none.
+func preamble(data []byte) int {
+	n := bytes.Index(data, []byte("\n"+pemBegin)) + 1
+	text := data[:n]
+	if n == 0 || !utf8.Valid(text) || bytes.Contains(text, []byte("-----")) || bytes.IndexByte(text, 0) >= 0 {
+		return -1
+	}
+	return n
 }
 
 const (

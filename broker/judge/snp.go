@@ -39,6 +39,10 @@ func (j *judging) snp() {
 	}
 	at := j.at(issuedAll(chain.Leaf, chain.ASK, chain.ARK)...)
 	e, err := verifier.VerifyReport(j.ctx, r, chain, verifier.Options{Now: at, Roots: roots, Certificates: sources, AllowMaskedChipID: true})
+	if errors.Is(err, verifier.ErrNoIssuer) {
+		j.open(ParseOnly, noIssuer, err)
+		return
+	}
 	if err != nil {
 		j.refuse("%v", err)
 		return
@@ -49,6 +53,9 @@ func (j *judging) snp() {
 	j.bindReportData(r.ReportData[:])
 	j.bindCut("host_data (init data)", r.HostData[:], j.InitData)
 }
+
+// noIssuer says what is missing below a root of the caller's.
+const noIssuer = "%v, expected the ASK or ASVK below the root that was given"
 
 // snpPolicy is what the report says that its signature does not make right.
 func (j *judging) snpPolicy(r *snp.Report) {
@@ -73,7 +80,10 @@ func (j *judging) snpPolicy(r *snp.Report) {
 
 // endorsement is what stands behind the key: dates and revocation.
 func (j *judging) endorsement(validity, revocation string, fault error, sources *amdSources) {
-	if validity != verifier.ValidityOK {
+	switch {
+	case strings.Contains(validity, "not valid before"):
+		j.refuseAs(NotYet, "cert_validity is %q, expected %q", validity, verifier.ValidityOK)
+	case validity != verifier.ValidityOK:
 		j.outdated("cert_validity is %q, expected %q", validity, verifier.ValidityOK)
 	}
 	switch {
@@ -188,12 +198,17 @@ func (s *amdSources) VCEK(ctx context.Context, line snp.Line, chipID []byte, tcb
 	return s.next.VCEK(ctx, line, chipID, tcb)
 }
 
-// CRL is part of verifier.Certificates: of several lists, the one of the line's root.
+// CRL is part of verifier.Certificates: of several lists, the newest of the line's root.
 func (s *amdSources) CRL(ctx context.Context, line snp.Line, vlek bool) ([]byte, error) {
+	var newest *x509.RevocationList
 	for _, crl := range s.crls {
-		if len(s.crls) == 1 || crl.Issuer.CommonName == "ARK-"+line.String() {
-			return crl.Raw, nil
+		ours := len(s.crls) == 1 || crl.Issuer.CommonName == "ARK-"+line.String()
+		if ours && (newest == nil || crl.ThisUpdate.After(newest.ThisUpdate)) {
+			newest = crl
 		}
+	}
+	if newest != nil {
+		return newest.Raw, nil
 	}
 	if s.next != nil {
 		return s.next.CRL(ctx, line, vlek)

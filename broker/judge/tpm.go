@@ -172,7 +172,12 @@ func (j *judging) claimPCRs(selected []tpm.PCRSelection, values tpm.PCRValues) {
 	j.claim("tpm", out)
 }
 
-// logOfPCRs replays the log in every bank of the quote: each quoted register that it speaks of must come out.
+// firmwarePCRs are those that the log of a boot is about, from 0: each is extended at least by a separator. Others may be extended by
+// programs that write no log, or one of their own.
+const firmwarePCRs = 8
+
+// logOfPCRs replays the log in every bank of the quote: each quoted register that it speaks of must come out, and it must speak of
+// those of firmware unless nothing was measured into them.
 func (j *judging) logOfPCRs(log *eventlog.Log, selected []tpm.PCRSelection, values tpm.PCRValues) {
 	for _, s := range selected {
 		registers, err := log.Replay(eventlog.Alg(s.Bank))
@@ -181,7 +186,11 @@ func (j *judging) logOfPCRs(log *eventlog.Log, selected []tpm.PCRSelection, valu
 			continue
 		}
 		for _, i := range s.PCRs {
-			if got, spoken := registers[uint32(i)]; spoken && !bytes.Equal(got, values[s.Bank][i]) {
+			got, spoken := registers[uint32(i)]
+			if !spoken && i < firmwarePCRs && !zero(values[s.Bank][i]) {
+				j.refuseAs(Partial, "the log does not speak of %v register %d, expected events that give %x as quoted", s.Bank, i, values[s.Bank][i])
+			}
+			if spoken && !bytes.Equal(got, values[s.Bank][i]) {
 				j.refuse("the log gives %v register %d = %x, expected %x as quoted", s.Bank, i, got, values[s.Bank][i])
 			}
 		}

@@ -15,6 +15,7 @@ const (
 	PolicyDecides  Word = "policy-decides"        // accepted here, and some would not
 	PolicyReject   Word = "policy-reject"         // good signatures under what nobody should accept
 	Expired        Word = "expired-collateral"    // good signatures, a certificate, list or document is not of now
+	NotYet         Word = "not-yet-valid"         // a certificate is of a time to come
 	Partial        Word = "partial"               // an event log that stops before the registers of its quote do
 	ContentCheck   Word = "content-check"         // an event whose content is not what its digest is of
 	ParseOnly      Word = "parse-only"            // nothing to judge it by was given
@@ -48,11 +49,12 @@ func (w Word) meetsOne(expected string) bool {
 	accepts := map[string][]Word{
 		"valid":                 {Valid, ValidSignature, PolicyDecides},
 		"valid-malleable":       {Valid, ValidSignature, PolicyDecides},
-		"valid-signature":       {ValidSignature, Valid, PolicyDecides},
+		"valid-signature":       {ValidSignature, Valid, PolicyDecides, Incomplete},
+		"incomplete-collateral": {Incomplete},
 		"policy-reject":         {PolicyReject, PolicyDecides},
-		"policy-decides":        {Valid, PolicyDecides, PolicyReject, Expired},
-		"expired-collateral":    {Expired},
-		"invalid":               {Invalid},
+		"policy-decides":        {Valid, PolicyDecides, PolicyReject, Expired, NotYet},
+		"expired-collateral":    {Expired, NotYet},
+		"invalid":               {Invalid, NotYet},
 		"partial":               {Partial},
 		"parse-only":            {ParseOnly, ValidSignature},
 		"unsupported-cert-type": {NoChain},
@@ -69,7 +71,8 @@ func (w Word) meetsOne(expected string) bool {
 func known(expected string) bool {
 	for _, e := range strings.Split(expected, "-or-") {
 		met := false
-		for _, w := range []Word{Valid, ValidSignature, PolicyReject, Expired, Partial, ContentCheck, ParseOnly, NoChain, Empty, Invalid} {
+		for _, w := range []Word{Valid, ValidSignature, PolicyReject, Expired, Partial, ContentCheck, ParseOnly, NoChain, Empty, Invalid,
+			Incomplete} {
 			met = met || w.meetsOne(e)
 		}
 		if !met {

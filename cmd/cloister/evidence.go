@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,8 +69,8 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 		"folder with Intel's documents (tcb_info.json, …), or a bundle of 'cloister collateral fetch'")
 	flags.StringVar(&f.log, "log", "", "event log (CCEL or TPM) that the registers must come out of")
 	flags.StringVar(&f.nonce, "nonce", "", "nonce the evidence must be for, hex or base64; without it a replay goes unnoticed")
-	flags.StringVar(&f.reportData, "report-data", "", "report data the evidence must have, hex")
-	flags.StringVar(&f.initData, "init-data", "", "digest of the init data the evidence must be bound to, hex")
+	flags.StringVar(&f.reportData, "report-data", "", "report data the evidence must have, hex or base64")
+	flags.StringVar(&f.initData, "init-data", "", "digest of the init data the evidence must be bound to, hex or base64")
 	flags.StringVar(&f.initDataFile, "initdata", "", "initdata document that the evidence must be bound to, instead of its digest")
 	flags.StringVar(&f.moment, "time", "", "time to verify at, as 2026-01-02T15:04:05Z (default: now)")
 	flags.StringArrayVar(&f.keys, "ak", nil, "attestation key known to be a TPM's: PEM, DER, or base64 as in the claim ak_public (repeatable)")
@@ -88,7 +86,12 @@ func evidenceVerifyCmd(a *app) *cobra.Command {
 }
 
 func (a *app) judgeEvidence(ctx context.Context, file string, f evidenceFlags) error {
+	f.tee = judge.Name(f.tee)
 	in, done, err := f.input(file)
+	if err != nil && a.json {
+		// A program that reads verdicts gets one: nothing can be judged of files that cannot be read.
+		return errors.Join(a.printJSON(unjudged(err)), exitError(judge.Unjudged.ExitCode()))
+	}
 	if err != nil {
 		return err
 	}
@@ -103,6 +106,13 @@ func (a *app) judgeEvidence(ctx context.Context, file string, f evidenceFlags) e
 		return errors.Join(err, exitError(code))
 	}
 	return err
+}
+
+// unjudged is the verdict when it did not come to judging.
+func unjudged(err error) judge.Verdict {
+	return judge.Verdict{
+		Outcome: judge.Unjudged, Reasons: strings.Split(err.Error(), "\n"), Advisories: []string{}, Claims: map[string]any{},
+	}
 }
 
 func (a *app) printVerdict(tee string, v judge.Verdict) {
@@ -131,11 +141,14 @@ func (a *app) judgeCases(ctx context.Context, file string) error {
 	if err != nil {
 		return usageError{err} // nothing was judged, which must not look like a difference
 	}
-	differ := 0
+	differ, broken := 0, 0
 	enc := json.NewEncoder(a.stdout)
 	enc.SetEscapeHTML(false)
 	for _, r := range results {
-		if !r.Match {
+		switch {
+		case r.Broken():
+			broken++
+		case !r.Match:
 			differ++
 		}
 		if a.json {
@@ -147,9 +160,15 @@ func (a *app) judgeCases(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stderr, "%d of %d cases as expected\n", len(results)-differ, len(results))
-	if differ > 0 {
+	fmt.Fprintf(a.stderr, "%d of %d cases as expected\n", len(results)-differ-broken, len(results))
+	if broken > 0 {
+		fmt.Fprintf(a.stderr, "%d cannot be judged by their cases; the lines say why\n", broken)
+	}
+	switch {
+	case differ > 0:
 		return exitError(exitRefused)
+	case broken > 0:
+		return exitError(judge.Unjudged.ExitCode())
 	}
 	return nil
 }
@@ -191,13 +210,13 @@ func (r *inputs) files(flag string, names []string) [][]byte {
 	return out
 }
 
-func (r *inputs) hex(flag, text string) []byte {
+func (r *inputs) value(flag, text string) []byte {
 	if text == "" {
 		return nil
 	}
-	b, err := hex.DecodeString(text)
+	b, err := judge.ParseBytes(text)
 	if err != nil {
-		r.faults = append(r.faults, fmt.Errorf("%s %.80q: want hex digits", flag, text))
+		r.faults = append(r.faults, fmt.Errorf("%s %w", flag, err))
 	}
 	return b
 }
@@ -205,7 +224,7 @@ func (r *inputs) hex(flag, text string) []byte {
 func (f *evidenceFlags) input(file string) (judge.Input, func(), error) {
 	none := func() {}
 	r := &inputs{}
-	if !slices.Contains(judge.TEEs(), verifier.Canonical(f.tee)) {
+	if !slices.Contains(judge.TEEs(), f.tee) {
 		return judge.Input{}, none, usageError{fmt.Errorf("--tee %.32q has no verifier, known: %s",
 			f.tee, strings.Join(judge.TEEs(), ", "))}
 	}
@@ -216,7 +235,8 @@ func (f *evidenceFlags) input(file string) (judge.Input, func(), error) {
 		TEE: f.tee, Evidence: r.file("evidence", file), CRLs: r.files("--crl", f.crls), MaxVMPL: f.maxVMPL,
 		Certificates: append(r.files("--cert", f.certs), r.files("--ak", f.keys)...),
 		Signature:    r.file("--signature", f.signature), PCRs: r.file("--pcrs", f.pcrs), Log: r.file("--log", f.log),
-		ReportData: r.hex("--report-data", f.reportData), InitData: r.hex("--init-data", f.initData), Time: time.Now(),
+		Nonce: r.value("--nonce", f.nonce), ReportData: r.value("--report-data", f.reportData), InitData: r.value("--init-data", f.initData),
+		Time: time.Now(),
 	}
 	for _, q := range r.files("--quote", f.quotes) {
 		if strings.HasPrefix(string(q), "\xffTCG") {
@@ -238,9 +258,6 @@ func (f *evidenceFlags) input(file string) (judge.Input, func(), error) {
 
 func (f *evidenceFlags) values(r *inputs, in *judge.Input) {
 	var err error
-	if in.Nonce, err = parseNonce(f.nonce); err != nil {
-		r.faults = append(r.faults, err)
-	}
 	if f.initDataFile != "" {
 		if f.initData != "" {
 			r.faults = append(r.faults, errors.New("--init-data and --initdata are two ways of saying the same"))
@@ -250,7 +267,7 @@ func (f *evidenceFlags) values(r *inputs, in *judge.Input) {
 		}
 	}
 	if f.moment != "" {
-		if in.Time, err = time.Parse(time.RFC3339, f.moment); err != nil {
+		if in.Time, err = judge.ParseTime(f.moment); err != nil {
 			r.faults = append(r.faults, fmt.Errorf("--time %q: want a time as 2026-01-02T15:04:05Z", f.moment))
 		}
 	}
@@ -288,7 +305,7 @@ func (f *evidenceFlags) sources(in *judge.Input) (func(), error) {
 	config := verifier.Config{
 		Now: func() time.Time { return in.Time }, AMD: sources.AMD, Intel: sources.Intel, NVIDIA: sources.NVIDIA, Unbound: true,
 	}
-	if verifier.Canonical(f.tee) == "nvidia-dpu" && len(f.certs) == 1 {
+	if f.tee == "nvidia-dpu" && len(f.certs) == 1 {
 		config.DPURoot = f.certs[0]
 	}
 	if in.Others, err = verifier.NewSet(verifier.Builtin(config)); err != nil {
@@ -298,18 +315,11 @@ func (f *evidenceFlags) sources(in *judge.Input) (func(), error) {
 	return sources.Close, nil
 }
 
-// parseNonce accepts hex or base64.
+// parseNonce accepts hex or base64; nothing is no nonce.
 func parseNonce(text string) ([]byte, error) {
-	if text == "" {
-		return nil, nil
-	}
-	if b, err := hex.DecodeString(text); err == nil {
-		return b, nil
-	}
-	if b, err := base64.StdEncoding.DecodeString(text); err == nil {
-		return b, nil
-	}
-	return nil, errors.New("--nonce is neither hex nor base64")
+	r := &inputs{}
+	b := r.value("--nonce", text)
+	return b, errors.Join(r.faults...)
 }
 
 // silent turns an error that was already printed into an exit code.

@@ -193,6 +193,15 @@ func parsePlatform(dec cbor.DecMode, payload []byte) (*Platform, error) {
 	if p.InstanceID[0] != 1 {
 		return nil, fmt.Errorf("instance id is of type %d, expected 1", p.InstanceID[0])
 	}
+	var lifecycle struct { // zero is a life cycle too (unknown), so its absence does not show above
+		Value *uint16 `cbor:"2395,keyasint"`
+	}
+	if err := dec.Unmarshal(payload, &lifecycle); err != nil {
+		return nil, err
+	}
+	if lifecycle.Value == nil {
+		return nil, errors.New("life cycle is missing")
+	}
 	if !hashSized(p.Nonce) {
 		return nil, fmt.Errorf("nonce has %d bytes, expected 32, 48 or 64", len(p.Nonce))
 	}

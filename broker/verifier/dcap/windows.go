@@ -2,9 +2,13 @@ package dcap
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"time"
 )
+
+// ErrNotYetValid is wrapped by the error for a certificate whose time has not come.
+var ErrNotYetValid = errors.New("not yet valid")
 
 // link is a certificate and its issuer, both DER.
 type link struct{ cert, issuer string }
@@ -39,7 +43,8 @@ func (w *windows) add(what string, from, to time.Time) {
 // time is over did, so that is left to the policy.
 func (w *windows) cert(c *x509.Certificate) error {
 	if w.now.Before(c.NotBefore) {
-		return fmt.Errorf("certificate of %q is valid from %s, now is %s", c.Subject.CommonName, rfc3339(c.NotBefore), rfc3339(w.now))
+		return fmt.Errorf("%w: certificate of %q is valid from %s, now is %s",
+			ErrNotYetValid, c.Subject.CommonName, rfc3339(c.NotBefore), rfc3339(w.now))
 	}
 	w.add(fmt.Sprintf("certificate of %q", c.Subject.CommonName), c.NotBefore, c.NotAfter)
 	return nil

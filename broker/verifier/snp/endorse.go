@@ -25,6 +25,9 @@ type Chain struct {
 	CRL  []byte
 }
 
+// ErrNoIssuer is wrapped by the error when neither pinned authorities nor evidence have the ASK or ASVK that issued the leaf.
+var ErrNoIssuer = errors.New("no authority")
+
 // Endorsement is what stands behind a genuine report.
 type Endorsement struct {
 	Line   snp.Line
@@ -224,7 +227,7 @@ func (a *authorities) verify(l *leaf, chain Chain) (*x509.Certificate, error) {
 		}
 	}
 	if issuer == nil {
-		return nil, fmt.Errorf("no authority for %s certificates of %s is pinned", l.Kind(), l.line)
+		return nil, fmt.Errorf("%w for %s certificates of %s is pinned", ErrNoIssuer, l.Kind(), l.line)
 	}
 	if err := signedBy(l.cert, issuer); err != nil {
 		return nil, fmt.Errorf("the %s certificate is not signed by %s: %w", l.Kind(), issuer.Subject.CommonName, err)
