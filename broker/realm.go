@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/appraise"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/decision"
@@ -106,7 +107,7 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	r.sessions = b.openSessions(p)
 	parts := server.Parts{
 		Log: b.log, Now: b.now, Prefix: p.prefix,
-		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Service: r.judge.service, Others: b.trusted}, Gate: gate,
+		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Policy: appraise.DefaultPolicy, Service: r.judge.service, Others: b.trusted}, Gate: gate,
 		Attestation: r.judge.attestation, Plugins: r.plugins, Resources: resourceList,
 		AttestationPolicies: r.judge.policies, ResourcePolicies: resourcePolicies,
 		References: r.judge.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, StorageKeys: storageRotation{b}, SigningKeys: rotation{r.keys, r.signer},
