@@ -175,7 +175,7 @@ func (t *tenants) newResident(ctx context.Context, current *tenant.Tenant) (*res
 	b := t.b
 	one := &resident{limiter: rate.NewLimiter(requestRate(current.Quota), int(max(1, current.Quota.RequestsPerSecond*burstSeconds)))}
 	one.tenant.Store(current)
-	part, err := store.Scope(b.db, current.Name, func(ns string) store.Limit { return one.tenant.Load().Quota.Limit(ns) })
+	part, err := current.Scope(b.db, func(ns string) store.Limit { return one.tenant.Load().Quota.Limit(ns) })
 	if err != nil {
 		return nil, err
 	}
