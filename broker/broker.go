@@ -79,10 +79,12 @@ type Broker struct {
 	verifiers  *verifier.Set
 	service    *service              // nil when guests are judged here
 	clients    *clientcert.Authority // nil when certificates of administrators do not count
-	proxies    *ratelimit.Proxies
-	policyDir  *policydir.Directory // nil when policies are in the store
-	telemetry  *telemetry.Telemetry
-	reloads    *reload.Watcher
+	// certificates admits by them alone; nil when they do not count.
+	certificates *adminauth.Certificates
+	proxies      *ratelimit.Proxies
+	policyDir    *policydir.Directory // nil when policies are in the store
+	telemetry    *telemetry.Telemetry
+	reloads      *reload.Watcher
 
 	closers []func() error
 	root    *realm

@@ -290,7 +290,8 @@ func (t *tenants) SetQuota(ctx context.Context, name string, q tenant.Quota) err
 func (t *tenants) List(ctx context.Context) ([]tenant.Info, error) { return t.list.Infos(ctx) }
 
 // tenantAdmins admits a tenant's own administrators: the holder of its token, and roles that the configuration lets call its paths. The
-// root's token is not among them: who runs the broker makes and removes tenants, and does not read or change what they keep.
+// root's token is not among them: who runs the broker makes and removes tenants, and does not read or change what they keep. Where
+// administrators need a certificate besides their token (admin.certificates.require_certificate), those of tenants need one too.
 type tenantAdmins struct {
 	b   *Broker
 	one *resident
@@ -304,6 +305,13 @@ func (a tenantAdmins) Admit(ctx context.Context, c adminauth.Call) (string, erro
 		return a.b.admins.Admit(ctx, c)
 	}
 	err := t.Check(c.Bearer)
+	if err == nil && a.b.cfg.Admin.Certificates.Required {
+		holder, err := a.b.certificates.Admit(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		return "admin of tenant " + t.Name + ", " + holder, nil
+	}
 	if err == nil {
 		return "admin of tenant " + t.Name, nil
 	}
