@@ -181,6 +181,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	b.api = asapi.New(asapi.Parts{
 		Log: b.log, Now: b.now, Attestation: b.root.judge.attestation, Policies: b.root.judge.policies, References: b.root.judge.references, Audit: b.audit,
 		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(),
+		Concurrent: b.cfg.Limits.Attestations,
 	})
 	return nil
 }
