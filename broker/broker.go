@@ -68,6 +68,7 @@ type Broker struct {
 	cert    *tlsprofile.Certificate
 	started time.Time
 	metrics *server.Metrics
+	limiter *server.Limiter
 	api     *asapi.API
 
 	// What all tenants share.
@@ -174,6 +175,10 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	}
 	b.reloads = reload.New(b.log, b.now, b.reloadItems()...)
 	b.metrics = server.NewMetrics(o.Version, func() float64 { return float64(b.root.sessions.Len()) })
+	limits := b.cfg.Limits
+	b.limiter = server.NewLimiter(server.Limits{
+		PerSecond: float64(limits.RequestsPerSecond), Burst: limits.Burst, Attestations: limits.Attestations,
+	}, b.now)
 	if b.root, err = b.openRealm(ctx, rootRealm(b)); err != nil {
 		return err
 	}

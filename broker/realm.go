@@ -61,6 +61,7 @@ type realmParts struct {
 	resources resources.Config
 	plugins   builtin.Config
 	sessions  int
+	rate      func() bool // nil without a limit of its own
 }
 
 // rootRealm has what the configuration says.
@@ -111,7 +112,7 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 		Attestation: r.judge.attestation, Plugins: r.plugins, Resources: resourceList,
 		AttestationPolicies: r.judge.policies, ResourcePolicies: resourcePolicies,
 		References: r.judge.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, StorageKeys: storageRotation{b}, SigningKeys: rotation{r.keys, r.signer},
-		Limits:  server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
+		Limiter: b.limiter, Rate: p.rate,
 		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.keyPaths(), Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
 		Proxies: b.proxies, Clients: b.identifier(),
 	}

@@ -33,7 +33,7 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 		s.failBody(w, r, kbs.ErrorAttestation, err)
 		return
 	}
-	release, ok := s.limiter.slot(r)
+	release, ok := s.Limiter.slot(r)
 	if !ok {
 		s.metrics.attestationErrors.Inc()
 		w.Header().Set("Retry-After", "5")

@@ -130,7 +130,9 @@ type Parts struct {
 	StorageKeys StorageKeys
 	Trials      trials
 	Metrics     *Metrics
-	Limits      Limits
+	Limiter     *Limiter
+	// Rate reports whether a tenant's own rate lets one more request through; nil means that there is none.
+	Rate func() bool
 	// Proxies are those whose word on a client's address counts; nil means none.
 	Proxies *ratelimit.Proxies
 	// Clients tells whose certificate a connection has; nil when none counts.
@@ -152,7 +154,6 @@ type Parts struct {
 type Server struct {
 	Parts
 	metrics *Metrics
-	limiter *limiter
 	started time.Time
 	handler http.Handler
 	mux     *http.ServeMux
@@ -160,7 +161,7 @@ type Server struct {
 
 // New makes a Server.
 func New(p Parts) *Server {
-	s := &Server{Parts: p, started: p.Now(), metrics: p.Metrics, limiter: newLimiter(p.Limits, p.Now)}
+	s := &Server{Parts: p, started: p.Now(), metrics: p.Metrics}
 	mux := http.NewServeMux()
 	s.mux = mux
 	mux.HandleFunc("POST /kbs/v0/auth", s.auth)

@@ -175,6 +175,16 @@ func (s *Store) List(ctx context.Context) ([]Tenant, error) {
 	return list, err
 }
 
+// Names returns the names of all tenants.
+func (s *Store) Names(ctx context.Context) (map[string]bool, error) {
+	names := map[string]bool{}
+	err := s.db.Each(ctx, store.Tenants, func(name string, _ []byte) error { names[name] = true; return nil })
+	if err != nil {
+		return nil, fmt.Errorf("reading the names of tenants: %w", err)
+	}
+	return names, nil
+}
+
 // change replaces the entry of a tenant.
 func (s *Store) change(ctx context.Context, name string, fn func(t *Tenant) error) error {
 	for {
