@@ -157,6 +157,9 @@ func plainPath(u *url.URL) bool {
 // remote is the client's address without its port.
 func (s *Server) remote(r *http.Request) string { return s.Proxies.Client(r) }
 
+// Remote is the client's address without its port, for handlers that were added.
+func (s *Server) Remote(r *http.Request) string { return s.remote(r) }
+
 // Note writes an audit entry about a request, for handlers that were added.
 func (s *Server) Note(r *http.Request, e audit.Entry) error { return s.note(r, e) }
 
