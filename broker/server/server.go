@@ -130,7 +130,8 @@ type Parts struct {
 	StorageKeys StorageKeys
 	Trials      trials
 	Metrics     *Metrics
-	Limiter     *Limiter
+	// Limiter may be nil: then there are no limits but those of bodies.
+	Limiter *Limiter
 	// Rate reports whether a tenant's own rate lets one more request through; nil means that there is none.
 	Rate func() bool
 	// Proxies are those whose word on a client's address counts; nil means none.
@@ -161,6 +162,9 @@ type Server struct {
 
 // New makes a Server.
 func New(p Parts) *Server {
+	if p.Limiter == nil {
+		p.Limiter = NewLimiter(Limits{}, p.Now)
+	}
 	s := &Server{Parts: p, started: p.Now(), metrics: p.Metrics}
 	mux := http.NewServeMux()
 	s.mux = mux
