@@ -69,6 +69,7 @@ type Broker struct {
 	cert    *tlsprofile.Certificate
 	started time.Time
 	metrics *server.Metrics
+	limiter *server.Limiter
 	api     *asapi.API
 
 	// What all tenants share.
@@ -81,10 +82,12 @@ type Broker struct {
 	verifiers  *verifier.Set
 	service    *service              // nil when guests are judged here
 	clients    *clientcert.Authority // nil when certificates of administrators do not count
-	proxies    *ratelimit.Proxies
-	policyDir  *policydir.Directory // nil when policies are in the store
-	telemetry  *telemetry.Telemetry
-	reloads    *reload.Watcher
+	// certificates admits by them alone; nil when they do not count.
+	certificates *adminauth.Certificates
+	proxies      *ratelimit.Proxies
+	policyDir    *policydir.Directory // nil when policies are in the store
+	telemetry    *telemetry.Telemetry
+	reloads      *reload.Watcher
 
 	closers []func() error
 	root    *realm
@@ -174,6 +177,10 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	}
 	b.reloads = reload.New(b.log, b.now, b.reloadItems()...)
 	b.metrics = server.NewMetrics(o.Version, func() float64 { return float64(b.root.sessions.Len()) })
+	limits := b.cfg.Limits
+	b.limiter = server.NewLimiter(server.Limits{
+		PerSecond: float64(limits.RequestsPerSecond), Burst: limits.Burst, Attestations: limits.Attestations,
+	}, b.now)
 	if b.root, err = b.openRealm(ctx, rootRealm(b)); err != nil {
 		return err
 	}
@@ -181,6 +188,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	b.api = asapi.New(asapi.Parts{
 		Log: b.log, Now: b.now, Attestation: b.root.judge.attestation, Policies: b.root.judge.policies, References: b.root.judge.references, Audit: b.audit,
 		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(), Services: b.cfg.AttestationAPI.Services,
+		Concurrent: b.cfg.Limits.Attestations,
 	})
 	return nil
 }

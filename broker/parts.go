@@ -81,6 +81,11 @@ func (b *Broker) authority(ctx context.Context) (adminauth.Authority, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Certificates.On() {
+		if b.certificates, err = adminauth.NewCertificates(c.Certificates.Holders, c.AuthRules()); err != nil {
+			return nil, err
+		}
+	}
 	return c.Certificates.Combine(tokens, c.AuthRules())
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/adminauth"
+	"github.com/cloister/cloister/broker/appraise"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/config"
 	"github.com/cloister/cloister/broker/decision"
@@ -60,6 +61,7 @@ type realmParts struct {
 	resources resources.Config
 	plugins   builtin.Config
 	sessions  int
+	rate      func() bool // nil without a limit of its own
 }
 
 // rootRealm has what the configuration says.
@@ -106,11 +108,11 @@ func (b *Broker) openRealm(ctx context.Context, p realmParts) (*realm, error) {
 	r.sessions = b.openSessions(p)
 	parts := server.Parts{
 		Log: b.log, Now: b.now, Prefix: p.prefix,
-		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Service: r.judge.service, Others: b.trusted}, Gate: gate,
+		Sessions: r.sessions, Verifiers: b.verifiers, Tokens: token.Any{Own: r.signer, Policy: appraise.DefaultPolicy, Service: r.judge.service, Others: b.trusted}, Gate: gate,
 		Attestation: r.judge.attestation, Plugins: r.plugins, Resources: resourceList,
 		AttestationPolicies: r.judge.policies, ResourcePolicies: resourcePolicies,
 		References: r.judge.references, Audit: p.audit, Decisions: r.decisions, Admins: p.admins, Tenants: p.tenants, StorageKeys: storageRotation{b}, SigningKeys: rotation{r.keys, r.signer},
-		Limits:  server.Limits{PerSecond: float64(b.cfg.Limits.RequestsPerSecond), Burst: b.cfg.Limits.Burst, Attestations: b.cfg.Limits.Attestations},
+		Limiter: b.limiter, Rate: p.rate,
 		Metrics: b.metrics, RSA15: b.cfg.Server.InsecureRSA15, TEEKeyPaths: b.keyPaths(), Secure: b.cert != nil, Insecure: b.cfg.Insecure(), Version: b.version,
 		Proxies: b.proxies, Clients: b.identifier(), Ready: b.db.Health,
 	}

@@ -196,7 +196,7 @@ func (b *Broker) resealAll(ctx context.Context) error {
 		return err
 	}
 	for _, t := range list {
-		part, err := store.Scope(b.db, t.Name, nil)
+		part, err := t.Scope(b.db, nil)
 		if err != nil {
 			return err
 		}

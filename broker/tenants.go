@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,10 +33,6 @@ const (
 	// tenantTrust is how long an answer of the store about a tenant counts: for so long may another broker of the same
 	// database let a removed tenant's guests in.
 	tenantTrust = 2 * time.Second
-	// maxStrangers bounds how many names without a tenant are remembered.
-	maxStrangers = 4096
-	// strangersPerSecond bounds how often the store is asked about names that are not known.
-	strangersPerSecond = 50
 	// openTimeout bounds the opening of a realm.
 	openTimeout = 30 * time.Second
 )
@@ -44,16 +42,19 @@ const maxOpen = 1024
 
 // tenants leads requests to the realm they are for, and opens realms when they are first asked for.
 type tenants struct {
-	b     *Broker
-	list  *tenant.Store
-	asked *rate.Limiter
-	// looking lets one request at a time ask the store about a name.
-	looking singleflight.Group
+	b    *Broker
+	list *tenant.Store
+	// looking lets one request at a time ask the store about a name, naming about all names.
+	looking, naming singleflight.Group
+	closing         sync.WaitGroup // of realms that are being closed
 
 	mu     sync.Mutex
 	closed bool
 	open   map[string]*resident
-	absent map[string]time.Time // names without a tenant, and when that was seen
+	// known are the names of all tenants when they were last looked at. Any number of other names costs the store no more than that.
+	known   map[string]bool
+	knownAt time.Time
+	changes int // of the list, by this broker
 }
 
 // resident is a tenant whose realm is open.
@@ -66,14 +67,8 @@ type resident struct {
 }
 
 func newTenants(b *Broker) *tenants {
-	return &tenants{
-		b: b, list: tenant.NewStore(b.db, b.now), asked: rate.NewLimiter(strangersPerSecond, 2*strangersPerSecond),
-		open: map[string]*resident{}, absent: map[string]time.Time{},
-	}
+	return &tenants{b: b, list: tenant.NewStore(b.db, b.now), open: map[string]*resident{}}
 }
-
-// errBusy is an answer to names nobody knows when there are too many of them.
-var errBusy = errors.New("too many names of tenants are asked for that there are not")
 
 // ServeHTTP is part of http.Handler: the path says which realm a request is for.
 func (t *tenants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -93,10 +88,6 @@ func (t *tenants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "5")
 		http.Error(w, "the tenant cannot be served now", http.StatusServiceUnavailable)
 		return
-	case !one.limiter.Allow():
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "too many requests for this tenant", http.StatusTooManyRequests)
-		return
 	}
 	inner := r.Clone(r.Context())
 	inner.URL.Path = "/" + sub
@@ -113,13 +104,11 @@ func (t *tenants) find(ctx context.Context, name string) (*resident, error) {
 		t.mu.Unlock()
 		return one, nil
 	}
-	seen, absent := t.absent[name]
 	t.mu.Unlock()
-	if absent && now.Sub(seen) < tenantTrust {
-		return nil, store.ErrNotFound
-	}
-	if one == nil && !t.asked.Allow() {
-		return nil, errBusy
+	if one == nil {
+		if is, err := t.is(ctx, name); err != nil || !is {
+			return nil, cmp.Or(err, store.ErrNotFound)
+		}
 	}
 	// Many may ask at once: one of them looks, and its going away is no reason for the others to fail.
 	got, err, _ := t.looking.Do(name, func() (any, error) {
@@ -131,6 +120,36 @@ func (t *tenants) find(ctx context.Context, name string) (*resident, error) {
 		return nil, err
 	}
 	return got.(*resident), nil
+}
+
+// is tells whether there is a tenant of a name, by a look at all names that is not too old.
+func (t *tenants) is(ctx context.Context, name string) (bool, error) {
+	t.mu.Lock()
+	now, changes := t.b.now(), t.changes
+	if t.known != nil && now.Sub(t.knownAt) < tenantTrust {
+		defer t.mu.Unlock()
+		return t.known[name], nil
+	}
+	t.mu.Unlock()
+	// A look that began before a change of this broker's is not shared with who comes after it.
+	got, err, _ := t.naming.Do(strconv.Itoa(changes), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeout)
+		defer cancel()
+		names, err := t.list.Names(ctx)
+		if err != nil {
+			return nil, err
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.changes == changes {
+			t.known, t.knownAt = names, now
+		}
+		return names, nil
+	})
+	if err != nil {
+		return false, err
+	}
+	return got.(map[string]bool)[name], nil
 }
 
 // look asks the store about a tenant and opens its realm, or takes up what has changed. It runs once at a time for a name.
@@ -152,6 +171,7 @@ func (t *tenants) look(ctx context.Context, name string) (*resident, error) {
 	}
 	one.tenant.Store(current)
 	one.limiter.SetLimit(requestRate(current.Quota))
+	one.limiter.SetBurst(requestBurst(current.Quota))
 	return one, t.admit(name, one)
 }
 
@@ -166,6 +186,11 @@ func requestRate(q tenant.Quota) rate.Limit {
 // burstSeconds is for how many seconds' worth of requests a tenant may ask at once.
 const burstSeconds = 10
 
+// requestBurst is how many requests may come at once.
+func requestBurst(q tenant.Quota) int {
+	return int(min(max(1, q.RequestsPerSecond*burstSeconds), math.MaxInt32))
+}
+
 // sealPrefix comes before the places that a tenant's values are sealed for. It is of the tenant, not of its name: one that is made anew
 // under the name of another opens nothing of it.
 func sealPrefix(t *tenant.Tenant) string { return "tenant:" + t.Key + ":" }
@@ -173,9 +198,9 @@ func sealPrefix(t *tenant.Tenant) string { return "tenant:" + t.Key + ":" }
 // newResident opens the realm of a tenant.
 func (t *tenants) newResident(ctx context.Context, current *tenant.Tenant) (*resident, error) {
 	b := t.b
-	one := &resident{limiter: rate.NewLimiter(requestRate(current.Quota), int(max(1, current.Quota.RequestsPerSecond*burstSeconds)))}
+	one := &resident{limiter: rate.NewLimiter(requestRate(current.Quota), requestBurst(current.Quota))}
 	one.tenant.Store(current)
-	part, err := store.Scope(b.db, current.Name, func(ns string) store.Limit { return one.tenant.Load().Quota.Limit(ns) })
+	part, err := current.Scope(b.db, func(ns string) store.Limit { return one.tenant.Load().Quota.Limit(ns) })
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +209,7 @@ func (t *tenants) newResident(ctx context.Context, current *tenant.Tenant) (*res
 		audit: tenantAudit{b.audit, current.Name}, admins: tenantAdmins{b, one},
 		// Secrets of tenants are always in the broker's own store: other back ends know nothing of tenants.
 		resources: resources.DefaultConfig(), plugins: builtin.Config{},
-		sessions: cmp.Or(current.Quota.Sessions, b.cfg.Attestation.MaxSessions),
+		rate: one.limiter.Allow, sessions: cmp.Or(current.Quota.Sessions, b.cfg.Attestation.MaxSessions),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening tenant %s: %w", current.Name, err)
@@ -207,36 +232,34 @@ func (t *tenants) admit(name string, one *resident) error {
 		t.open[name] = one
 	}
 	one.checked, one.used = t.b.now(), t.b.now()
-	delete(t.absent, name)
 	return nil
 }
 
-// drop closes a realm. Requests in it go on. t is locked.
+// drop closes a realm. Requests in it go on. t is locked, so nobody waits for what the realm has under way at the store.
 func (t *tenants) drop(name string) {
 	if one := t.open[name]; one != nil {
 		delete(t.open, name)
-		if err := one.realm.close(); err != nil {
-			t.b.log.Error("closing a tenant", "tenant", name, "error", err)
-		}
+		t.closing.Go(func() {
+			if err := one.realm.close(); err != nil {
+				t.b.log.Error("closing a tenant", "tenant", name, "error", err)
+			}
+		})
 	}
 }
 
-// forget remembers that there is no tenant of a name.
+// forget closes what a name stood for that there is no tenant of.
 func (t *tenants) forget(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.drop(name)
-	if len(t.absent) >= maxStrangers {
-		clear(t.absent)
-	}
-	t.absent[name] = t.b.now()
 }
 
 // refresh makes the next request for a tenant ask the store.
 func (t *tenants) refresh(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.absent, name)
+	t.known = nil
+	t.changes++
 	if one := t.open[name]; one != nil {
 		one.checked = time.Time{}
 	}
@@ -254,11 +277,12 @@ func (t *tenants) each(fn func(*realm)) {
 
 func (t *tenants) close() error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.closed = true
 	for name := range t.open {
 		t.drop(name)
 	}
+	t.mu.Unlock()
+	t.closing.Wait()
 	return nil
 }
 
@@ -290,7 +314,8 @@ func (t *tenants) SetQuota(ctx context.Context, name string, q tenant.Quota) err
 func (t *tenants) List(ctx context.Context) ([]tenant.Info, error) { return t.list.Infos(ctx) }
 
 // tenantAdmins admits a tenant's own administrators: the holder of its token, and roles that the configuration lets call its paths. The
-// root's token is not among them: who runs the broker makes and removes tenants, and does not read or change what they keep.
+// root's token is not among them: who runs the broker makes and removes tenants, and does not read or change what they keep. Where
+// administrators need a certificate besides their token (admin.certificates.require_certificate), those of tenants need one too.
 type tenantAdmins struct {
 	b   *Broker
 	one *resident
@@ -304,6 +329,13 @@ func (a tenantAdmins) Admit(ctx context.Context, c adminauth.Call) (string, erro
 		return a.b.admins.Admit(ctx, c)
 	}
 	err := t.Check(c.Bearer)
+	if err == nil && a.b.cfg.Admin.Certificates.Required {
+		holder, err := a.b.certificates.Admit(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		return "admin of tenant " + t.Name + ", " + holder, nil
+	}
 	if err == nil {
 		return "admin of tenant " + t.Name, nil
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/outage"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/initdata"
@@ -87,13 +88,46 @@ type Parts struct {
 	Services []string
 	// Issuer is the address that relying parties know the REST form by, for OIDC discovery; "" means whatever they called.
 	Issuer string
+	// Concurrent is how many requests are evaluated at the same time; zero means no limit.
+	Concurrent int
 }
 
+// handleTimeout bounds one request.
+const handleTimeout = 50 * time.Second
+
 // API is both services.
-type API struct{ Parts }
+type API struct {
+	Parts
+	slots chan struct{}
+}
 
 // New makes an API.
-func New(p Parts) *API { return &API{p} }
+func New(p Parts) *API {
+	a := &API{Parts: p}
+	if p.Concurrent > 0 {
+		a.slots = make(chan struct{}, p.Concurrent)
+	}
+	return a
+}
+
+// note writes an audit entry. A client that hangs up ends its request, but not the entry: it could otherwise try evidence and tokens
+// without leaving a trace.
+func (a *API) note(ctx context.Context, e audit.Entry) error {
+	return a.Audit.Append(context.WithoutCancel(ctx), e)
+}
+
+// slot waits for a place among the evaluations under way and returns how to give it back.
+func (a *API) slot(ctx context.Context) (func(), error) {
+	if a.slots == nil {
+		return func() {}, nil
+	}
+	select {
+	case a.slots <- struct{}{}:
+		return func() { <-a.slots }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: it is busy with other evidence", outage.ErrUnavailable)
+	}
+}
 
 // evidence is one verification request in either protocol.
 type evidence struct {
@@ -117,11 +151,18 @@ func (a *API) evaluate(ctx context.Context, remote string, list []evidence, poli
 	if err != nil {
 		return "", err
 	}
+	ctx, cancel := context.WithTimeout(ctx, handleTimeout)
+	defer cancel()
 	entry := audit.Entry{Event: "attestation-api", RequestID: id, Remote: remote}
-	token, err := a.verdict(ctx, id, list, policyIDs, &entry)
+	token := ""
+	release, err := a.slot(ctx)
+	if err == nil {
+		defer release()
+		token, err = a.verdict(ctx, id, list, policyIDs, &entry)
+	}
 	if err != nil {
 		entry.Decision, entry.Reason = audit.Deny, err.Error()
-		if aerr := a.Audit.Append(ctx, entry); aerr != nil {
+		if aerr := a.note(ctx, entry); aerr != nil {
 			a.Log.ErrorContext(ctx, "writing the audit log", "request", id, "error", aerr)
 		}
 		a.Log.WarnContext(ctx, "attestation refused", "request", id, "why", err)
@@ -163,7 +204,7 @@ func (a *API) verdict(ctx context.Context, id string, list []evidence, policyIDs
 	summary, from := v.Record.Summary()
 	entry.Decision, entry.Attestation, entry.Reason = audit.Allow, id, summary
 	entry.Status, entry.Policy = strings.Join(statuses, " "), strings.Join(from, " ")
-	if err := a.Audit.Append(ctx, *entry); err != nil {
+	if err := a.note(ctx, *entry); err != nil {
 		return "", errors.New("the audit log cannot be written")
 	}
 	a.Log.InfoContext(ctx, "attested for another broker", "request", id, "tee", entry.TEE, "status", entry.Status)
@@ -262,10 +303,10 @@ func (a *API) change(ctx context.Context, remote string, call adminauth.Call, ev
 	by, err := a.Admins.Admit(ctx, call)
 	if err != nil {
 		entry.Reason = err.Error()
-		return errors.Join(err, a.Audit.Append(ctx, entry))
+		return errors.Join(err, a.note(ctx, entry))
 	}
 	entry.Decision, entry.Reason = audit.Allow, "admitted "+by
-	if err := a.Audit.Append(ctx, entry); err != nil {
+	if err := a.note(ctx, entry); err != nil {
 		return errors.New("the audit log cannot be written, so nothing is changed")
 	}
 	done, err := do(by)
@@ -276,7 +317,7 @@ func (a *API) change(ctx context.Context, remote string, call adminauth.Call, ev
 	if err != nil {
 		entry.Decision, entry.Reason = audit.Error, err.Error()
 	}
-	if aerr := a.Audit.Append(ctx, entry); aerr != nil {
+	if aerr := a.note(ctx, entry); aerr != nil {
 		a.Log.ErrorContext(ctx, "writing the audit log", "request", id, "error", aerr)
 	}
 	return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -32,6 +33,7 @@ func (a *API) GRPC(opts ...grpc.ServerOption) *grpc.Server {
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(maxAnswer),
 		// Upstream's clients ask every 10 s whether the connection lives.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minKeepalive, PermitWithoutStream: true}),
+		grpc.ChainUnaryInterceptor(a.survive),
 	}, opts...)...)
 	if a.offers(ServiceAttestation) {
 		as.RegisterAttestationServiceServer(s, &attestationGRPC{api: a})
@@ -45,6 +47,17 @@ func (a *API) GRPC(opts ...grpc.ServerOption) *grpc.Server {
 
 func (a *API) offers(service string) bool {
 	return a.Services == nil || slices.Contains(a.Services, service)
+}
+
+// survive turns a panic into an error. Without it one would end the whole broker: gRPC, other than HTTP, catches none.
+func (a *API) survive(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.Log.ErrorContext(ctx, "handler panicked", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+			answer, err = nil, status.Error(codes.Internal, "internal error")
+		}
+	}()
+	return next(ctx, req)
 }
 
 const (

@@ -119,6 +119,8 @@ type Parts struct {
 	// Note writes an audit entry about a request, of which the console fills in Event, Decision, Subject, Policy and Reason, and
 	// returns when it is on disk.
 	Note func(r *http.Request, e audit.Entry) error
+	// Remote is the address of a request's client, as trusted proxies tell it; nil means that of the connection.
+	Remote func(r *http.Request) string
 
 	Decisions           decisions
 	Audit               auditLog

@@ -1,7 +1,6 @@
 package console
 
 import (
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/audit"
+	"github.com/cloister/cloister/broker/ratelimit"
 )
 
 // maxToken bounds a token, in bytes.
@@ -95,7 +95,7 @@ func (c *Console) showSignIn(w http.ResponseWriter, r *http.Request, code int, p
 }
 
 func (c *Console) signIn(w http.ResponseWriter, r *http.Request) {
-	if !c.attempts.admit(address(r)) {
+	if !c.attempts.admit(c.address(r)) {
 		w.Header().Set("Retry-After", "10")
 		c.showSignIn(w, r, http.StatusTooManyRequests, "Too many attempts. Wait ten seconds and try again.", "")
 		return
@@ -159,11 +159,12 @@ func (c *Console) signOut(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, root+"sign-in", http.StatusSeeOther)
 }
 
-// address is the client's address without its port.
-func address(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
+// address is what attempts to sign in are counted under: behind a proxy that of the client, or all would share the attempts of one; of
+// IPv6 the network, or who has one would have all attempts there are.
+func (c *Console) address(r *http.Request) string {
+	remote := (*ratelimit.Proxies)(nil).Client
+	if c.Remote != nil {
+		remote = c.Remote
 	}
-	return host
+	return ratelimit.Network(remote(r))
 }

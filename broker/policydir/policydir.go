@@ -2,7 +2,8 @@
 //
 // The folder holds resource.rego and attestation/<id>.rego. All files are read and compiled together: they take the place of the
 // earlier set as one, or, when one of them is at fault, not at all. While the folder is the source, policies cannot be set over the
-// API: the next look at the folder would undo it. For what the folder lacks, the broker's own default policies hold.
+// API: the next look at the folder would undo it. For what the folder lacks, the broker's own default policies hold. A running broker
+// does not go back to them: a volume that is not mounted any more looks like an empty folder, and must not open what a policy closed.
 package policydir
 
 import (
@@ -53,8 +54,42 @@ type policies map[string]*rego.Policy
 func Open(ctx context.Context, path, resourceID string) (*Directory, error) {
 	d := &Directory{path: path, resourceID: resourceID}
 	var err error
-	d.value, err = reload.NewValue(ctx, func(ctx context.Context) (policies, error) { return read(ctx, path) })
+	var before policies // rounds of reading come one after the other
+	d.value, err = reload.NewValue(ctx, func(ctx context.Context) (policies, error) {
+		fresh, err := read(ctx, path)
+		if err == nil {
+			err = before.gone(fresh, path)
+		}
+		if err != nil {
+			return nil, err
+		}
+		before = fresh
+		return fresh, nil
+	})
 	return d, err
+}
+
+// gone refuses policies that lack the resource policy, or all attestation policies, that were there before.
+func (p policies) gone(fresh policies, path string) error {
+	attests := func(p policies) bool {
+		for name := range p {
+			if strings.HasPrefix(name, attestationDir+"/") {
+				return true
+			}
+		}
+		return false
+	}
+	what := ""
+	switch {
+	case p[resourceName] != nil && fresh[resourceName] == nil:
+		what = resourceName + suffix
+	case attests(p) && !attests(fresh):
+		what = "all of " + attestationDir
+	default:
+		return nil
+	}
+	return fmt.Errorf("reading policies of %s: %s has gone, and the broker's own defaults may let more guests in; hint: if that is meant, "+
+		"restart the broker", path, what)
 }
 
 // Item is what reads the folder again.

@@ -96,6 +96,33 @@ func TestReloadAsOne(t *testing.T) {
 	}
 }
 
+// TestGone: a folder that is empty all of a sudden, as a volume that is not mounted, does not bring the defaults back.
+func TestGone(t *testing.T) {
+	for _, file := range []string{"resource.rego", "attestation/default_cpu.rego"} {
+		dir := t.TempDir()
+		write(t, dir, "resource.rego", no)
+		write(t, dir, "attestation/default_cpu.rego", no)
+		d := open(t, dir)
+		res, att := d.Resource(), d.Attestation()
+		for _, err := range []error{res.PutDefault(t.Context(), resource.PolicyID, yes), att.PutDefault(t.Context(), "default_cpu", yes),
+			os.Remove(filepath.Join(dir, file))} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Item().Load(t.Context()); err == nil || !strings.Contains(err.Error(), "has gone") {
+			t.Errorf("without %s: %v", file, err)
+		}
+		if allows(t, res, resource.PolicyID) != false || allows(t, att, "default_cpu") != false {
+			t.Errorf("without %s a default is in force", file)
+		}
+		write(t, dir, file, yes)
+		if err := d.Item().Load(t.Context()); err != nil {
+			t.Errorf("with %s again: %v", file, err)
+		}
+	}
+}
+
 // TestInTheBroker gives the sets to those who use policies.
 func TestInTheBroker(t *testing.T) {
 	dir := t.TempDir()

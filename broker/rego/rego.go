@@ -26,6 +26,11 @@ const (
 	// MaxText bounds the text of a policy.
 	MaxText     = 1 << 20
 	evalTimeout = 10 * time.Second
+	// maxNesting bounds brackets within brackets, maxComprehensions those of comprehensions. Nothing stops the compiler once it has
+	// begun, and each comprehension within another more than doubles its work: 16 take it most of a minute, and a policy of a tenant's
+	// would take a processor from everybody.
+	maxNesting        = 64
+	maxComprehensions = 7
 )
 
 // ErrPolicy marks a policy that cannot be used: it does not parse or compile.
@@ -100,6 +105,10 @@ func Compile(id, text string) (*Policy, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("policy %s has %d bytes, at most %d are taken: %w", id, len(text), MaxText, ErrPolicy)
 	}
+	if n, c := nesting(text); n > maxNesting || c > maxComprehensions {
+		return nil, fmt.Errorf("policy %s has %d brackets and %d comprehensions within each other, at most %d and %d are taken: %w",
+			id, n, c, maxNesting, maxComprehensions, ErrPolicy)
+	}
 	caps := capabilities()
 	module, err := ast.ParseModuleWithOpts(id, text, ast.ParserOptions{RegoVersion: ast.RegoV1, Capabilities: caps})
 	if err != nil {
@@ -126,6 +135,52 @@ func Compile(id, text string) (*Policy, error) {
 		p.rules[name] = append(p.rules[name], r)
 	}
 	return p, nil
+}
+
+// nesting is how many brackets are within each other at most, and how many of those that have a '|', which are comprehensions or unions,
+// outside of strings and comments.
+func nesting(text string) (brackets, comprehensions int) {
+	type bracket struct {
+		bar  bool
+		deep int // of what is within
+	}
+	stack := []bracket{{}}
+	for i := 0; i < len(text); i++ {
+		top := &stack[len(stack)-1]
+		switch text[i] {
+		case '[', '{', '(':
+			stack = append(stack, bracket{})
+			brackets = max(brackets, len(stack)-1)
+		case ']', '}', ')':
+			if len(stack) == 1 {
+				continue // the parser will say so
+			}
+			deep := top.deep
+			if top.bar {
+				deep++
+			}
+			stack = stack[:len(stack)-1]
+			outer := &stack[len(stack)-1]
+			outer.deep = max(outer.deep, deep)
+			comprehensions = max(comprehensions, deep)
+		case '|':
+			top.bar = true
+		case '#':
+			for i < len(text) && text[i] != '\n' {
+				i++
+			}
+		case '`':
+			for i++; i < len(text) && text[i] != '`'; i++ {
+			}
+		case '"':
+			for i++; i < len(text) && text[i] != '"' && text[i] != '\n'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+		}
+	}
+	return brackets, comprehensions
 }
 
 // ID is the name the policy was compiled with.

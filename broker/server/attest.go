@@ -33,7 +33,7 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 		s.failBody(w, r, kbs.ErrorAttestation, err)
 		return
 	}
-	release, ok := s.limiter.slot(r)
+	release, ok := s.Limiter.slot(r)
 	if !ok {
 		s.metrics.attestationErrors.Inc()
 		w.Header().Set("Retry-After", "5")
@@ -59,7 +59,7 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) {
 		return s.firstAttest(r.WithContext(ctx), sess, body, &entry)
 	})
 	if err != nil {
-		s.metrics.attestationFailures.WithLabelValues(sess.TEE).Inc()
+		s.metrics.attestationFailures.WithLabelValues(label(sess.TEE)).Inc()
 		refuse(err)
 		return
 	}
@@ -104,7 +104,7 @@ func (s *Server) firstAttest(r *http.Request, sess *session.Session, body []byte
 	if err := kept.Wait(); err != nil {
 		return "", "", err
 	}
-	s.metrics.attestationSuccesses.WithLabelValues(sess.TEE).Inc()
+	s.metrics.attestationSuccesses.WithLabelValues(label(sess.TEE)).Inc()
 	if summary != "" {
 		s.Log.WarnContext(ctx, "evidence is genuine but not affirmed", "request", id, "tee", sess.TEE, "status", entry.Status, "why", summary)
 	} else {

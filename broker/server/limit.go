@@ -3,6 +3,7 @@ package server
 import (
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cloister/cloister/broker/ratelimit"
@@ -19,19 +20,30 @@ type Limits struct {
 	Attestations int
 }
 
-type limiter struct {
+// Limiter applies Limits. Realms share one: an address has no more of the broker when it asks several tenants.
+type Limiter struct {
 	addresses *ratelimit.Limiter
 	slots     chan struct{}
-	large     chan struct{}
+
+	mu     sync.Mutex
+	bodies int64            // bytes of all bodies under way that are not small
+	by     map[string]int64 // the same by address
 }
 
-// maxLarge is how many attestations above MaxBody are taken in at the same time, which bounds what bodies take of the memory.
-const maxLarge = 8
+// What bodies take of the memory: those up to smallBody are bounded by the connections that a process can have; of the others, no more
+// than so many bytes are taken in at the same time, and no more than half of that of one address. Who sends slowly has bodyTime.
+const (
+	smallBody      = 64 << 10
+	maxBodies      = 128 << 20
+	maxBodiesOfOne = maxBodies / 2
+	bodyTime       = 20 * time.Second
+)
 
-func newLimiter(l Limits, now func() time.Time) *limiter {
-	m := &limiter{
+// NewLimiter makes a Limiter.
+func NewLimiter(l Limits, now func() time.Time) *Limiter {
+	m := &Limiter{
 		addresses: ratelimit.New(ratelimit.Limit{PerSecond: l.PerSecond, Burst: l.Burst}, ratelimit.MaxNames, now),
-		large:     make(chan struct{}, maxLarge),
+		by:        map[string]int64{},
 	}
 	if l.Attestations > 0 {
 		m.slots = make(chan struct{}, l.Attestations)
@@ -40,13 +52,13 @@ func newLimiter(l Limits, now func() time.Time) *limiter {
 }
 
 // admit reports whether an address may make one more request now.
-func (m *limiter) admit(address string) bool {
+func (m *Limiter) admit(address string) bool {
 	ok, _ := m.addresses.Allow(ratelimit.Network(address))
 	return ok
 }
 
 // slot waits for a place among the attestations under way and returns how to give it back; false when the client gave up first.
-func (m *limiter) slot(r *http.Request) (func(), bool) {
+func (m *Limiter) slot(r *http.Request) (func(), bool) {
 	if m.slots == nil {
 		return func() {}, true
 	}
@@ -58,18 +70,36 @@ func (m *limiter) slot(r *http.Request) (func(), bool) {
 	}
 }
 
-// body returns how many bytes the body of a request may have, and how to give back what was taken for it. Only an attestation may be
-// large, when there is a place for it at once; false is when there is none.
-func (m *limiter) body(r *http.Request) (release func(), limit int64, ok bool) {
-	if r.URL.Path != kbs.PathPrefix+"/attest" || r.ContentLength <= MaxBody {
-		return func() {}, MaxBody, true
+// body returns how many bytes the body of a request may have, and how to give back what was taken for it. Only an attestation that
+// says its length may be large; false is when there is no room for it now.
+func (m *Limiter) body(r *http.Request, address string) (release func(), limit int64, ok bool) {
+	limit = MaxBody
+	if r.URL.Path == kbs.PathPrefix+"/attest" && r.ContentLength > MaxBody {
+		limit = MaxAttestation
 	}
-	select {
-	case m.large <- struct{}{}:
-		return func() { <-m.large }, MaxAttestation, true
-	default:
+	size := r.ContentLength
+	if size < 0 || size > limit { // a longer one is read up to the limit
+		size = limit
+	}
+	if size <= smallBody {
+		return func() {}, limit, true
+	}
+	name := ratelimit.Network(address)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.bodies+size > maxBodies || m.by[name]+size > maxBodiesOfOne {
 		return nil, 0, false
 	}
+	m.bodies += size
+	m.by[name] += size
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.bodies -= size
+		if m.by[name] -= size; m.by[name] == 0 {
+			delete(m.by, name)
+		}
+	}, limit, true
 }
 
 // limited says whether requests for a path count: probes of health and metrics do not.

@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/cloister/cloister/broker/verifier"
 )
 
 // Metrics are counters with upstream's names (kbs-protocol.md section 13). No label holds a path: names of secrets do
@@ -120,6 +122,16 @@ func (m *Metrics) resource(method string) {
 func (m *Metrics) plugin(name string, took time.Duration) {
 	m.pluginRequests.WithLabelValues(name).Inc()
 	m.pluginDuration.WithLabelValues(name).Observe(took.Seconds())
+}
+
+// label is the name of a TEE as a label. Where an attestation service elsewhere judges, clients can name any; each would be kept for good.
+func label(tee string) string {
+	for _, e := range verifier.Builtin(verifier.Config{}) {
+		if e.TEE == verifier.Canonical(tee) {
+			return e.TEE
+		}
+	}
+	return "other"
 }
 
 // observe counts an answered request.

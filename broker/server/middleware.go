@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -69,14 +70,6 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 		a := &answer{ResponseWriter: w}
 		a.Header().Set("X-Request-Id", id)
 		a.Header().Set("Cache-Control", "no-store")
-		release, limit, ok := s.limiter.body(r)
-		if !ok {
-			a.Header().Set("Retry-After", "5")
-			http.Error(a, "the broker is busy with other large attestations", http.StatusServiceUnavailable)
-			return
-		}
-		defer release()
-		r.Body = http.MaxBytesReader(a, r.Body, limit)
 		s.metrics.active.Inc()
 		defer func() {
 			s.metrics.active.Dec()
@@ -89,12 +82,30 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 			s.metrics.observe(r, a, time.Since(start))
 			s.Log.DebugContext(ctx, "request", "id", id, "method", r.Method, "status", a.status, "remote", s.remote(r))
 		}()
-		if limited(r.URL.Path) && !s.limiter.admit(s.remote(r)) {
+		if limited(r.URL.Path) && !s.Limiter.admit(s.remote(r)) {
 			s.metrics.limited.Inc()
 			a.Header().Set("Retry-After", "1")
 			http.Error(a, "too many requests from this address", http.StatusTooManyRequests)
 			return
 		}
+		// After the address: one that asks too often does not use up what a tenant may ask.
+		if s.Rate != nil && !s.Rate() {
+			s.metrics.limited.Inc()
+			a.Header().Set("Retry-After", "1")
+			http.Error(a, "too many requests for this tenant", http.StatusTooManyRequests)
+			return
+		}
+		release, limit, ok := s.Limiter.body(r, s.remote(r))
+		if !ok {
+			a.Header().Set("Retry-After", "5")
+			http.Error(a, "the broker is busy with other large requests", http.StatusServiceUnavailable)
+			return
+		}
+		defer release()
+		if r.ContentLength != 0 {
+			r.Body = hurry(a, r.Body)
+		}
+		r.Body = http.MaxBytesReader(a, r.Body, limit)
 		if !plainPath(r.URL) {
 			s.fail(a, r, refusal{http.StatusNotFound, kbs.ErrorInvalidRequestPath, "the path is not in plain form: no escapes, no empty, \".\" or \"..\" parts"})
 			return
@@ -105,6 +116,30 @@ func (s *Server) wrap(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(a, r)
 	})
+}
+
+// hurried is a body that has to come within bodyTime. When it is there, the time for reading is that of the whole request again: net/http
+// goes on reading, to notice a client that hangs up, and would take the end of the shorter time for that.
+type hurried struct {
+	io.ReadCloser
+	there func()
+}
+
+func hurry(w http.ResponseWriter, body io.ReadCloser) io.ReadCloser {
+	c := http.NewResponseController(w)
+	// A writer without a connection behind it cannot do this, and needs no time.
+	if c.SetReadDeadline(time.Now().Add(bodyTime)) != nil {
+		return body
+	}
+	return hurried{body, func() { _ = c.SetReadDeadline(time.Now().Add(2 * handleTimeout)) }}
+}
+
+func (h hurried) Read(p []byte) (int, error) {
+	n, err := h.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		h.there()
+	}
+	return n, err
 }
 
 // plainPath refuses paths that two readers could read differently. Names of the API need no escapes. Control characters,
@@ -121,6 +156,9 @@ func plainPath(u *url.URL) bool {
 
 // remote is the client's address without its port.
 func (s *Server) remote(r *http.Request) string { return s.Proxies.Client(r) }
+
+// Remote is the client's address without its port, for handlers that were added.
+func (s *Server) Remote(r *http.Request) string { return s.remote(r) }
 
 // Note writes an audit entry about a request, for handlers that were added.
 func (s *Server) Note(r *http.Request, e audit.Entry) error { return s.note(r, e) }

@@ -139,6 +139,14 @@ func (c *pluginCall) Guest(ctx context.Context, req *plugin.Request) (map[string
 		s.metrics.violations.Inc()
 		return nil, *s.denial(c.r, c.what, d, &c.entry, &c.rec)
 	}
+	if c.change() { // what a guest makes a plugin do is recorded before it is done, as with an administrator
+		tried := c.entry
+		tried.Decision, tried.Reason = audit.Allow, "the policy allows it"
+		if err := s.note(c.r, tried); err != nil {
+			s.metrics.auditErrors.Inc()
+			return nil, refusal{http.StatusUnauthorized, kbs.ErrorPluginInternal, "the audit log cannot be written, so nothing is done"}
+		}
+	}
 	s.metrics.approvals.Inc()
 	c.claims = claims
 	initData, _ := at(claims, initDataClaims).(map[string]any)
@@ -199,6 +207,10 @@ func (c *pluginCall) send(w http.ResponseWriter, a *plugin.Answer) {
 		if c.change() {
 			// It is done: a log that cannot be written any more has the entry of the try.
 			s.noteRefusal(c.r, c.entry)
+		} else if err := s.note(c.r, c.entry); err != nil { // plugins may give secrets to administrators too
+			s.metrics.auditErrors.Inc()
+			s.fail(w, c.r, refusal{http.StatusUnauthorized, kindPlugin, "the audit log cannot be written, so nothing is released"})
+			return
 		}
 	} else {
 		if err := s.note(c.r, c.entry); err != nil {

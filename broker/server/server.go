@@ -140,7 +140,10 @@ type Parts struct {
 	// Reloads is nil for the server of a tenant: files are the root's.
 	Reloads reloads
 	Metrics *Metrics
-	Limits  Limits
+	// Limiter may be nil: then there are no limits but those of bodies.
+	Limiter *Limiter
+	// Rate reports whether a tenant's own rate lets one more request through; nil means that there is none.
+	Rate func() bool
 	// Ready tells why the server cannot do its work now; nil means that it is never asked.
 	Ready func(ctx context.Context) error
 	// Proxies are those whose word on a client's address counts; nil means none.
@@ -164,7 +167,6 @@ type Parts struct {
 type Server struct {
 	Parts
 	metrics *Metrics
-	limiter *limiter
 	started time.Time
 	handler http.Handler
 	mux     *http.ServeMux
@@ -172,7 +174,10 @@ type Server struct {
 
 // New makes a Server.
 func New(p Parts) *Server {
-	s := &Server{Parts: p, started: p.Now(), metrics: p.Metrics, limiter: newLimiter(p.Limits, p.Now)}
+	if p.Limiter == nil {
+		p.Limiter = NewLimiter(Limits{}, p.Now)
+	}
+	s := &Server{Parts: p, started: p.Now(), metrics: p.Metrics}
 	mux := http.NewServeMux()
 	s.mux = mux
 	mux.HandleFunc("POST /kbs/v0/auth", s.auth)

@@ -16,6 +16,12 @@ var tenantName = regexp.MustCompile(`\A[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\z`)
 // ValidTenant reports whether a name can be a tenant's: a DNS label (RFC 1123) in lower case.
 func ValidTenant(name string) bool { return tenantName.MatchString(name) }
 
+var scopeName = regexp.MustCompile(`\A[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[0-9a-f]{16})?\z`)
+
+// ValidScope reports whether a part of a store can have a name: that of a tenant, and behind it what tells the tenant from earlier and
+// later ones of its name.
+func ValidScope(name string) bool { return scopeName.MatchString(name) }
+
 // Scoped is the part of a store that belongs to one tenant. Its namespaces are the tenant's own, so that no key of another tenant
 // can be named, and each has its own limit. A write that passes a limit is refused with ErrFull; those of the same moment may pass it
 // together by what they write.
@@ -29,8 +35,8 @@ var _ Store = (*Scoped)(nil)
 
 // Scope returns a tenant's part of a store. limit tells that of a namespace as it is now; nil means none.
 func Scope(whole Store, tenant string, limit func(ns string) Limit) (*Scoped, error) {
-	if !ValidTenant(tenant) {
-		return nil, fmt.Errorf("tenant name %.64q: want up to 63 letters a to z, digits and inner hyphens", tenant)
+	if !ValidScope(tenant) {
+		return nil, fmt.Errorf("tenant name %.80q: want up to 63 letters a to z, digits and inner hyphens", tenant)
 	}
 	if limit == nil {
 		limit = func(string) Limit { return Limit{} }

@@ -156,7 +156,7 @@ func Check(ns, key string) error {
 // CheckNamespace refuses a namespace that is neither in the list above nor a tenant's part of one.
 func CheckNamespace(ns string) error {
 	base, tenant, scoped := strings.Cut(ns, scopeMark)
-	if !slices.Contains(namespaces, base) || scoped && !ValidTenant(tenant) {
+	if !slices.Contains(namespaces, base) || scoped && !ValidScope(tenant) {
 		return fmt.Errorf("store has no namespace %.128q", ns)
 	}
 	return nil

@@ -7,11 +7,13 @@
 package tenant
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,6 +83,14 @@ type Tenant struct {
 	// Key names the tenant in what is sealed for it. A tenant that is made anew under an old name has another one.
 	Key       string `json:"key"`
 	TokenHash []byte `json:"token_hash"`
+	// Space names the tenant's part of the store; "" is Name, of tenants from before there was a Space. Like Key it is of this tenant
+	// alone: a request that an earlier one of the name has under way cannot write into what a later one has.
+	Space string `json:"space,omitempty"`
+}
+
+// Scope returns the tenant's part of the broker's store. limit tells that of a namespace as it is now; nil means none.
+func (t *Tenant) Scope(db store.Store, limit func(ns string) store.Limit) (*store.Scoped, error) {
+	return store.Scope(db, cmp.Or(t.Space, t.Name), limit)
 }
 
 // Store keeps the list.
@@ -118,7 +128,11 @@ func (s *Store) Create(ctx context.Context, name string, q Quota) (token string,
 	if _, err := rand.Read(key); err != nil {
 		return "", fmt.Errorf("making the key name of a tenant: %w", err)
 	}
-	t := Tenant{Name: name, Created: s.now().UTC(), Quota: q, Key: base64.RawURLEncoding.EncodeToString(key), TokenHash: hash}
+	sum := sha256.Sum256(key)
+	t := Tenant{
+		Name: name, Created: s.now().UTC(), Quota: q, Key: base64.RawURLEncoding.EncodeToString(key), TokenHash: hash,
+		Space: name + "." + hex.EncodeToString(sum[:8]),
+	}
 	raw, err := json.Marshal(t)
 	if err != nil {
 		return "", fmt.Errorf("encoding a tenant: %w", err)
@@ -161,6 +175,16 @@ func (s *Store) List(ctx context.Context) ([]Tenant, error) {
 	return list, err
 }
 
+// Names returns the names of all tenants.
+func (s *Store) Names(ctx context.Context) (map[string]bool, error) {
+	names := map[string]bool{}
+	err := s.db.Each(ctx, store.Tenants, func(name string, _ []byte) error { names[name] = true; return nil })
+	if err != nil {
+		return nil, fmt.Errorf("reading the names of tenants: %w", err)
+	}
+	return names, nil
+}
+
 // change replaces the entry of a tenant.
 func (s *Store) change(ctx context.Context, name string, fn func(t *Tenant) error) error {
 	for {
@@ -201,22 +225,32 @@ func (s *Store) NewToken(ctx context.Context, name string) (string, error) {
 	return token, s.change(ctx, name, func(t *Tenant) error { t.TokenHash = hash; return nil })
 }
 
-// Delete removes a tenant and then all that it kept. After a failure the tenant is gone, and what is left of it can be read by nobody:
-// a tenant that gets its name later seals for another key name.
+// Delete removes a tenant and then all that it kept. After a failure the tenant is gone, and what is left of it is nobody's: a tenant
+// that gets its name later has another part of the store.
 func (s *Store) Delete(ctx context.Context, name string) error {
-	part, err := store.Scope(s.db, name, nil)
-	if err != nil {
-		return err
+	for {
+		t, version, err := s.load(ctx, name)
+		if err != nil {
+			return err
+		}
+		part, err := t.Scope(s.db, nil)
+		if err != nil {
+			return err
+		}
+		err = s.db.Swap(ctx, store.Tenants, map[string]store.Change{name: {Version: version}})
+		if errors.Is(err, store.ErrChanged) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("removing tenant %s: %w", name, err)
+		}
+		return part.Clear(ctx)
 	}
-	if err := s.db.Delete(ctx, store.Tenants, name); err != nil {
-		return fmt.Errorf("removing tenant %s: %w", name, err)
-	}
-	return part.Clear(ctx)
 }
 
 // Usage counts what a tenant keeps.
-func (s *Store) Usage(ctx context.Context, name string) (Usage, error) {
-	part, err := store.Scope(s.db, name, nil)
+func (s *Store) Usage(ctx context.Context, t *Tenant) (Usage, error) {
+	part, err := t.Scope(s.db, nil)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -230,7 +264,7 @@ func (s *Store) Usage(ctx context.Context, name string) (Usage, error) {
 	} {
 		u, err := part.Usage(ctx, c.ns)
 		if err != nil {
-			return Usage{}, fmt.Errorf("counting what tenant %s keeps: %w", name, err)
+			return Usage{}, fmt.Errorf("counting what tenant %s keeps: %w", t.Name, err)
 		}
 		*c.into = u.Entries
 		if c.ns == store.Resources {
@@ -256,7 +290,7 @@ func (s *Store) Infos(ctx context.Context) ([]Info, error) {
 	}
 	out := make([]Info, 0, len(list))
 	for _, t := range list {
-		u, err := s.Usage(ctx, t.Name)
+		u, err := s.Usage(ctx, &t)
 		if err != nil {
 			return nil, err
 		}
