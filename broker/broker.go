@@ -72,6 +72,7 @@ type Broker struct {
 
 	// What all tenants share.
 	admins     adminauth.Authority
+	tokens     adminauth.Authority // admins without certificates
 	trusted    *token.Trust
 	trust      atomic.Pointer[refstore.Trust]
 	adminKeys  []*keyset.Set
@@ -178,7 +179,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	b.metrics.Register(b.collectors()...)
 	b.api = asapi.New(asapi.Parts{
 		Log: b.log, Now: b.now, Attestation: b.root.judge.attestation, Policies: b.root.judge.policies, References: b.root.judge.references, Audit: b.audit,
-		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(),
+		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(), Proxies: b.proxies,
 	})
 	return nil
 }

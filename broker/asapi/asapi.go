@@ -23,6 +23,7 @@ import (
 	"github.com/cloister/cloister/broker/attestation"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/initdata"
@@ -74,6 +75,8 @@ type Parts struct {
 	Admins      adminauth.Authority
 	// Clients tells whose certificate a connection has; nil when none counts.
 	Clients adminauth.Identifier
+	// Proxies are those whose word on a client's address counts; nil means none.
+	Proxies *ratelimit.Proxies
 	// Issuer is the address that relying parties know the REST form by, for OIDC discovery; "" means whatever they called.
 	Issuer string
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/outage"
@@ -98,7 +97,7 @@ func (a *API) postAttestation(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	signed, err := a.evaluate(r.Context(), r.RemoteAddr, list, req.PolicyIDs)
+	signed, err := a.evaluate(r.Context(), a.Proxies.Client(r), list, req.PolicyIDs)
 	if err != nil {
 		status := http.StatusInternalServerError
 		if errors.Is(err, outage.ErrUnavailable) {
@@ -120,11 +119,7 @@ func (a *API) postPolicy(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &req) {
 		return
 	}
-	scheme, bearer, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !ok || !strings.EqualFold(scheme, "bearer") {
-		bearer = ""
-	}
-	err := a.setPolicy(r.Context(), r.RemoteAddr, adminauth.Call{Bearer: bearer, Method: r.Method, Path: r.URL.Path}, req.ID, req.Policy)
+	err := a.setPolicy(r.Context(), a.Proxies.Client(r), adminauth.NewCall(r, a.Clients), req.ID, req.Policy)
 	switch {
 	case errors.Is(err, adminauth.ErrDenied):
 		http.Error(w, err.Error(), http.StatusUnauthorized)
