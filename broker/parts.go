@@ -66,11 +66,11 @@ func (b *Broker) trustedTokens(ctx context.Context) (*token.Trust, error) {
 // authority is who decides about administrative requests.
 func (b *Broker) authority(ctx context.Context) (adminauth.Authority, error) {
 	c := b.cfg.Admin
-	tokens, err := b.tokenAuthority(ctx)
-	if err != nil {
+	var err error
+	if b.tokens, err = b.tokenAuthority(ctx); err != nil {
 		return nil, err
 	}
-	return c.Certificates.Combine(tokens, c.AuthRules())
+	return c.Certificates.Combine(b.tokens, c.AuthRules())
 }
 
 // tokenAuthority is who decides about administrators who show a token.
