@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -55,6 +56,8 @@ type world struct {
 	tpm   *faketpm.TPM
 	b     *Broker
 	stop  func()
+	// transport is how guests reach the broker; nil means in the clear.
+	transport http.RoundTripper
 }
 
 const secretText = "the secret of the test, 0123456789"
@@ -169,7 +172,7 @@ func (g *guest) do(method, path string, body []byte, header http.Header) (int, [
 	if g.cookie != nil {
 		req.AddCookie(g.cookie)
 	}
-	res, err := http.DefaultTransport.RoundTrip(req)
+	res, err := cmp.Or(g.w.transport, http.DefaultTransport).RoundTrip(req)
 	g.w.must(err)
 	defer res.Body.Close()
 	answer, err := io.ReadAll(res.Body)

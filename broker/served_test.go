@@ -20,7 +20,6 @@ import (
 	"github.com/cloister/cloister/broker/client"
 	"github.com/cloister/cloister/broker/clientcert/certtest"
 	"github.com/cloister/cloister/broker/config"
-	"github.com/cloister/cloister/guest/attest"
 	"github.com/cloister/cloister/test/faketpm"
 	"github.com/cloister/cloister/wire/initdata"
 	"github.com/cloister/cloister/wire/kbs"
@@ -228,31 +227,44 @@ func (s *served) approve() {
 	s.must(s.admin.RegisterReferenceValues(s.t.Context(), approved(s.tpm)))
 }
 
-// guest is the real agent's client; nothing of a handshake is kept from one to the next.
-func (s *served) guest(tpm *faketpm.TPM) *attest.KBSClient {
+// guest is one run of the protocol against this broker.
+func (s *served) guest() *guest {
 	s.t.Helper()
-	cfg := attest.KBSConfig{URL: s.ready.URL, InitData: initToml}
-	if s.b.cert != nil {
-		cfg.RootPEM = string(s.ca.PEM())
-	}
-	c, err := attest.NewKBSClient(cfg, faketpm.NewAttester(tpm))
-	s.must(err)
-	return c
+	w := &world{t: s.t, url: s.ready.URL, clock: &clock{t: time.Now()}, tpm: s.tpm, b: s.b, transport: s.http().Transport}
+	return w.guest()
 }
 
-// fetch is what a guest gets for a resource.
+// fetch is what a guest gets for a path below /kbs/v0/, after a handshake.
 func (s *served) fetch(path string) (string, error) {
 	s.t.Helper()
-	uri, err := kbs.ParseResourceURI("kbs:///" + path)
-	s.must(err)
-	got, err := s.guest(s.tpm).Resource(s.t.Context(), uri)
-	return string(got), err
+	g := s.guest()
+	if status, answer := g.auth(); status != http.StatusOK {
+		return "", fmt.Errorf("auth: %d %s", status, answer)
+	}
+	if status, answer := g.attest(); status != http.StatusOK {
+		return "", fmt.Errorf("attest: %d %s", status, answer)
+	}
+	return g.open("GET", path, nil)
+}
+
+// open sends an attested guest's request and decrypts the answer.
+func (g *guest) open(method, path string, body []byte) (string, error) {
+	g.w.t.Helper()
+	status, answer := g.do(method, "/kbs/v0/"+path, body, nil)
+	if status != http.StatusOK {
+		return "", fmt.Errorf("%s: %d %s", path, status, answer)
+	}
+	plain, err := kbs.Decrypt(answer, g.key)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %.200s", path, err, answer)
+	}
+	return string(plain), nil
 }
 
 // wantSecret fails the test unless the approved guest gets its secret.
 func (s *served) wantSecret(when string) {
 	s.t.Helper()
-	if got, err := s.fetch("default/key/1"); err != nil || got != secretText {
+	if got, err := s.fetch("resource/default/key/1"); err != nil || got != secretText {
 		s.t.Errorf("%s the guest gets %q, %v", when, got, err)
 	}
 }
