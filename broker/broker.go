@@ -234,7 +234,7 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 	})
 	g.Go(func() error { return serveHTTP(ctx, b.Handler(), listeners.kbs, grace, b.log) })
 	if listeners.rest != nil {
-		g.Go(func() error { return serveHTTP(ctx, b.api.REST(), listeners.rest, grace, b.log) })
+		g.Go(func() error { return serveHTTP(ctx, b.telemetry.Handler(b.api.REST()), listeners.rest, grace, b.log) })
 	}
 	if listeners.grpc != nil {
 		g.Go(func() error { return b.serveGRPC(ctx, listeners.grpc, grace) })
