@@ -336,9 +336,14 @@ func Load(path string) (Config, error) {
 		*p = under(base, *p)
 	}
 	for _, list := range [][]string{c.TPM.EKRoots, c.TrustedTokens.Certificates, c.TrustedTokens.JWKSets, c.Collateral.Bundles, c.Admin.Certificates.Authorities, c.Admin.Certificates.CRLs, c.StorageKey.OldFiles, c.ReferenceValues.SWID.Roots,
-		c.ReferenceValues.CoRIM.Anchors, c.ReferenceValues.InToto.Keys} {
+		c.ReferenceValues.CoRIM.Anchors, c.ReferenceValues.InToto.Keys, c.Resources.Vault.CACerts} {
 		for i := range list {
 			list[i] = under(base, list[i])
+		}
+	}
+	if e := c.Plugins.External; e != nil {
+		for i := range e.Backends {
+			e.Backends[i].CACertPath = under(base, e.Backends[i].CACertPath)
 		}
 	}
 	for i := range c.Admin.IdentityProviders {
