@@ -17,7 +17,7 @@ import (
 // openConsole makes the web console part of the root's server.
 func (b *Broker) openConsole(r *realm, p realmParts, list *resources.Plugin, resourcePolicies policySet) error {
 	parts := console.Parts{
-		Log: b.log, Now: b.now, Secure: b.cert != nil, Admins: p.admins, Note: r.server.Note, Caller: r.server.Caller,
+		Log: b.log, Now: b.now, Secure: b.cert != nil, Admins: p.admins, Note: r.server.Note, Caller: r.server.Caller, Remote: b.proxies.Client,
 		Decisions: r.decisions, Audit: p.audit, References: r.judge.references,
 		AttestationPolicies: r.judge.policies, ResourcePolicies: resourcePolicies,
 		Resources: list, Tenants: consoleTenants{p.tenants},

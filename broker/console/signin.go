@@ -95,7 +95,7 @@ func (c *Console) showSignIn(w http.ResponseWriter, r *http.Request, code int, p
 }
 
 func (c *Console) signIn(w http.ResponseWriter, r *http.Request) {
-	if !c.attempts.admit(address(r)) {
+	if !c.attempts.admit(c.address(r)) {
 		w.Header().Set("Retry-After", "10")
 		c.showSignIn(w, r, http.StatusTooManyRequests, "Too many attempts. Wait ten seconds and try again.", "")
 		return
@@ -160,7 +160,10 @@ func (c *Console) signOut(w http.ResponseWriter, r *http.Request) {
 }
 
 // address is the client's address without its port.
-func address(r *http.Request) string {
+func (c *Console) address(r *http.Request) string {
+	if c.Remote != nil {
+		return c.Remote(r)
+	}
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
