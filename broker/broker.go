@@ -201,6 +201,7 @@ type Ready struct {
 
 // Serve listens and answers requests until ctx ends. It calls ready once, when requests are accepted.
 func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
+	hangups := reload.Hangups(ctx) // before anybody knows that there is somebody to send one: by default it would end the process
 	listeners, err := b.listen(ctx)
 	if err != nil {
 		return err
@@ -229,7 +230,7 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 	g.Go(func() error {
 		ticker := time.NewTicker(reload.DefaultInterval)
 		defer ticker.Stop()
-		b.reloads.Run(ctx, ticker.C, reload.Hangups(ctx))
+		b.reloads.Run(ctx, ticker.C, hangups)
 		return nil
 	})
 	g.Go(func() error { return serveHTTP(ctx, b.Handler(), listeners.kbs, grace, b.log) })
