@@ -145,6 +145,7 @@ type guest struct {
 	nonce  string
 	token  string
 	answer string
+	init   string // init data; "" means initToml
 
 	enrol bool
 	// attestation is changed before it is sent.
@@ -220,7 +221,7 @@ func (g *guest) attest() (int, []byte) {
 	jwk, err := kbs.NewJWK(&g.key.PublicKey)
 	g.w.must(err)
 	att := kbs.Attestation{
-		InitData: &kbs.InitData{Format: "toml", Body: initToml}, RuntimeData: kbs.RuntimeData{Nonce: g.nonce, TEEPubKey: jwk},
+		InitData: &kbs.InitData{Format: "toml", Body: cmp.Or(g.init, initToml)}, RuntimeData: kbs.RuntimeData{Nonce: g.nonce, TEEPubKey: jwk},
 	}
 	none := ""
 	data, err := kbs.ReportData(att.RuntimeData, &none, kbs.DefaultHash)

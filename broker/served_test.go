@@ -70,7 +70,7 @@ func newServed(t *testing.T, change func(dir string, c *config.Config)) *served 
 	t.Helper()
 	s := &served{t: t, dir: t.TempDir(), ca: certtest.New(t, "server authority", time.Now()), roots: x509.NewCertPool(), log: &logText{}}
 	s.roots.AddCert(s.ca.Cert)
-	s.tpm = bootedTPM(t)
+	s.tpm = bootedTPM(t, initToml)
 	root := filepath.Join(s.dir, "maker.pem")
 	certtest.Write(t, root, s.tpm.Root())
 	certtest.Write(t, filepath.Join(s.dir, "ca.pem"), s.ca.PEM())
@@ -193,8 +193,8 @@ func (s *served) post(c *http.Client, path string, form url.Values) (*http.Respo
 	return s.send(c, "POST", path, form.Encode(), "Content-Type: application/x-www-form-urlencoded")
 }
 
-// bootedTPM looks as after the boot of a guest.
-func bootedTPM(t *testing.T) *faketpm.TPM {
+// bootedTPM looks as after the boot of a guest with init data.
+func bootedTPM(t *testing.T, document string) *faketpm.TPM {
 	t.Helper()
 	tpm, err := faketpm.New(time.Now())
 	if err != nil {
@@ -203,7 +203,7 @@ func bootedTPM(t *testing.T) *faketpm.TPM {
 	for _, pcr := range []int{0, 4, 7, 9} {
 		tpm.Measure(pcr, []byte{byte(pcr)})
 	}
-	_, sum, err := initdata.Digest([]byte(initToml))
+	_, sum, err := initdata.Digest([]byte(document))
 	if err != nil {
 		t.Fatal(err)
 	}
