@@ -197,6 +197,16 @@ func TestRequiredCertificate(t *testing.T) {
 	if err := w.setByGRPC(w.token(), w.ops); err != nil {
 		t.Errorf("gRPC with both: %v", err)
 	}
+	// The console wants both as well: the token in its form, on connections with the certificate.
+	b := w.browser()
+	b.signIn(w.token(), http.StatusUnauthorized)
+	b.http.Transport = w.http(w.ops).Transport
+	b.signIn(w.token(), http.StatusSeeOther)
+	b.page("/console/resources", http.StatusOK)
+	b.http.Transport = w.http().Transport
+	b.page("/console/resources", http.StatusSeeOther)
+	b.http.Transport = w.http(w.viewer).Transport
+	b.page("/console/resources", http.StatusSeeOther)
 	// The administrators of tenants are bound as well.
 	code, body := w.do(w.http(w.ops), "POST", "/cloister/v1/tenants", `{"name":"team-a"}`, bearer)
 	if code != 200 {
