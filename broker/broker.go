@@ -74,6 +74,7 @@ type Broker struct {
 
 	// What all tenants share.
 	admins     adminauth.Authority
+	tokens     adminauth.Authority // admins without certificates
 	trusted    *token.Trust
 	tokenRoots atomic.Pointer[x509.CertPool]
 	trust      atomic.Pointer[refstore.Trust]
@@ -82,12 +83,10 @@ type Broker struct {
 	verifiers  *verifier.Set
 	service    *service              // nil when guests are judged here
 	clients    *clientcert.Authority // nil when certificates of administrators do not count
-	// certificates admits by them alone; nil when they do not count.
-	certificates *adminauth.Certificates
-	proxies      *ratelimit.Proxies
-	policyDir    *policydir.Directory // nil when policies are in the store
-	telemetry    *telemetry.Telemetry
-	reloads      *reload.Watcher
+	proxies    *ratelimit.Proxies
+	policyDir  *policydir.Directory // nil when policies are in the store
+	telemetry  *telemetry.Telemetry
+	reloads    *reload.Watcher
 
 	closers []func() error
 	root    *realm
@@ -188,7 +187,7 @@ func (b *Broker) open(ctx context.Context, o Options) error {
 	b.api = asapi.New(asapi.Parts{
 		Log: b.log, Now: b.now, Attestation: b.root.judge.attestation, Policies: b.root.judge.policies, References: b.root.judge.references, Audit: b.audit,
 		Decisions: b.root.decisions, Tokens: b.root.signer, Admins: b.admins, Clients: b.identifier(), Services: b.cfg.AttestationAPI.Services,
-		Concurrent: b.cfg.Limits.Attestations,
+		Concurrent: b.cfg.Limits.Attestations, Proxies: b.proxies,
 	})
 	return nil
 }
@@ -211,6 +210,7 @@ type Ready struct {
 
 // Serve listens and answers requests until ctx ends. It calls ready once, when requests are accepted.
 func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
+	hangups := reload.Hangups(ctx) // before anybody knows that there is somebody to send one: by default it would end the process
 	listeners, err := b.listen(ctx)
 	if err != nil {
 		return err
@@ -241,14 +241,14 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 	g.Go(func() error {
 		ticker := time.NewTicker(reload.DefaultInterval)
 		defer ticker.Stop()
-		b.reloads.Run(ctx, ticker.C, reload.Hangups(ctx))
+		b.reloads.Run(ctx, ticker.C, hangups)
 		return nil
 	})
 	if listeners.kbs != nil {
 		g.Go(func() error { return serveHTTP(ctx, b.Handler(), listeners.kbs, grace, b.log) })
 	}
 	if listeners.rest != nil {
-		g.Go(func() error { return serveHTTP(ctx, b.api.REST(), listeners.rest, grace, b.log) })
+		g.Go(func() error { return serveHTTP(ctx, b.telemetry.Handler(b.api.REST()), listeners.rest, grace, b.log) })
 	}
 	if listeners.grpc != nil {
 		g.Go(func() error { return b.serveGRPC(ctx, listeners.grpc, grace) })

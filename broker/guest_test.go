@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -55,6 +56,8 @@ type world struct {
 	tpm   *faketpm.TPM
 	b     *Broker
 	stop  func()
+	// transport is how guests reach the broker; nil means in the clear.
+	transport http.RoundTripper
 }
 
 const secretText = "the secret of the test, 0123456789"
@@ -142,6 +145,7 @@ type guest struct {
 	nonce  string
 	token  string
 	answer string
+	init   string // init data; "" means initToml
 
 	enrol bool
 	// attestation is changed before it is sent.
@@ -169,7 +173,7 @@ func (g *guest) do(method, path string, body []byte, header http.Header) (int, [
 	if g.cookie != nil {
 		req.AddCookie(g.cookie)
 	}
-	res, err := http.DefaultTransport.RoundTrip(req)
+	res, err := cmp.Or(g.w.transport, http.DefaultTransport).RoundTrip(req)
 	g.w.must(err)
 	defer res.Body.Close()
 	answer, err := io.ReadAll(res.Body)
@@ -217,7 +221,7 @@ func (g *guest) attest() (int, []byte) {
 	jwk, err := kbs.NewJWK(&g.key.PublicKey)
 	g.w.must(err)
 	att := kbs.Attestation{
-		InitData: &kbs.InitData{Format: "toml", Body: initToml}, RuntimeData: kbs.RuntimeData{Nonce: g.nonce, TEEPubKey: jwk},
+		InitData: &kbs.InitData{Format: "toml", Body: cmp.Or(g.init, initToml)}, RuntimeData: kbs.RuntimeData{Nonce: g.nonce, TEEPubKey: jwk},
 	}
 	none := ""
 	data, err := kbs.ReportData(att.RuntimeData, &none, kbs.DefaultHash)

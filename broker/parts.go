@@ -77,16 +77,11 @@ func (b *Broker) loadTokenRoots(context.Context) error {
 // authority is who decides about administrative requests.
 func (b *Broker) authority(ctx context.Context) (adminauth.Authority, error) {
 	c := b.cfg.Admin
-	tokens, err := b.tokenAuthority(ctx)
-	if err != nil {
+	var err error
+	if b.tokens, err = b.tokenAuthority(ctx); err != nil {
 		return nil, err
 	}
-	if c.Certificates.On() {
-		if b.certificates, err = adminauth.NewCertificates(c.Certificates.Holders, c.AuthRules()); err != nil {
-			return nil, err
-		}
-	}
-	return c.Certificates.Combine(tokens, c.AuthRules())
+	return c.Certificates.Combine(b.tokens, c.AuthRules())
 }
 
 // tokenAuthority is who decides about administrators who show a token.

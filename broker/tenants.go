@@ -204,9 +204,13 @@ func (t *tenants) newResident(ctx context.Context, current *tenant.Tenant) (*res
 	if err != nil {
 		return nil, err
 	}
+	admins, err := b.tenantAuthority(one)
+	if err != nil {
+		return nil, err
+	}
 	one.realm, err = b.openRealm(ctx, realmParts{
 		prefix: tenantPrefix + current.Name, db: part, key: placed{b.key, sealPrefix(current)},
-		audit: tenantAudit{b.audit, current.Name}, admins: tenantAdmins{b, one},
+		audit: tenantAudit{b.audit, current.Name}, admins: admins,
 		// Secrets of tenants are always in the broker's own store: other back ends know nothing of tenants.
 		resources: resources.DefaultConfig(), plugins: builtin.Config{},
 		rate: one.limiter.Allow, sessions: cmp.Or(current.Quota.Sessions, b.cfg.Attestation.MaxSessions),
@@ -313,34 +317,32 @@ func (t *tenants) SetQuota(ctx context.Context, name string, q tenant.Quota) err
 // List is part of server.Tenants.
 func (t *tenants) List(ctx context.Context) ([]tenant.Info, error) { return t.list.Infos(ctx) }
 
-// tenantAdmins admits a tenant's own administrators: the holder of its token, and roles that the configuration lets call its paths. The
-// root's token is not among them: who runs the broker makes and removes tenants, and does not read or change what they keep. Where
-// administrators need a certificate besides their token (admin.certificates.require_certificate), those of tenants need one too.
-type tenantAdmins struct {
+// tenantAuthority admits a tenant's own administrators: the holder of its token, and roles that the configuration lets call its paths,
+// by certificate too; where a certificate is required, the token alone is not enough here either.
+func (b *Broker) tenantAuthority(one *resident) (adminauth.Authority, error) {
+	switch b.cfg.Admin.Mode {
+	case config.AdminDenyAll, config.AdminInsecureAllowAll:
+		return b.admins, nil
+	}
+	return b.cfg.Admin.Certificates.Combine(tenantTokens{b, one}, b.cfg.Admin.AuthRules())
+}
+
+// tenantTokens admits holders of tokens. The root's token is not among them: who runs the broker makes and removes tenants, and does
+// not read or change what they keep.
+type tenantTokens struct {
 	b   *Broker
 	one *resident
 }
 
 // Admit is part of adminauth.Authority.
-func (a tenantAdmins) Admit(ctx context.Context, c adminauth.Call) (string, error) {
+func (a tenantTokens) Admit(ctx context.Context, c adminauth.Call) (string, error) {
 	t := a.one.tenant.Load()
-	switch a.b.cfg.Admin.Mode {
-	case config.AdminDenyAll, config.AdminInsecureAllowAll:
-		return a.b.admins.Admit(ctx, c)
-	}
 	err := t.Check(c.Bearer)
-	if err == nil && a.b.cfg.Admin.Certificates.Required {
-		holder, err := a.b.certificates.Admit(ctx, c)
-		if err != nil {
-			return "", err
-		}
-		return "admin of tenant " + t.Name + ", " + holder, nil
-	}
 	if err == nil {
 		return "admin of tenant " + t.Name, nil
 	}
 	if a.b.cfg.Admin.Mode == config.AdminJWT {
-		return a.b.admins.Admit(ctx, c)
+		return a.b.tokens.Admit(ctx, c)
 	}
 	return "", fmt.Errorf("%w: %w", adminauth.ErrDenied, err)
 }

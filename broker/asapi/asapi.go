@@ -24,6 +24,7 @@ import (
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/outage"
+	"github.com/cloister/cloister/broker/ratelimit"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/initdata"
@@ -86,6 +87,8 @@ type Parts struct {
 	Clients adminauth.Identifier
 	// Services are those that are offered over gRPC; nil means both. REST is of the attestation service alone.
 	Services []string
+	// Proxies are those whose word on a client's address counts; nil means none.
+	Proxies *ratelimit.Proxies
 	// Issuer is the address that relying parties know the REST form by, for OIDC discovery; "" means whatever they called.
 	Issuer string
 	// Concurrent is how many requests are evaluated at the same time; zero means no limit.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/cloister/cloister/broker/adminauth"
 	"github.com/cloister/cloister/broker/outage"
@@ -99,7 +98,7 @@ func (a *API) postAttestation(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	signed, err := a.evaluate(r.Context(), r.RemoteAddr, list, req.PolicyIDs)
+	signed, err := a.evaluate(r.Context(), a.Proxies.Client(r), list, req.PolicyIDs)
 	if err != nil {
 		fail(w, fmt.Errorf("attestation failed: %w", err))
 		return
@@ -116,11 +115,7 @@ func (a *API) postPolicy(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &req) {
 		return
 	}
-	scheme, bearer, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !ok || !strings.EqualFold(scheme, "bearer") {
-		bearer = ""
-	}
-	err := a.setPolicy(r.Context(), r.RemoteAddr, adminauth.Call{Bearer: bearer, Method: r.Method, Path: r.URL.Path}, req.ID, req.Policy)
+	err := a.setPolicy(r.Context(), a.Proxies.Client(r), adminauth.NewCall(r, a.Clients), req.ID, req.Policy)
 	if err != nil {
 		fail(w, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/cloister/cloister/broker/appraise"
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/span"
 	"github.com/cloister/cloister/broker/verifier"
 )
 
@@ -77,9 +78,11 @@ func (s *Service) Evaluate(ctx context.Context, id, policy string, items []Item)
 		if err != nil {
 			return nil, err
 		}
-		results, err := v.Verify(ctx, verifier.Request{
+		verifying, end := span.Start(ctx, span.Verify, span.TEE(it.TEE))
+		results, err := v.Verify(verifying, verifier.Request{
 			Evidence: it.Evidence, ReportData: it.ReportData, InitData: it.InitData, Challenge: it.Challenge,
 		})
+		end(err)
 		if err != nil {
 			return nil, err
 		}
@@ -91,7 +94,9 @@ func (s *Service) Evaluate(ctx context.Context, id, policy string, items []Item)
 			evidence = append(evidence, e)
 		}
 	}
-	appraisals, err := s.Appraiser.Appraise(ctx, policy, evidence)
+	appraising, end := span.Start(ctx, span.Appraise, span.Count(len(evidence)))
+	appraisals, err := s.Appraiser.Appraise(appraising, policy, evidence)
+	end(err)
 	if err != nil {
 		return nil, err
 	}

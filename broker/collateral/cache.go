@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+
+	"github.com/cloister/cloister/broker/span"
 )
 
 // Options bound a cache. The zero value of a member means its default.
@@ -159,7 +161,7 @@ func (c *Cache) Get(ctx context.Context, q Query) (Item, error) {
 	if closed {
 		return Item{}, fmt.Errorf("collateral %s: the cache is closed", q.Key)
 	}
-	result := c.flights.DoChan(q.Key.String(), func() (any, error) { return c.fetch(q) })
+	result := c.flights.DoChan(q.Key.String(), func() (any, error) { return c.fetch(span.Carry(c.ctx, ctx), q) })
 	if held != nil && !held.expired(now) && !q.Key.Kind.revocation() {
 		// Still good by its own dates: the refresh goes on in the background.
 		go func() { defer c.running.Done(); <-result }()
@@ -184,8 +186,8 @@ func (c *Cache) Get(ctx context.Context, q Query) (Item, error) {
 }
 
 // fetch gets a document that is not current in memory. Only one runs per key.
-func (c *Cache) fetch(q Query) (Item, error) {
-	ctx, cancel := context.WithTimeout(c.ctx, c.o.Timeout)
+func (c *Cache) fetch(ctx context.Context, q Query) (Item, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 	defer cancel()
 	now := c.now()
 	c.mu.Lock()
@@ -313,10 +315,13 @@ func (c *Cache) askOne(ctx context.Context, s *sourceState, q Query) (*Item, err
 	if waiting != nil {
 		return nil, waiting
 	}
-	answer, err := s.source.Fetch(ctx, q)
+	asking, end := span.Start(ctx, span.Collateral, span.Source(s.source.Name()))
+	answer, err := s.source.Fetch(asking, q)
 	if errors.Is(err, ErrNotCovered) {
+		end(nil)
 		return nil, err
 	}
+	end(err)
 	now := c.now()
 	var it *Item
 	if err == nil {

@@ -92,7 +92,8 @@ func TestFaultsNameTheLine(t *testing.T) {
 func TestLoadResolvesPaths(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "b.toml")
-	if err := os.WriteFile(file, []byte("data_dir = \"d\"\n[tpm]\nek_roots = [\"r.pem\", \"/abs.pem\"]\n[resources.vault]\nca_certs = [\"v.pem\"]\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("data_dir = \"d\"\n[tpm]\nek_roots = [\"r.pem\", \"/abs.pem\"]\n"+
+		"[resources.vault]\nca_certs = [\"v.pem\"]\n[[plugins.external.backends]]\nname = \"x\"\nendpoint = \"https://x:1\"\nca_cert_path = \"x.pem\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c, err := Load(file)
@@ -104,6 +105,9 @@ func TestLoadResolvesPaths(t *testing.T) {
 	}
 	if c.DataDir != filepath.Join(dir, "d") || c.TPM.EKRoots[0] != filepath.Join(dir, "r.pem") || c.TPM.EKRoots[1] != "/abs.pem" {
 		t.Errorf("paths are %s and %v", c.DataDir, c.TPM.EKRoots)
+	}
+	if got := c.Resources.Vault.CACerts[0] + c.Plugins.External.Backends[0].CACertPath; got != filepath.Join(dir, "v.pem")+filepath.Join(dir, "x.pem") {
+		t.Errorf("paths of tables are %s", got)
 	}
 }
 

@@ -116,11 +116,11 @@ type Parts struct {
 	// Caller returns the call of a request whose client certificate names an administrator, with what names the administrator and
 	// nothing else, or the zero Call. It may be nil: nobody is named by a certificate.
 	Caller func(*http.Request) adminauth.Call
+	// Remote is the address of a request's client without its port; nil means the peer of the connection.
+	Remote func(*http.Request) string
 	// Note writes an audit entry about a request, of which the console fills in Event, Decision, Subject, Policy and Reason, and
 	// returns when it is on disk.
 	Note func(r *http.Request, e audit.Entry) error
-	// Remote is the address of a request's client, as trusted proxies tell it; nil means that of the connection.
-	Remote func(r *http.Request) string
 
 	Decisions           decisions
 	Audit               auditLog

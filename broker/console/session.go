@@ -28,8 +28,10 @@ const (
 type session struct {
 	// who is what Admit is asked with, without method and path. It may hold a token and is therefore never printed.
 	who adminauth.Call
-	// certified tells that who comes from the client certificate of the connection.
+	// certified tells that the client certificate of the connection is part of who.
 	certified bool
+	// byToken tells that a token was shown besides.
+	byToken bool
 	// name is the administrator's at sign-in, for the audit log.
 	name string
 	csrf string
@@ -170,6 +172,15 @@ func (c *Console) cookie(value string, age int) *http.Cookie {
 	return k
 }
 
+// sameCertificate tells whether a connection has the certificate that the session began with, and that it still counts.
+func (s *session) sameCertificate(named adminauth.Call) bool {
+	who := s.who
+	if s.byToken {
+		who.Bearer = ""
+	}
+	return who == named
+}
+
 func (c *Console) cookieOf(r *http.Request) string {
 	k, err := r.Cookie(c.cookieName())
 	if err != nil {
@@ -187,7 +198,7 @@ func (c *Console) session(w http.ResponseWriter, r *http.Request, touch bool) (*
 		named.Method, named.Path = "", ""
 	}
 	s := c.sessions.find(c.cookieOf(r), touch)
-	if s != nil && (!s.certified || s.who == named) {
+	if s != nil && (!s.certified || s.sameCertificate(named)) {
 		return s, nil
 	}
 	if named == (adminauth.Call{}) || r.Method != http.MethodGet || !touch {

@@ -111,6 +111,11 @@ func (c *Console) signIn(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s := &session{who: adminauth.Call{Bearer: token}}
+	if c.Caller != nil {
+		if named := c.Caller(r); named.Certificate != "" && named.CertificateProblem == nil { // it may be wanted besides the token
+			s.who.Certificate, s.who.Fingerprint, s.certified = named.Certificate, named.Fingerprint, true
+		}
+	}
 	first, name, err := c.firstPage(r, s)
 	entry := audit.Entry{Event: "console-sign-in", Decision: audit.Deny}
 	if err != nil {
@@ -125,11 +130,12 @@ func (c *Console) signIn(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.sessions.end(c.cookieOf(r))
-	key, _, err := c.sessions.start(s.who, name, false)
+	key, s, err := c.sessions.start(s.who, name, s.certified)
 	if err != nil {
 		c.answer(w, r, nil, err)
 		return
 	}
+	s.byToken = true // nobody knows the key yet
 	http.SetCookie(w, c.cookie(key, int(fullLife/time.Second)))
 	if next == "" {
 		next = first

@@ -149,7 +149,7 @@ func (v *visit) show(name, title, section string, body any) error {
 func (v *visit) showWith(code int, name, title, section, problem string, body any) error {
 	p := page{
 		Title: title, Section: section, Admin: v.admin, CSRF: v.s.csrf, Flash: v.s.said(), Problem: problem,
-		Certified: v.s.certified, Body: body,
+		Certified: v.s.certified && !v.s.byToken, Body: body,
 	}
 	for _, one := range v.c.sections() {
 		if v.may(one.call) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cloister/cloister/broker/audit"
 	"github.com/cloister/cloister/broker/decision"
+	"github.com/cloister/cloister/broker/span"
 	"github.com/cloister/cloister/wire/kbs"
 )
 
@@ -167,7 +168,10 @@ func (s *Server) Note(r *http.Request, e audit.Entry) error { return s.note(r, e
 // could otherwise probe for secrets without leaving a trace.
 func (s *Server) note(r *http.Request, e audit.Entry) error {
 	e.RequestID, e.Remote = requestID(r), s.remote(r)
-	if err := s.Audit.Append(context.WithoutCancel(r.Context()), e); err != nil {
+	ctx, end := span.Start(context.WithoutCancel(r.Context()), span.Audit)
+	err := s.Audit.Append(ctx, e)
+	end(err)
+	if err != nil {
 		s.Log.ErrorContext(r.Context(), "writing the audit log", "request", e.RequestID, "error", err)
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cloister/cloister/broker/decision"
 	"github.com/cloister/cloister/broker/plugin"
 	"github.com/cloister/cloister/broker/resource"
+	"github.com/cloister/cloister/broker/span"
 	"github.com/cloister/cloister/broker/store"
 	"github.com/cloister/cloister/wire/kbs"
 )
@@ -129,7 +130,9 @@ func (c *pluginCall) Guest(ctx context.Context, req *plugin.Request) (map[string
 	}
 	c.rec.AttestationID = c.entry.Attestation
 	s.metrics.evaluations.Inc()
-	d, err := s.Gate.Decide(ctx, resource.Request{Plugin: c.name, Path: req.Path, Query: req.Query, Claims: claims})
+	deciding, end := span.Start(ctx, span.Policy)
+	d, err := s.Gate.Decide(deciding, resource.Request{Plugin: c.name, Path: req.Path, Query: req.Query, Claims: claims})
+	end(err)
 	if err != nil {
 		s.metrics.policyErrors.Inc()
 		s.Log.ErrorContext(ctx, "evaluating the resource policy", "request", c.rec.ID, "error", err)

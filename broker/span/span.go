@@ -41,6 +41,11 @@ func Source(name string) Detail { return Detail{attribute.String("cloister.sourc
 // Operation names what is done with a store, such as "get".
 func Operation(name string) Detail { return Detail{attribute.String("cloister.operation", name)} }
 
+// Carry puts the request that is in the context from into ctx, for work that outlives the request.
+func Carry(ctx, from context.Context) context.Context {
+	return trace.ContextWithSpan(ctx, trace.SpanFromContext(from))
+}
+
 // Start begins a step. The function it returns ends it; an error marks the step as failed and its text is not kept.
 func Start(ctx context.Context, step string, details ...Detail) (context.Context, func(error)) {
 	parent := trace.SpanFromContext(ctx)

@@ -68,6 +68,11 @@ func method(m string) string {
 
 // Route is the part of a path that names no resource, policy or record; "" is not traced.
 func Route(path string) string {
+	if rest, ok := strings.CutPrefix(path, "/ns/"); ok {
+		if _, sub, ok := strings.Cut(rest, "/"); ok && !strings.HasPrefix(sub, "ns/") {
+			return "/ns/{tenant}" + Route("/"+sub)
+		}
+	}
 	for _, prefix := range []string{"/kbs/v0/", "/cloister/v1/"} {
 		rest, ok := strings.CutPrefix(path, prefix)
 		if !ok {
@@ -76,7 +81,7 @@ func Route(path string) string {
 		first, _, more := strings.Cut(rest, "/")
 		switch first {
 		case "auth", "attest", "attestation-policy", "resource-policy", "reference-value", "resource", "status", "reference-value-groups",
-			"resources", "audit", "attestations":
+			"resources", "audit", "attestations", "appraisals", "keys", "tenants":
 		default:
 			first, more = "{plugin}", false
 		}
@@ -84,6 +89,9 @@ func Route(path string) string {
 			first += "/{rest}"
 		}
 		return prefix + first
+	}
+	if path == "/console" || strings.HasPrefix(path, "/console/") {
+		return "/console"
 	}
 	switch path {
 	case "/attestation", "/challenge", "/policy", "/certificate":

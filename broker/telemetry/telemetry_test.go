@@ -263,6 +263,8 @@ func TestRouteTellsNoNames(t *testing.T) {
 	for path, want := range map[string]string{
 		"/kbs/v0/auth": "/kbs/v0/auth", "/kbs/v0/resource/a/b/c": "/kbs/v0/resource/{rest}", "/kbs/v0/secretplugin/x": "/kbs/v0/{plugin}",
 		"/cloister/v1/attestations/0123": "/cloister/v1/attestations/{rest}", "/metrics": "", "/x": "{other}", "/attestation": "/attestation",
+		"/ns/team-a/kbs/v0/resource/a/b/c": "/ns/{tenant}/kbs/v0/resource/{rest}", "/ns/team-a/other": "/ns/{tenant}{other}", "/ns/team-a": "{other}",
+		"/ns/a/ns/b/ns/c/kbs/v0/auth": "{other}", "/cloister/v1/tenants/team-a": "/cloister/v1/tenants/{rest}", "/console/decisions/0123": "/console",
 	} {
 		if got := Route(path); got != want {
 			t.Errorf("route of %s is %q, want %q", path, got, want)

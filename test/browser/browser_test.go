@@ -38,16 +38,32 @@ type tab struct {
 // open starts the console on TLS, and a browser.
 func open(t *testing.T) *tab {
 	t.Helper()
-	program, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("chromium is not installed; hint: scripts/deps.sh test")
-		}
-		t.Skip("chromium is not installed")
-	}
 	w := consoletest.New(t)
 	server := httptest.NewTLSServer(w.Console)
 	t.Cleanup(server.Close)
+	b := newTab(t, server.URL)
+	b.world = w
+	return b
+}
+
+// chromium is the browser. Without it the test is skipped, in CI it fails.
+func chromium(t *testing.T) string {
+	t.Helper()
+	program, err := exec.LookPath("chromium")
+	if err == nil {
+		return program
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("chromium is not installed; hint: scripts/deps.sh test")
+	}
+	t.Skip("chromium is not installed")
+	return ""
+}
+
+// newTab starts a browser for the console at an address.
+func newTab(t *testing.T, url string) *tab {
+	t.Helper()
+	program := chromium(t)
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.IgnoreCertErrors,
 		chromedp.WindowSize(1280, 900))
 	if os.Geteuid() == 0 {
@@ -57,7 +73,7 @@ func open(t *testing.T) *tab {
 	t.Cleanup(stop)
 	ctx, end := chromedp.NewContext(allocator)
 	t.Cleanup(end)
-	b := &tab{t: t, ctx: ctx, world: w, url: server.URL}
+	b := &tab{t: t, ctx: ctx, url: url}
 	if err := chromedp.Listen(ctx, b.hear); err != nil {
 		t.Fatalf("starting the browser: %v", err)
 	}
@@ -156,11 +172,16 @@ func (b *tab) see(texts ...string) {
 
 func (b *tab) signIn() {
 	b.t.Helper()
+	b.signInWith(consoletest.Token)
+}
+
+func (b *tab) signInWith(token string) {
+	b.t.Helper()
 	b.do(chromedp.Navigate(b.url + "/console"))
 	if !ask[bool](b, `document.activeElement.id === "token"`) {
 		b.to("#token")
 	}
-	b.key(consoletest.Token)
+	b.key(token)
 	b.follow()
 	b.see("Overview", "Latest attestations")
 }

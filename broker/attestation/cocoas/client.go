@@ -19,6 +19,7 @@ import (
 	"github.com/cloister/cloister/broker/outage"
 	"github.com/cloister/cloister/broker/refstore/remote"
 	"github.com/cloister/cloister/broker/smallfile"
+	"github.com/cloister/cloister/broker/span"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
 	"github.com/cloister/cloister/wire/as"
@@ -163,7 +164,9 @@ func (c *Client) Evaluate(ctx context.Context, id, policy string, items []attest
 		}
 		req.VerificationRequests = append(req.VerificationRequests, one)
 	}
-	answer, err := c.as.AttestationEvaluate(ctx, req)
+	asking, end := span.Start(ctx, span.Verify, span.Count(len(items)))
+	answer, err := c.as.AttestationEvaluate(asking, req)
+	end(err)
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}

@@ -72,8 +72,8 @@ func (m *submod) findings(policy, address, tokenID string) []rego.Finding {
 		return nil
 	}
 	where := "appraised by " + address
-	if tokenID != "" && claimText(tokenID) {
-		where += ", there request " + tokenID
+	if tokenID != "" && claimText(tokenID) { // first, as what is shown of a finding is cut at its end
+		where = "appraised as request " + tokenID + " by " + address
 	}
 	var out []rego.Finding
 	for name, v := range m.vector {

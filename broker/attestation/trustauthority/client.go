@@ -13,6 +13,7 @@ import (
 	"github.com/cloister/cloister/broker/grpcdial"
 	"github.com/cloister/cloister/broker/keyset"
 	"github.com/cloister/cloister/broker/outage"
+	"github.com/cloister/cloister/broker/span"
 	"github.com/cloister/cloister/broker/token"
 )
 
@@ -85,7 +86,9 @@ func (c *Client) Evaluate(ctx context.Context, id, _ string, items []attestation
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.cfg.TimeoutMS)*time.Millisecond)
 	defer cancel()
-	compact, err := c.post(ctx, path, r.body)
+	asking, end := span.Start(ctx, span.Verify, span.Count(len(items)))
+	compact, err := c.post(asking, path, r.body)
+	end(err)
 	if err != nil {
 		return nil, err
 	}

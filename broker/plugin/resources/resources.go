@@ -25,6 +25,7 @@ import (
 	"github.com/cloister/cloister/broker/resource/mapping"
 	"github.com/cloister/cloister/broker/resource/pkcs11"
 	"github.com/cloister/cloister/broker/resource/vault"
+	"github.com/cloister/cloister/broker/span"
 )
 
 // Name selects the plugin.
@@ -220,13 +221,23 @@ func (p *Plugin) Handle(ctx context.Context, r *plugin.Request) (*plugin.Respons
 	}
 	switch r.Method {
 	case http.MethodGet:
-		return p.get(ctx, r, path)
+		return stored(ctx, "get", func(ctx context.Context) (*plugin.Response, error) { return p.get(ctx, r, path) })
 	case http.MethodPost:
-		return p.post(ctx, r, path)
+		return stored(ctx, "put", func(ctx context.Context) (*plugin.Response, error) { return p.post(ctx, r, path) })
 	case http.MethodDelete:
-		return &plugin.Response{}, p.backend.Delete(ctx, path)
+		return stored(ctx, "delete", func(ctx context.Context) (*plugin.Response, error) {
+			return &plugin.Response{}, p.backend.Delete(ctx, path)
+		})
 	}
 	return nil, fmt.Errorf("method %.16s: %w", r.Method, plugin.ErrRequest)
+}
+
+// stored marks the time at the back end in a trace.
+func stored(ctx context.Context, operation string, do func(context.Context) (*plugin.Response, error)) (*plugin.Response, error) {
+	ctx, end := span.Start(ctx, span.Store, span.Operation(operation))
+	r, err := do(ctx)
+	end(err)
+	return r, err
 }
 
 func (p *Plugin) get(ctx context.Context, r *plugin.Request, path resource.Path) (*plugin.Response, error) {
