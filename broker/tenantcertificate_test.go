@@ -22,8 +22,7 @@ func TestTenantNeedsCertificate(t *testing.T) {
 	one := &resident{}
 	one.tenant.Store(&tenant.Tenant{Name: "team", TokenHash: sum[:]})
 	b := &Broker{cfg: cfg, now: nil}
-	var err error
-	b.certificates, err = adminauth.NewCertificates(cfg.Admin.Certificates.Holders, cfg.Admin.AuthRules())
+	admins, err := b.tenantAuthority(one)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +30,7 @@ func TestTenantNeedsCertificate(t *testing.T) {
 		token, certificate string
 		fine               bool
 	}{{"token", "cn:ann", true}, {"token", "", false}, {"token", "cn:bob", false}, {"", "cn:ann", false}, {"guess", "cn:ann", false}} {
-		_, err := tenantAdmins{b, one}.Admit(t.Context(), adminauth.Call{
+		_, err := admins.Admit(t.Context(), adminauth.Call{
 			Bearer: tc.token, Certificate: tc.certificate, Method: "GET", Path: "/ns/team/kbs/v0/reference-value",
 		})
 		if tc.fine != (err == nil) || !tc.fine && !errors.Is(err, adminauth.ErrDenied) {

@@ -41,7 +41,7 @@ func TestHangUp(t *testing.T) {
 	api.Audit, f.err = log, errors.New("the quote is bad")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := api.evaluate(ctx, "192.0.2.1", []evidence{{tee: "tdx", text: json.RawMessage(`{}`)}}, nil); err == nil {
+	if _, err := api.evaluate(ctx, "192.0.2.1", []evidence{{tee: "tdx", text: json.RawMessage(`{}`), structured: json.RawMessage(`{}`)}}, nil); err == nil {
 		t.Error("bad evidence is good")
 	}
 	if err := api.setPolicy(ctx, "192.0.2.1", adminauth.Call{Bearer: "guess"}, "p_cpu", ""); !errors.Is(err, adminauth.ErrDenied) {
@@ -54,6 +54,7 @@ func TestHangUp(t *testing.T) {
 
 // broken panics at evidence, or holds on to it.
 type broken struct {
+	begun chan struct{}
 	hold  chan struct{}
 	under atomic.Int32
 	most  atomic.Int32
@@ -68,6 +69,7 @@ func (b *broken) Evaluate(context.Context, string, string, []attestation.Item) (
 		panic("index out of range")
 	}
 	b.most.Store(max(b.most.Load(), b.under.Add(1)))
+	b.begun <- struct{}{}
 	defer b.under.Add(-1)
 	<-b.hold
 	return nil, errors.New("no")
@@ -88,7 +90,9 @@ func TestPanic(t *testing.T) {
 	}
 	defer conn.Close()
 	_, err = as.NewAttestationServiceClient(conn).AttestationEvaluate(t.Context(), &as.AttestationRequest{
-		VerificationRequests: []*as.IndividualAttestationRequest{{Tee: "tdx", Evidence: b64([]byte(`{}`))}},
+		VerificationRequests: []*as.IndividualAttestationRequest{{
+			Tee: "tdx", Evidence: b64([]byte(`{}`)), RuntimeData: &as.IndividualAttestationRequest_StructuredRuntimeData{StructuredRuntimeData: `{}`},
+		}},
 	})
 	if status.Code(err) != codes.Internal {
 		t.Errorf("got %v, want an internal error", err)
@@ -99,14 +103,16 @@ func TestPanic(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	_, api := newFake()
 	api.Concurrent = 1
-	b := &broken{hold: make(chan struct{})}
+	b := &broken{hold: make(chan struct{}), begun: make(chan struct{}, 2)}
 	api.Parts.Attestation = b
 	api = New(api.Parts)
-	list := []evidence{{tee: "tdx", text: json.RawMessage(`{}`)}}
+	list := []evidence{{tee: "tdx", text: json.RawMessage(`{}`), structured: json.RawMessage(`{}`)}}
 	done := make(chan error)
 	go func() { _, err := api.evaluate(t.Context(), "", list, nil); done <- err }()
-	for b.under.Load() == 0 {
-		time.Sleep(time.Millisecond)
+	select {
+	case <-b.begun:
+	case err := <-done:
+		t.Fatalf("the first evaluation ends: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
