@@ -24,7 +24,7 @@ func main() {
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
 	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify and boot, separated by commas")
 	var o other
-	flag.StringVar(&o.URL, "beside", "", 
+	flag.StringVar(&o.URL, "beside", "",
 		"`URL` of another key broker of this protocol on this machine: -what broker and -what beside measure ours beside it")
 	flag.StringVar(&o.Certificate, "beside-certificate", "", "PEM `file` with its certificate")
 	flag.StringVar(&o.Token, "beside-admin-token", "", "`file` with its administrator's token")
