@@ -22,9 +22,10 @@ func main() {
 	defer stop()
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
-	what := flag.String("what", "broker,boot", "what to measure, separated by commas")
+	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify and boot, separated by commas")
 	var o other
-	flag.StringVar(&o.URL, "beside", "", "`URL` of another key broker of this protocol on this machine: -what broker measures ours beside it")
+	flag.StringVar(&o.URL, "beside", "",
+		"`URL` of another key broker of this protocol on this machine: -what broker and -what beside measure ours beside it")
 	flag.StringVar(&o.Certificate, "beside-certificate", "", "PEM `file` with its certificate")
 	flag.StringVar(&o.Token, "beside-admin-token", "", "`file` with its administrator's token")
 	flag.IntVar(&o.PID, "beside-pid", 0, "its process `id`")
@@ -52,12 +53,27 @@ func run(ctx context.Context, bin string, runs int, what []string, o other) erro
 				}
 			}
 			w.Flush()
+		case "beside":
+			if o.URL == "" {
+				return errors.New("-what beside needs -beside")
+			}
+			w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+			if err := runBeside(ctx, w, bin, runs, o); err != nil {
+				return err
+			}
+			w.Flush()
+		case "verify":
+			w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+			if err := runVerify(ctx, w, runs); err != nil {
+				return err
+			}
+			w.Flush()
 		case "boot":
 			if err := runBoot(ctx, bin, runs); err != nil {
 				return err
 			}
 		default:
-			return fmt.Errorf("there is no benchmark %q, want broker or boot", name)
+			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify or boot", name)
 		}
 	}
 	return nil

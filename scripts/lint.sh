@@ -17,6 +17,9 @@ go -C internal/tools tool -n staticcheck >/dev/null # builds it, so that the run
 echo "lint: the module of browser tests"
 (cd test/browser && go vet ./...)
 
+echo "lint: the module of libraries that benchmarks compare with"
+(cd bench/libraries && go vet ./...)
+
 echo "lint: what has C in it"
 with_c=(./broker/pkcs11/... ./cmd/cloister-pkcs11/...)
 CGO_ENABLED=1 go vet "${with_c[@]}"

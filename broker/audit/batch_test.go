@@ -84,3 +84,42 @@ func TestQueue(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestQueueAlone: an entry that nobody waits for gets to the disk without another one, by its time or when the log is closed.
+func TestQueueAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := Open(path, Options{Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Queue(t.Context(), Entry{Event: "auth"}); err != nil {
+		t.Fatal(err)
+	}
+	for seq := uint64(0); seq == 0; seq, _ = l.Head() {
+		select {
+		case <-t.Context().Done():
+			t.Fatal("the entry does not get to the disk")
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if err := l.Queue(t.Context(), Entry{Event: "auth"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(t.Context(), Entry{Event: "auth"}); err == nil {
+		t.Error("a closed log takes an entry")
+	}
+	if err := l.Queue(t.Context(), Entry{Event: "auth"}); err == nil {
+		t.Error("a closed log takes an entry that nobody waits for")
+	}
+	r, err := Open(path, Options{Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if seq, _ := r.Head(); seq != 2 {
+		t.Errorf("%d entries are on disk, want 2", seq)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,8 +29,10 @@ type Log struct {
 	broken error
 	rotate error // why the latest attempt to begin a new file failed
 
-	queue   []*waiting
-	writing bool // somebody is at the file
+	queue     []*waiting
+	writing   bool       // somebody is at the file
+	lingering bool       // a timer will begin to write
+	idle      *sync.Cond // told when writing ends
 }
 
 // mark is a place in a file where reading can begin: what was verified up to there.
@@ -50,6 +53,7 @@ func Open(path string, o Options) (*Log, error) {
 		return nil, fmt.Errorf("opening audit log: replica is named %.64q, want up to 63 letters, digits, '-' and '_'", o.Replica)
 	}
 	l := &Log{path: path, Options: o, last: Genesis(), marks: map[string][]mark{}}
+	l.idle = sync.NewCond(&l.mu)
 	var err error
 	if l.full, err = fullFiles(path); err != nil {
 		return nil, err
@@ -163,10 +167,19 @@ func (l *Log) passed(e Entry, end int64) {
 	}
 }
 
-// Close closes the file.
+// Close closes the file, after what waits is written.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.queue) > 0 {
+		l.begin()
+	}
+	for l.writing {
+		l.idle.Wait()
+	}
+	if l.broken == nil {
+		l.broken = os.ErrClosed
+	}
 	return l.file.Close()
 }
 
@@ -196,28 +209,32 @@ const maxBatch = 256
 // Append writes one entry and returns when it is on disk. Entries that arrive while others are being written wait and then go to
 // the disk together, since it is the wait for the disk that costs.
 func (l *Log) Append(ctx context.Context, e Entry) error {
-	w, _, err := l.enqueue(ctx, e)
+	w, _, err := l.enqueue(ctx, e, 0)
 	if err != nil {
 		return err
 	}
 	return <-w.done
 }
 
-// maxQueued is how many entries may wait before Queue waits for its own.
-const maxQueued = 1024
+// What Queue leaves waiting: at most this many entries before it waits for its own, for at most this long. An entry of Append takes
+// them along earlier, as it mostly does in a handshake, whose challenge then costs no wait for the disk of its own.
+const (
+	maxQueued = 1024
+	linger    = 100 * time.Millisecond
+)
 
 // Queue writes one entry and does not wait for the disk, unless many wait already. It is for what gives nothing away: a crash can lose
 // the entry, but not one that Append writes later without it, since entries go to the disk in their order.
 func (l *Log) Queue(ctx context.Context, e Entry) error {
-	w, before, err := l.enqueue(ctx, e)
+	w, before, err := l.enqueue(ctx, e, linger)
 	if err != nil || before < maxQueued {
 		return err
 	}
 	return <-w.done
 }
 
-// enqueue puts an entry behind those that wait, and tells how many those are.
-func (l *Log) enqueue(ctx context.Context, e Entry) (*waiting, int, error) {
+// enqueue puts an entry behind those that wait, and tells how many those are. Writing begins at once, or after a time unless many wait.
+func (l *Log) enqueue(ctx context.Context, e Entry, after time.Duration) (*waiting, int, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, 0, fmt.Errorf("writing audit log: %w", err)
 	}
@@ -230,11 +247,32 @@ func (l *Log) enqueue(ctx context.Context, e Entry) (*waiting, int, error) {
 	}
 	before := len(l.queue)
 	l.queue = append(l.queue, w)
+	switch {
+	case after == 0 || before >= maxQueued:
+		l.begin()
+	case !l.writing && !l.lingering:
+		l.lingering = true
+		time.AfterFunc(after, l.lingered)
+	}
+	return w, before, nil
+}
+
+// begin lets what waits be written. It is called with the lock.
+func (l *Log) begin() {
 	if !l.writing {
 		l.writing = true
 		go l.flushAll()
 	}
-	return w, before, nil
+}
+
+// lingered begins to write what nobody has taken along.
+func (l *Log) lingered() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lingering = false
+	if len(l.queue) > 0 {
+		l.begin()
+	}
 }
 
 // flushAll writes until no entry waits. It is nobody's request, which would have to stay for the entries of all that come later.
@@ -251,6 +289,7 @@ func (l *Log) flushAll() {
 		}
 	}
 	l.queue, l.writing = nil, false
+	l.idle.Broadcast()
 }
 
 // flush numbers, chains and writes a batch. It holds the lock except while it waits for the disk.

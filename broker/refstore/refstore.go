@@ -58,6 +58,7 @@ type Store struct {
 	trust    atomic.Pointer[Trust]
 	// writing lets one caller of this broker change records at a time; other brokers of the backend are told by versions.
 	writing sync.Mutex
+	known   known
 }
 
 // Option is something that a Store may have.
@@ -153,7 +154,7 @@ func (s *Store) live(ctx context.Context, name string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.holds(decode(name, raw))
+	return s.known.live(name, raw, s.now())
 }
 
 // List returns all records in name order, expired ones too. Of a record that is not expired as a whole, expired elements are

@@ -14,8 +14,9 @@ type Manager struct {
 	lifetime time.Duration
 	max      int
 
-	mu   sync.Mutex
-	byID map[string]*Session
+	mu     sync.Mutex
+	byID   map[string]*Session
+	tokens int64 // bytes, of all sessions in byID
 }
 
 // NewManager makes a Manager; zero values mean the defaults.
@@ -57,32 +58,39 @@ func (m *Manager) Get(_ context.Context, id string) (*Session, error) {
 		return nil, ErrUnknown
 	}
 	if !m.now().Before(s.Expires) {
-		delete(m.byID, id)
+		m.drop(s)
 		return nil, fmt.Errorf("%w since %s", ErrExpired, s.Expires.UTC().Format(time.RFC3339))
 	}
 	return s, nil
 }
 
-func (m *Manager) attest(ctx context.Context, _ *Session, fn Func) (token, attestation string, again bool, err error) {
+func (m *Manager) attest(ctx context.Context, s *Session, fn Func) (token, attestation string, again bool, err error) {
 	token, attestation, err = fn(ctx)
 	if err == nil {
-		err = m.room(int64(len(token)))
+		err = m.room(s, int64(len(token)))
 	}
 	return token, attestation, false, err
 }
 
-// room refuses a token that would make the tokens of all sessions too large.
-func (m *Manager) room(more int64) error {
+// room counts the token of a session, unless it would make the tokens of all sessions too large. A session that has expired
+// meanwhile is nobody's any more, and neither is its token.
+func (m *Manager) room(s *Session, size int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	total := more
-	for _, s := range m.byID {
-		total += s.size.Load()
-	}
-	if total > maxTokens {
+	if total := m.tokens + size; total > maxTokens {
 		return fmt.Errorf("%w: their tokens take %d bytes, at most %d", ErrFull, total, maxTokens)
 	}
+	if m.byID[s.ID] == s {
+		s.size = size
+		m.tokens += size
+	}
 	return nil
+}
+
+// drop forgets a session and its token. It is called with the lock.
+func (m *Manager) drop(s *Session) {
+	delete(m.byID, s.ID)
+	m.tokens -= s.size
 }
 
 // Len is the number of sessions kept.
@@ -110,9 +118,9 @@ func (m *Manager) Run(ctx context.Context, interval time.Duration) {
 
 func (m *Manager) sweep() {
 	now := m.now()
-	for id, s := range m.byID {
+	for _, s := range m.byID {
 		if !now.Before(s.Expires) {
-			delete(m.byID, id)
+			m.drop(s)
 		}
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -52,7 +51,7 @@ type Session struct {
 	Challenge json.RawMessage
 
 	keeper keeper
-	size   atomic.Int64  // of the token
+	size   int64         // of the token, as its Manager counts it
 	turn   chan struct{} // holds one item while somebody attests
 
 	mu    sync.Mutex
@@ -95,7 +94,6 @@ func (s *Session) keep(token, attestation string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.token, s.id = token, attestation
-	s.size.Store(int64(len(token)))
 }
 
 // Token returns the token of a session that was attested when Get returned it, or has been through it.

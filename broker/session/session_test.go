@@ -52,6 +52,42 @@ func TestTokensAreBounded(t *testing.T) {
 	}
 }
 
+// TestTokensOfGoneSessions: what expired sessions took is there for others, whoever notices that they are expired.
+func TestTokensOfGoneSessions(t *testing.T) {
+	var now atomic.Int64
+	m := NewManager(func() time.Time { return time.Unix(now.Load(), 0) }, time.Minute, 2)
+	large := string(make([]byte, maxTokens))
+	attest := func(during func()) (string, error) {
+		s, err := m.New(t.Context(), "tpm", "", "sha384", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, _, err = s.Attest(t.Context(), func(context.Context) (string, string, error) { during(); return large, "id", nil })
+		return s.ID, err
+	}
+	later := func() { now.Add(60) }
+	for i, gone := range []func(id string){
+		func(id string) { later(); _, _ = m.Get(t.Context(), id) }, // seen by the guest itself
+		func(string) { later(); m.mu.Lock(); defer m.mu.Unlock(); m.sweep() },
+	} {
+		id, err := attest(func() {})
+		if err != nil {
+			t.Fatalf("session %d: %v", i, err)
+		}
+		if _, err := attest(func() {}); !errors.Is(err, ErrFull) {
+			t.Errorf("a second large token: %v", err)
+		}
+		gone(id)
+	}
+	m.sweep()
+	if _, err := attest(func() { later(); m.mu.Lock(); defer m.mu.Unlock(); m.sweep() }); err != nil {
+		t.Errorf("expired while it attested: %v", err)
+	}
+	if m.tokens != 0 || m.Len() != 0 {
+		t.Errorf("%d bytes of %d sessions are counted, want none", m.tokens, m.Len())
+	}
+}
+
 func TestSweep(t *testing.T) {
 	var now atomic.Int64
 	m := NewManager(func() time.Time { return time.Unix(now.Load(), 0) }, time.Minute, 3)

@@ -142,13 +142,11 @@ func (m *Shared) Get(ctx context.Context, id string) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{
+	return &Session{
 		keeper: m, turn: make(chan struct{}, 1), ID: id, TEE: st.TEE, Nonce: st.Nonce, Hash: st.Hash,
 		Challenge: st.Challenge,
 		Expires:   m.o.Now().Add(e.Expires.Sub(e.Now)), token: st.Token, id: st.Attestation,
-	}
-	s.size.Store(int64(len(st.Token)))
-	return s, nil
+	}, nil
 }
 
 func (m *Shared) load(ctx context.Context, key string) (state, store.Entry, error) {

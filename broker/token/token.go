@@ -65,6 +65,7 @@ type Signer struct {
 	now      func() time.Time
 	lifetime time.Duration
 	keys     atomic.Pointer[[]usable]
+	issued   issued
 }
 
 // NewSigner makes a Signer; a lifetime of zero means DefaultLifetime.
@@ -167,7 +168,12 @@ func (s *Signer) Issue(id string, submods map[string]any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("signing attestation token: %w", err)
 	}
-	return jws.CompactSerialize()
+	compact, err := jws.CompactSerialize()
+	if err != nil {
+		return "", fmt.Errorf("signing attestation token: %w", err)
+	}
+	s.issued.add(compact, &key.Private.PublicKey)
+	return compact, nil
 }
 
 // Verify returns the claims of a token of this signer that is still good. The error wraps ErrInvalid.
@@ -175,23 +181,31 @@ func (s *Signer) Verify(compact string) (map[string]any, error) {
 	if len(compact) > MaxSize {
 		return nil, fmt.Errorf("%w: it has %d bytes, at most %d are read", ErrInvalid, len(compact), MaxSize)
 	}
-	jws, err := jose.ParseSignedCompact(compact, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil {
-		return nil, fmt.Errorf("%w: want a JWS signed with ES256: %w", ErrInvalid, err)
-	}
-	var payload []byte
 	live, _ := s.live()
-	for _, k := range live {
-		if payload, err = jws.Verify(&k.Private.PublicKey); err == nil {
-			break
+	payload, ok := s.issued.payload(compact, live)
+	if !ok {
+		var err error
+		if payload, err = verify(compact, live); err != nil {
+			return nil, err
 		}
-	}
-	if payload == nil {
-		return nil, fmt.Errorf("%w: it is not signed by this broker", ErrInvalid)
 	}
 	claims, err := decodeClaims(payload)
 	if err != nil {
 		return nil, err
 	}
 	return claims, checkTimes(claims, s.now(), 0)
+}
+
+// verify returns the payload of a token that one of the keys signed.
+func verify(compact string, keys []usable) ([]byte, error) {
+	jws, err := jose.ParseSignedCompact(compact, []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		return nil, fmt.Errorf("%w: want a JWS signed with ES256: %w", ErrInvalid, err)
+	}
+	for _, k := range keys {
+		if payload, err := jws.Verify(&k.Private.PublicKey); err == nil {
+			return payload, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: it is not signed by this broker", ErrInvalid)
 }

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -204,10 +205,14 @@ func (b *balancer) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	var errs []error
-	for i, to := range b.order() {
-		if i > 0 {
+	// A request that waits at one replica for the lease of another that was killed can outlive both; by then there is a new one.
+	tried := map[*url.URL]bool{}
+	for order := b.order(); len(order) > 0; order = slices.DeleteFunc(b.order(), func(u *url.URL) bool { return tried[u] }) {
+		to := order[0]
+		if len(tried) > 0 {
 			b.retry.Add(1)
 		}
+		tried[to] = true
 		try := r.Clone(r.Context())
 		try.URL.Scheme, try.URL.Host, try.Host = to.Scheme, to.Host, to.Host
 		try.Body = io.NopCloser(bytes.NewReader(body))
