@@ -79,7 +79,7 @@ func newServed(t *testing.T, change func(dir string, c *config.Config)) *served 
 	cfg.Server.Listen = "127.0.0.1:0"
 	cfg.Server.TLSCertificate, cfg.Server.TLSKey = certtest.WritePair(t, s.dir, serverCertificate(s.ca))
 	s.cert = cfg.Server.TLSCertificate
-	cfg.AttestationAPI = config.AttestationAPI{GRPCListen: "127.0.0.1:0", RESTListen: "127.0.0.1:0"}
+	cfg.AttestationAPI.GRPCListen, cfg.AttestationAPI.RESTListen = "127.0.0.1:0", "127.0.0.1:0"
 	cfg.TPM.EKRoots = []string{root}
 	if change != nil {
 		change(s.dir, &cfg)

@@ -57,8 +57,11 @@ func TestPoliciesOfAFolder(t *testing.T) {
 	}
 	change("attestation/default_cpu.rego", sillyPolicy, true)
 	refused("once all of the folder compiles")
+	// That all of them have gone is more likely an accident than a wish for the broker's own defaults.
 	s.must(os.Remove(filepath.Join(folder, "attestation", "default_cpu.rego")))
-	change("resource.rego", allowAll, true)
+	change("resource.rego", allowAll, false)
+	refused("while the folder has lost its attestation policies")
+	change("attestation/other_cpu.rego", sillyPolicy, true)
 	s.wantSecret("by the default policy that the folder no longer replaces")
 
 	for what, err := range map[string]error{
