@@ -71,6 +71,9 @@ func (c *contents) guest(picked []netlink.Link) (Guest, error) {
 	if err != nil {
 		return Guest{}, err
 	}
+	if c.rules > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d rules of policy routing are left out: the guest has the main routing table only", c.rules))
+	}
 	g.Routes, g.Warnings = append(peers, routes...), warnings
 	for _, n := range c.neighbors {
 		if name, ok := names[n.LinkIndex]; ok && !n.IP.IsLoopback() {

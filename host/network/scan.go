@@ -27,6 +27,8 @@ type contents struct {
 	addrs     []netlink.Addr
 	routes    []netlink.Route
 	neighbors []netlink.Neigh
+	// rules counts the rules of policy routing that lead elsewhere than to the tables every namespace has.
+	rules int
 }
 
 // scanAttempts is how often a listing is read again that changed while it was read.
@@ -56,6 +58,9 @@ func scanOnce() (*contents, error) {
 	}
 	if err := c.scanNeighbors(); err != nil {
 		return nil, fmt.Errorf("listing neighbours: %w", err)
+	}
+	if err := c.scanRules(); err != nil {
+		return nil, fmt.Errorf("listing rules of policy routing: %w", err)
 	}
 	return c, nil
 }
@@ -207,6 +212,24 @@ func (c *contents) scanNeighbors() error {
 		c.neighbors = append(c.neighbors, *n)
 		return true, nil
 	})
+}
+
+func (c *contents) scanRules() error {
+	err := dump(unix.RTM_GETRULE, unix.RTM_NEWRULE, nl.NewIfInfomsg(unix.AF_UNSPEC), MaxRoutes, func(msg []byte) (bool, error) {
+		if len(msg) < unix.SizeofRtMsg {
+			return false, fmt.Errorf("a rule of %d bytes, expected at least %d", len(msg), unix.SizeofRtMsg)
+		}
+		switch nl.DeserializeRtMsg(msg).Table {
+		case unix.RT_TABLE_LOCAL, unix.RT_TABLE_MAIN, unix.RT_TABLE_DEFAULT:
+		default:
+			c.rules++
+		}
+		return true, nil
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil // a kernel without policy routing
+	}
+	return err
 }
 
 // has says whether a link has an address that somebody gave it.

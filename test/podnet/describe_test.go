@@ -38,6 +38,8 @@ func TestDescription(t *testing.T) {
 		ip route add 10.8.0.0/16 nexthop via 10.5.0.8 nexthop via 10.5.0.9
 		ip -6 route add default via fd05::1 dev eth0
 		ip route add 10.11.0.0/16 dev eth0 table 77
+		ip rule add from 10.5.0.3 table 77
+		ip -6 rule add from fd05::2 table 1077
 		ip neigh add 10.5.0.77 lladdr 52:54:00:00:00:77 dev eth0 nud permanent
 		ip neigh add 10.5.0.1 lladdr 52:54:00:00:00:01 dev eth0 nud reachable
 		ip neigh add 10.5.0.78 lladdr 52:54:00:00:00:78 dev eth0 nud reachable
@@ -77,8 +79,9 @@ func TestDescription(t *testing.T) {
 	if sorted(text.String()) != sorted(want) {
 		t.Errorf("the agent is told\n%s\nexpected\n%s", text.String(), want)
 	}
-	if len(got.Warnings) != 2 {
-		t.Errorf("warnings %q, expected one for the second default route and one for the several ways", got.Warnings)
+	if w := strings.Join(got.Warnings, "\n"); len(got.Warnings) != 3 || !strings.Contains(w, "metric 60") || !strings.Contains(w, "2 ways") ||
+		!strings.Contains(w, "2 rules") {
+		t.Errorf("warnings %q, expected the second default route, the several ways and the rules", got.Warnings)
 	}
 	inGuest := p.guest.run("ip route\nip -6 route\nip neigh show nud permanent\nip link show eth1")
 	for _, line := range []string{

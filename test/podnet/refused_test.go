@@ -51,6 +51,10 @@ func TestRefused(t *testing.T) {
 		"routes": {
 			setup: veth(0), batch: many(network.MaxRoutes+1, "route add 10.1.%d.%d dev net0"), want: network.ErrTooMany, says: "routes",
 		},
+		"looked at": { // those of the kernel's protocol do not count, but there is an end
+			setup: veth(0), batch: many(16*network.MaxRoutes+1, "route add 10.%d.%d.0/24 proto kernel dev net0"),
+			want: network.ErrTooMany, says: "more than 16384",
+		},
 		"addresses": {
 			setup: veth(0), batch: many(network.MaxAddresses+1, "addr add 10.1.%d.%d/32 dev net0"), want: network.ErrTooMany, says: "addresses",
 		},

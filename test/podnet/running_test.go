@@ -86,6 +86,20 @@ func TestWatch(t *testing.T) {
 	if i := p.net.Interfaces()[0]; i.MTU != 1300 || !strings.Contains(ns.run("ip link show "+i.Tap), "mtu 1300") {
 		t.Errorf("the tap did not follow the MTU: %+v", i)
 	}
+	ns.run("ip link set eth0 down\nip link set eth0 name lan0\nip link set lan0 up")
+	next("the name", func(c network.Change) bool {
+		return len(c.Updated) == 1 && c.Updated[0].GetName() == "lan0" && len(c.Added) == 0
+	})
+	if i := p.net.Interfaces()[0]; i.Name != "lan0" {
+		t.Errorf("the name did not follow: %+v", i)
+	}
+	p.guest.configure(ctx, p.net.Guest())
+	if err := node.ping(ctx, address(t, p.net, 0), 56); err != nil {
+		t.Error("with another name:", err)
+	}
+	ns.run("ip link set lan0 down\nip link set lan0 name eth0\nip link set eth0 up")
+	next("the old name", func(c network.Change) bool { return len(c.Updated) == 1 && c.Updated[0].GetName() == "eth0" })
+	p.guest.configure(ctx, p.net.Guest())
 	// With another hardware address it is another card.
 	ns.run("ip link set eth0 address 52:54:00:12:34:57")
 	c = next("the hardware address", func(c network.Change) bool { return len(c.Added) == 1 && len(c.Removed) == 1 })
