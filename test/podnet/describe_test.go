@@ -83,6 +83,10 @@ func TestDescription(t *testing.T) {
 		!strings.Contains(w, "2 rules") {
 		t.Errorf("warnings %q, expected the second default route, the several ways and the rules", got.Warnings)
 	}
+	tap := ns.run("ip addr show dev " + p.net.Interfaces()[0].Tap)
+	if !strings.Contains(tap, "mtu 1450") || strings.Contains(tap, "inet") {
+		t.Errorf("the tap is\n%s\nexpected the interface's MTU and no address", tap)
+	}
 	inGuest := p.guest.run("ip route\nip -6 route\nip neigh show nud permanent\nip link show eth1")
 	for _, line := range []string{
 		"default via 10.5.0.1 dev eth0", "10.6.0.1 dev eth1", "10.7.0.0/16 via 10.99.0.1 dev eth0 onlink mtu 1300",

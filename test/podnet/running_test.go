@@ -125,6 +125,9 @@ func TestWatchReports(t *testing.T) {
 	node, ns := newNetns(t, "node"), newNetns(t, "pod")
 	newCNI(t, node, plainBridgeNet).add(ns, "eth0")
 	p := attachPod(t, ns, network.ModelTC, 1)
+	// Made between Attach and Watch, which must not be missed. Nothing else happens by itself any more.
+	ns.run("ip link add vx0 type vxlan id 4 dstport 4789\nip link set vx0 addrgenmode none\nip link set vx0 up")
+	poll(t, ctx, "addresses", func() bool { return ns.run("ip -6 addr show tentative") == "" })
 	reports := make(chan error, 100)
 	enough := errors.New("enough")
 	ended := make(chan error, 1)
@@ -137,7 +140,6 @@ func TestWatchReports(t *testing.T) {
 			return nil
 		})
 	}()
-	ns.run("ip link add vx0 type vxlan id 4 dstport 4789\nip link set vx0 up")
 	for err := range reports {
 		if errors.Is(err, network.ErrUnsupported) {
 			break
