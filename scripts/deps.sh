@@ -19,6 +19,8 @@ if [ "${1:-}" = test ]; then
   need[postgresql]=/usr/lib/postgresql
   need[softhsm2]=/usr/bin/softhsm2-util
   need[chromium]=/usr/bin/chromium
+  need[containernetworking-plugins]=/usr/lib/cni/bridge
+  need[iproute2]=/usr/sbin/tc
 fi
 missing=()
 for package in "${!need[@]}"; do

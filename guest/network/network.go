@@ -267,7 +267,13 @@ func (s *Stack) setAddresses(link netlink.Link, want []*net.IPNet) error {
 	keep := map[string]bool{}
 	for _, n := range want {
 		keep[n.String()] = true
-		if err := s.nl.AddrReplace(link, &netlink.Addr{IPNet: n}); err != nil {
+		addr := &netlink.Addr{IPNet: n}
+		if n.IP.To4() == nil {
+			// The host has asked already whether another station has it. While the kernel asks again, it refuses routes with this
+			// source and programs cannot bind to it.
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := s.nl.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("adding %s to %s: %w", n, name, err)
 		}
 	}

@@ -72,7 +72,8 @@ func TestStack(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	iface := &agent.Interface{Device: "eth0", Name: "eth0", HwAddr: "52:54:00:12:34:56", Mtu: 1400, IPAddresses: []*agent.IPAddress{{Address: "10.9.0.5", Mask: "24"}}}
+	iface := &agent.Interface{Device: "eth0", Name: "eth0", HwAddr: "52:54:00:12:34:56", Mtu: 1400,
+		IPAddresses: []*agent.IPAddress{{Address: "10.9.0.5", Mask: "24"}, {Address: "fd09::5", Mask: "64"}}}
 
 	short, done := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer done()
@@ -107,6 +108,10 @@ func TestStack(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.UpdateRoutes([]*agent.Route{{Gateway: "10.9.0.1", Device: "eth0"}, {Dest: "10.9.5.0/24", Device: "eth0", Scope: 253}}); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel takes an IPv6 source only when it is sure that nobody else has the address.
+	if err := s.UpdateRoutes([]*agent.Route{{Dest: "fd09:1::/64", Device: "eth0", Source: "fd09::5", Family: agent.IPFamily_v6}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.AddNeighbors([]*agent.ARPNeighbor{{ToIPAddress: &agent.IPAddress{Address: "10.9.0.1"}, Device: "eth0", Lladdr: "52:54:00:00:00:01"}}); err != nil {
