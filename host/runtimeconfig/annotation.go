@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -70,7 +71,10 @@ func (c Config) clone() Config {
 }
 
 // note is an annotation that has been applied.
-type note struct{ name, value string }
+type note struct {
+	name, value string
+	got         any
+}
 
 type annotator struct {
 	effective Effective
@@ -94,10 +98,24 @@ func (a *annotator) apply(name, value string) error {
 	if s == nil {
 		return fmt.Errorf("is not supported (hint: `cloister config annotations` lists those that are)")
 	}
-	if err := a.claim(s.key, name, value); err != nil {
+	if err := a.enabled(s.key); err != nil {
 		return err
 	}
-	c := &a.effective.Config
+	one := a.base.clone() // with this annotation only
+	if err := a.assign(s, as, &one, value); err != nil {
+		return err
+	}
+	got := reflect.ValueOf(s.field(&one)).Elem()
+	if err := a.claim(s.key, name, value, got.Interface()); err != nil {
+		return err
+	}
+	reflect.ValueOf(s.field(&a.effective.Config)).Elem().Set(got)
+	a.effective.sources[s.key] = Source{Kind: KindAnnotation, Name: name}
+	return nil
+}
+
+// assign puts the value of an annotation into a configuration that is as the node's administrator made it.
+func (a *annotator) assign(s *setting, as *conversion, c *Config, value string) error {
 	var raw any
 	var err error
 	if as != nil {
@@ -113,15 +131,12 @@ func (a *annotator) apply(name, value string) error {
 			return err
 		}
 	}
-	if text, ok := raw.(string); ok && s.add {
-		if raw = text; *(s.field(c).(*string)) != "" {
-			raw = *(s.field(c).(*string)) + " " + text
-		}
+	if present, ok := s.field(c).(*string); ok && s.add && *present != "" {
+		raw = *present + " " + value
 	}
 	if err := s.assign(c, raw); err != nil {
 		return fmt.Errorf("is refused: %w", err)
 	}
-	a.effective.sources[s.key] = Source{Kind: KindAnnotation, Name: name}
 	return nil
 }
 
@@ -141,16 +156,21 @@ func (a *annotator) find(name string) (*setting, *conversion) {
 	return nil, nil
 }
 
-// claim allows each key one value. A pod may give both names, as long as they agree.
-func (a *annotator) claim(key, name, value string) error {
+// enabled lets pods set what the node's administrator allows.
+func (a *annotator) enabled(key string) error {
 	if !slices.Contains(a.base.Annotations.Enabled, key) {
 		return fmt.Errorf("is not enabled on this node: want one for %s (hint: add %q to annotations.enabled, now from %s)",
 			strings.Join(a.base.Annotations.Enabled, ", "), key, a.effective.Source("annotations.enabled"))
 	}
-	if other, taken := a.by[key]; taken && other.value != value {
+	return nil
+}
+
+// claim allows each key one value. A pod may give several names of it, as long as they mean the same.
+func (a *annotator) claim(key, name, value string, got any) error {
+	if other, taken := a.by[key]; taken && !reflect.DeepEqual(other.got, got) {
 		return fmt.Errorf("is %s, but %s is %s: want the same, or one of them", show(value), other.name, show(other.value))
 	}
-	a.by[key] = note{name, value}
+	a.by[key] = note{name, value, got}
 	return nil
 }
 
@@ -191,7 +211,7 @@ func orNone(list []string) string {
 }
 
 func (a *annotator) initdata(name, value string) error {
-	if err := a.claim(keyInitdata, name, value); err != nil {
+	if err := a.enabled(keyInitdata); err != nil {
 		return err
 	}
 	text, err := initdata.DecodeAnnotation(value)
@@ -201,13 +221,16 @@ func (a *annotator) initdata(name, value string) error {
 	if _, err := initdata.Parse(text); err != nil {
 		return fmt.Errorf("is not initdata: %w", err)
 	}
+	if err := a.claim(keyInitdata, name, value, string(text)); err != nil {
+		return err
+	}
 	a.effective.Initdata = text
 	a.effective.sources[keyInitdata] = Source{Kind: KindAnnotation, Name: name}
 	return nil
 }
 
 func (a *annotator) policy(name, value string) error {
-	if err := a.claim(keyPolicy, name, value); err != nil {
+	if err := a.enabled(keyPolicy); err != nil {
 		return err
 	}
 	if len(value) > maxPolicy {
@@ -216,6 +239,9 @@ func (a *annotator) policy(name, value string) error {
 	text, err := base64.StdEncoding.Strict().DecodeString(value)
 	if err != nil || len(text) == 0 {
 		return fmt.Errorf("is %s, want a policy in base64", show(value))
+	}
+	if err := a.claim(keyPolicy, name, value, string(text)); err != nil {
+		return err
 	}
 	a.effective.Policy = text
 	a.effective.sources[keyPolicy] = Source{Kind: KindAnnotation, Name: name}

@@ -21,7 +21,7 @@ func TestAnnotations(t *testing.T) {
 	got, err := e.Annotated(map[string]string{
 		KataPrefix + "hypervisor.default_vcpus": "2.5",
 		ShortPrefix + "memory-mib":              "4096", KataPrefix + "hypervisor.default_memory": "4096",
-		KataPrefix + "hypervisor.kernel_params": "b=2", KataPrefix + "runtime.internetworking_model": "macvtap",
+		KataPrefix + "hypervisor.kernel_params": "b=2", ShortPrefix + "kernel-params": "b=2", KataPrefix + "runtime.internetworking_model": "macvtap",
 		KataPrefix + "hypervisor.disable_vhost_net": "true", KataPrefix + "runtime.create_container_timeout": "90",
 		initdata.Annotation: doc, KataPrefix + "agent.policy": base64.StdEncoding.EncodeToString([]byte("package x")),
 		"io.kubernetes.cri.sandbox-id": "x", "example.com/other": "\x00", "io.katacontainers.pkg.oci.container_type": "pod_sandbox",
@@ -80,6 +80,10 @@ func TestAnnotationsRefused(t *testing.T) {
 	_, err = e.Annotated(map[string]string{ShortPrefix + "vcpus": "1", KataPrefix + "hypervisor.default_vcpus": "2"})
 	if err == nil || !strings.Contains(err.Error(), "want the same, or one of them") {
 		t.Errorf("two values: %v", err)
+	}
+	got, err := e.Annotated(map[string]string{ShortPrefix + "create-timeout": "1m30s", KataPrefix + "runtime.create_container_timeout": "90"})
+	if err != nil || got.Config.Timeouts.CreateContainer.Seconds() != 90 {
+		t.Errorf("two names and one value: %v", err)
 	}
 	_, err = e.Annotated(map[string]string{ShortPrefix + "vcpus": "x", ShortPrefix + "memory-mib": "y"})
 	if err == nil || !strings.Contains(err.Error(), "vcpus") || !strings.Contains(err.Error(), "memory-mib") {
