@@ -225,6 +225,36 @@ func TestProcessesBelow(t *testing.T) {
 	}
 }
 
+// TestLeave: a shim that is in the group of its sandbox is not killed with it, and does not keep it.
+func TestLeave(t *testing.T) {
+	const inside = "CLOISTER_TEST_LEAVE"
+	if text := os.Getenv(inside); text != "" { // the shim
+		l, err := ParseLocation(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := Create(t.Context(), l, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Add(t.Context(), os.Getpid()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if err := g.Destroy(ctx); err != nil || g.Exists() {
+			t.Errorf("left behind: %v", err)
+		}
+		return
+	}
+	l := located(t, false)
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestLeave$", "-test.v")
+	cmd.Env = append(os.Environ(), inside+"="+l.String())
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 func TestFailedCreateLeavesNothing(t *testing.T) {
 	l := located(t, false)
 	for _, limits := range []Limits{{MemoryBytes: 1}, {MemoryBytes: -1}, {CPUQuota: -1}, {CPUQuota: 5}, {CPUPeriod: 1}, {CPUShares: 1}, {PIDs: -1},

@@ -74,6 +74,15 @@ func readKata(leaves []leaf) (*kata, error) {
 		if k.kind = hypervisors()[chosen]; k.kind == "" {
 			return nil, fmt.Errorf("%s: hypervisor %s is not supported, want qemu, clh or remote", k.kindFrom, show(chosen))
 		}
+		// One of two names may be in the table, the other in the key. Another table than the chosen would silently lose what it asks for.
+		same := func(name string) bool { return hypervisors()[name] == k.kind }
+		if i := slices.IndexFunc(order, same); i >= 0 && !slices.Contains(order, chosen) {
+			chosen = order[i]
+		} else if i < 0 && len(order) > 0 {
+			return nil, fmt.Errorf("%s: the hypervisor is %s, and the only tables are of %s: want a table for it", k.kindFrom,
+				show(chosen),
+				strings.Join(order, ", "))
+		}
 	}
 	last := map[string]leaf{}
 	for _, l := range leaves {

@@ -114,6 +114,7 @@ func TestKataFaults(t *testing.T) {
 		{"[runtime]\ninternetworking_model = \"l3forwarding\"\n",
 			"internetworking_model is \"l3forwarding\", want one of macvtap, none, tcfilter"},
 		{"[runtime]\nhypervisor_name = 3\n", "want a text"},
+		{"[hypervisor.dragonball]\nconfidential_guest = true\n[runtime]\nhypervisor_name = \"qemu\"\n", "only tables are of dragonball"},
 		{"[runtime]\nexperimental = [\"x\"]\n", "force_guest_pull"},
 		{"[hypervisor.qemu]\nenable_annotations = [\"(\"]\n", "want a regular expression"},
 		{"[agent.kata]\ncreate_container_timeout = 9223372036854775807\n", "whole number of seconds"},
@@ -143,6 +144,10 @@ func TestKataChoosesTheHypervisor(t *testing.T) {
 	}
 	if e.Config.VMM.Kind != "cloud-hypervisor" || e.Config.Sandbox.MemoryMiB != 8192 || len(e.Ignored) != 1 {
 		t.Errorf("%+v %+v", e.Config.VMM, e.Ignored)
+	}
+	e, err = load(t, "[hypervisor.clh]\ndefault_memory = 1024\n[runtime]\nhypervisor_name = \"cloud-hypervisor\"\n")
+	if err != nil || e.Config.VMM.Kind != "cloud-hypervisor" || e.Config.Sandbox.MemoryMiB != 1024 {
+		t.Errorf("two names of one hypervisor: %v", err)
 	}
 	e, err = load(t, "[hypervisor.remote]\nremote_hypervisor_socket = \"/run/x.sock\"\nremote_hypervisor_timeout = 700\n")
 	if err != nil || e.Config.Network.Model != "none" || e.Config.Timeouts.Remote != 700*time.Second {

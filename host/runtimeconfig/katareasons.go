@@ -37,6 +37,11 @@ func reasons() []reason {
 			"valid_entropy_sources valid_file_mem_backends valid_vhost_user_store_paths valid_ctlpaths"},
 		{"vhost-user storage is not supported", "enable_vhost_user_store vhost_user_store_path vhost_user_reconnect_timeout_sec"},
 		{"container pipes have the kernel's size", "container_pipe_size"},
-		{"debug output of the VMM follows logging.level", "enable_debug hypervisor_loglevel"},
+		{"debug output of the VMM follows logging.level", "enable_debug hypervisor_loglevel log_level extra_monitor_socket"},
+		{"the VMM is always confined by seccomp", "disable_seccomp"},
+		{"network limits are network.rx_bits_per_second and network.tx_bits_per_second", "net_rate_limiter_bw_max_rate " +
+			"net_rate_limiter_bw_one_time_burst net_rate_limiter_ops_max_rate net_rate_limiter_ops_one_time_burst"},
+		{"disks are not limited", "disk_rate_limiter_bw_max_rate disk_rate_limiter_bw_one_time_burst disk_rate_limiter_ops_max_rate " +
+			"disk_rate_limiter_ops_one_time_burst"},
 	}
 }

@@ -218,6 +218,9 @@ func (in Input) check() error {
 	if o := in.Overhead; o.MilliCPU < 0 || o.FixedMiB < 0 || o.HostMiB < 0 || o.MilliCPU > maxMilli || o.FixedMiB > 1<<20 || o.HostMiB > 1<<20 {
 		bad("the overhead is %d thousandths of a processor, %d MiB and %d MiB, want 0 or more", o.MilliCPU, o.FixedMiB, o.HostMiB)
 	}
+	if o := in.Overhead; o.BouncePercent < 0 || o.BouncePercent > 50 || o.BounceMinMiB < 0 || o.BounceMaxMiB < o.BounceMinMiB {
+		bad("the bounce buffers are %d %%, %d to %d MiB, want at most 50 %%", o.BouncePercent, o.BounceMinMiB, o.BounceMaxMiB)
+	}
 	return errors.Join(faults...)
 }
 

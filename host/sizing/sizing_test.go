@@ -70,6 +70,7 @@ func TestAbsurdSizesAreRefused(t *testing.T) {
 		{"block", func(in *Input) { in.Static, in.BlockMiB = false, 0 }, "blocks have 0 MiB"},
 		{"host", func(in *Input) { in.Host = Host{} }, "the host has 0 processors"},
 		{"overhead", func(in *Input) { in.Overhead.FixedMiB = -1 }, "the overhead is"},
+		{"bounce buffers", func(in *Input) { in.Overhead.BouncePercent = 100 }, "the bounce buffers are 100 %"},
 		{"maximum", func(in *Input) { in.MaxVCPUs = -1 }, "the maximum is -1"},
 	} {
 		in := input("tpm", Request{Source: "x"})
