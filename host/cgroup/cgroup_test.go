@@ -25,7 +25,8 @@ func TestParseLocation(t *testing.T) {
 		"/kubepods/besteffort/pod1/abc": "/kubepods/besteffort/pod1/abc",
 		"/a":                            "/a",
 		"/a/":                           "/a",
-		"kubepods-besteffort-pod1.slice:cri-containerd:x": "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/cri-containerd-x.scope",
+		"kubepods-besteffort-pod1.slice:cri-containerd:x": "/kubepods.slice/kubepods-besteffort.slice" +
+			"/kubepods-besteffort-pod1.slice/cri-containerd-x.scope",
 		"system.slice::x": "/system.slice/x.scope",
 		":p:x":            "/system.slice/p-x.scope",
 		"-.slice:p:x":     "/p-x.scope",
@@ -257,7 +258,8 @@ func TestLeave(t *testing.T) {
 
 func TestFailedCreateLeavesNothing(t *testing.T) {
 	l := located(t, false)
-	for _, limits := range []Limits{{MemoryBytes: 1}, {MemoryBytes: -1}, {CPUQuota: -1}, {CPUQuota: 5}, {CPUPeriod: 1}, {CPUShares: 1}, {PIDs: -1},
+	for _, limits := range []Limits{{MemoryBytes: 1}, {MemoryBytes: -1}, {CPUQuota: -1}, {CPUQuota: 5}, {CPUPeriod: 1},
+		{CPUShares: 1}, {PIDs: -1},
 		{CPUs: "none"}, {CPUs: "99999"}} {
 		if g, err := Create(t.Context(), l, limits); err == nil {
 			t.Errorf("%+v was accepted", limits)
@@ -304,9 +306,11 @@ func TestFigures(t *testing.T) {
 		CpuStats: &agent.CpuStats{CpuUsage: &agent.CpuUsage{TotalUsage: 700, UsageInUsermode: 500, UsageInKernelmode: 200}},
 		MemoryStats: &agent.MemoryStats{Usage: &agent.MemoryData{Usage: 50}, SwapUsage: &agent.MemoryData{Usage: 60},
 			Stats: map[string]uint64{"inactive_file": 10, "anon": 30}},
-		BlkioStats: &agent.BlkioStats{IoServiceBytesRecursive: []*agent.BlkioStatsEntry{{Op: "Read", Value: math.MaxUint64}, {Op: "read", Value: 5}}},
+		BlkioStats: &agent.BlkioStats{IoServiceBytesRecursive: []*agent.BlkioStatsEntry{{Op: "Read", Value: math.MaxUint64},
+			{Op: "read", Value: 5}}},
 	})
-	if guest.CPU != 700 || guest.Memory != 50 || guest.Swap != 10 || guest.InactiveFile != 10 || guest.Anon != 30 || guest.ReadBytes != math.MaxUint64 {
+	if guest.CPU != 700 || guest.Memory != 50 || guest.Swap != 10 || guest.InactiveFile != 10 ||
+		guest.Anon != 30 || guest.ReadBytes != math.MaxUint64 {
 		t.Errorf("%+v", guest)
 	}
 	if (FromGuest(nil) != Stats{}) {
@@ -324,7 +328,8 @@ func TestFigures(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	for _, mode := range []string{ModeV1, ModeHybrid} {
-		if m, ok := guest.Metrics(mode).(*v1.Metrics); !ok || m.GetMemory().GetUsage().GetUsage() != 50 || m.GetCPU().GetUsage().GetTotal() != 700 ||
+		if m, ok := guest.Metrics(mode).(*v1.Metrics); !ok || m.GetMemory().GetUsage().GetUsage() != 50 ||
+			m.GetCPU().GetUsage().GetTotal() != 700 ||
 			m.GetMemory().GetTotalInactiveFile() != 10 {
 			t.Errorf("%+v", m)
 		}

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-const runtimeTable = "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.cloister]\nruntime_type = \"io.containerd.cloister.v2\"\n"
+const runtimeTable = "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.cloister]\n" +
+	"runtime_type = \"io.containerd.cloister.v2\"\n"
 
 // node is a machine on which everything is there.
 func node(t *testing.T, files map[string]string) (Host, Node) {
@@ -62,7 +63,9 @@ func TestNodeFaults(t *testing.T) {
 		edit       func(*Host, *Node)
 		files      map[string]string
 	}{
-		{"KVM", "permission", Missing, func(h *Host, _ *Node) { h.ProbeKVM = func(context.Context, string) error { return fs.ErrPermission } }, nil},
+		{"KVM", "permission", Missing, func(h *Host, _ *Node) {
+			h.ProbeKVM = func(context.Context, string) error { return fs.ErrPermission }
+		}, nil},
 		{"KVM", "permission", Warn, func(h *Host, n *Node) {
 			n.KVM, h.ProbeKVM = false, func(context.Context, string) error { return fs.ErrPermission }
 		}, nil},

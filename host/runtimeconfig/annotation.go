@@ -54,7 +54,7 @@ func (e *Effective) Annotated(annotations map[string]string) (*Effective, error)
 
 // printName keeps a name of others to one line.
 func printName(name string) string {
-	if q := show(name); len(q) != len(name)+2 {
+	if q := show(name); q != `"`+name+`"` {
 		return q
 	}
 	return name

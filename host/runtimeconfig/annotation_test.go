@@ -21,8 +21,9 @@ func TestAnnotations(t *testing.T) {
 	got, err := e.Annotated(map[string]string{
 		KataPrefix + "hypervisor.default_vcpus": "2.5",
 		ShortPrefix + "memory-mib":              "4096", KataPrefix + "hypervisor.default_memory": "4096",
-		KataPrefix + "hypervisor.kernel_params": "b=2", ShortPrefix + "kernel-params": "b=2", KataPrefix + "runtime.internetworking_model": "macvtap",
-		KataPrefix + "hypervisor.disable_vhost_net": "true", KataPrefix + "runtime.create_container_timeout": "90",
+		KataPrefix + "hypervisor.kernel_params": "b=2", ShortPrefix + "kernel-params": "b=2",
+		KataPrefix + "runtime.internetworking_model": "macvtap",
+		KataPrefix + "hypervisor.disable_vhost_net":  "true", KataPrefix + "runtime.create_container_timeout": "90",
 		initdata.Annotation: doc, KataPrefix + "agent.policy": base64.StdEncoding.EncodeToString([]byte("package x")),
 		"io.kubernetes.cri.sandbox-id": "x", "example.com/other": "\x00", "io.katacontainers.pkg.oci.container_type": "pod_sandbox",
 	})
@@ -154,6 +155,7 @@ func FuzzAnnotated(f *testing.F) {
 		f.Fatal(err)
 	}
 	e.Config.Annotations.Enabled = byPods()
+	f.Add("io.katacontainers.\x00"+strings.Repeat("0", 107), "x") // as long when it is quoted and cut
 	for _, a := range e.Config.Supported() {
 		f.Add(a.Name, "1")
 		f.Add(a.Name, "true")

@@ -85,7 +85,8 @@ func Overheads() []Overhead {
 		}
 		return o
 	}
-	kernel := "guest as measured with tpm, plus the bounce buffers of a confidential guest's kernel (6 %, 64 MiB to 1 GiB); not measured on hardware"
+	kernel := "guest as measured with tpm, plus the bounce buffers of a confidential guest's kernel " +
+		"(6 %, 64 MiB to 1 GiB); not measured on hardware"
 	return []Overhead{
 		as("none", "guest as measured with tpm; host assumed", false), measured, as("snp", kernel, true), as("tdx", kernel, true),
 		as("se", kernel, true), as("cca", kernel, true),

@@ -215,7 +215,8 @@ func (in Input) check() error {
 	if !in.Static && (in.BlockMiB < 1 || in.BlockMiB > 1<<16) {
 		bad("blocks have %d MiB, want 1 to %d", in.BlockMiB, 1<<16)
 	}
-	if o := in.Overhead; o.MilliCPU < 0 || o.FixedMiB < 0 || o.HostMiB < 0 || o.MilliCPU > maxMilli || o.FixedMiB > 1<<20 || o.HostMiB > 1<<20 {
+	if o := in.Overhead; o.MilliCPU < 0 || o.FixedMiB < 0 || o.HostMiB < 0 ||
+		o.MilliCPU > maxMilli || o.FixedMiB > 1<<20 || o.HostMiB > 1<<20 {
 		bad("the overhead is %d thousandths of a processor, %d MiB and %d MiB, want 0 or more", o.MilliCPU, o.FixedMiB, o.HostMiB)
 	}
 	if o := in.Overhead; o.BouncePercent < 0 || o.BouncePercent > 50 || o.BounceMinMiB < 0 || o.BounceMaxMiB < o.BounceMinMiB {

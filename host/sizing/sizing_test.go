@@ -13,7 +13,8 @@ func input(tee string, r Request) Input {
 	if err != nil {
 		panic(err)
 	}
-	return Input{Request: r, DefaultVCPUs: 1, DefaultMemoryMiB: 512, Overhead: o, Static: tee != "none", BlockMiB: 128, Host: Host{VCPUs: 16, MemoryMiB: 65536}}
+	return Input{Request: r, DefaultVCPUs: 1, DefaultMemoryMiB: 512, Overhead: o, Static: tee != "none", BlockMiB: 128,
+		Host: Host{VCPUs: 16, MemoryMiB: 65536}}
 }
 
 func TestCompute(t *testing.T) {
@@ -112,7 +113,8 @@ func TestGrow(t *testing.T) {
 func TestFromAnnotations(t *testing.T) {
 	get := func(quota, period, shares, memory string) (Request, error) {
 		m := map[string]string{}
-		for k, v := range map[string]string{annotationQuota: quota, annotationPeriod: period, annotationShares: shares, annotationMemory: memory} {
+		for k, v := range map[string]string{annotationQuota: quota, annotationPeriod: period,
+			annotationShares: shares, annotationMemory: memory} {
 			if v != "" {
 				m[k] = v
 			}
@@ -149,8 +151,9 @@ func TestFromSpec(t *testing.T) {
 	for text, want := range map[string]Request{
 		`{}`:           {Source: "default"},
 		`{"linux":{}}`: {Source: "default"},
-		`{"linux":{"resources":{"cpu":{"quota":200000,"period":100000,"shares":1024},"memory":{"limit":1048576}}}}`: {"spec", 2000, 1000, 1 << 20, 0},
-		`{"linux":{"resources":{"cpu":{"shares":null},"memory":{}}}}`:                                               {Source: "spec"},
+		`{"linux":{"resources":{"cpu":{"quota":200000,"period":100000,"shares":1024},"memory":{"limit":1048576}}}}`: {
+			"spec", 2000, 1000, 1 << 20, 0},
+		`{"linux":{"resources":{"cpu":{"shares":null},"memory":{}}}}`: {Source: "spec"},
 	} {
 		if got, err := FromSpec([]byte(text)); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", text, got, err)
