@@ -91,6 +91,7 @@ type State struct {
 type Group struct {
 	state   State
 	manager cgroups.Manager
+	systemd bool // it is a unit of systemd's
 }
 
 // Plan is the state of a group that does not exist yet: who keeps it before Create can clean up after a crash in the middle of it.
@@ -103,8 +104,9 @@ func Plan(l Location) (State, error) {
 }
 
 // Create makes the group with its limits. One that is there already, left by a killed process, is taken over. When something fails,
-// nothing is left.
-func Create(ctx context.Context, l Location, limits Limits) (*Group, error) {
+// nothing is left. first is a process to put in, or 0 for none: systemd, which ends scopes that are empty, makes none without.
+// After a failure it may still be inside, and is the caller's to end: then the error says that the group is busy, and Destroy removes it.
+func Create(ctx context.Context, l Location, limits Limits, first int) (*Group, error) {
 	r, err := limits.resources()
 	if err != nil {
 		return nil, fmt.Errorf("making cgroup %s: %w", l, err)
@@ -113,8 +115,14 @@ func Create(ctx context.Context, l Location, limits Limits) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	if first < 0 || first == 0 && g.systemd {
+		return nil, fmt.Errorf("making cgroup %s: the first process is %d, want one that runs", l, first)
+	}
+	if first == 0 {
+		first = -1 // none, for the library
+	}
 	err = within(ctx, func() error {
-		if err := g.manager.Apply(-1); err != nil {
+		if err := g.manager.Apply(first); err != nil {
 			return err
 		}
 		return g.manager.Set(r)
@@ -158,7 +166,7 @@ func open(s State) (*Group, error) {
 			return nil, fmt.Errorf("opening cgroup %s: %w", s.Location, err)
 		}
 	}
-	g := &Group{state: s, manager: m}
+	g := &Group{state: s, manager: m, systemd: c.Systemd}
 	if len(s.Paths) == 0 {
 		g.state.Paths = g.paths()
 		return g, nil

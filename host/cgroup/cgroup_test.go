@@ -140,15 +140,21 @@ func TestLife(t *testing.T) {
 			l := located(t, systemd)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			g, err := Create(ctx, l, Limits{CPUQuota: 50_000, CPUPeriod: 100_000, CPUShares: 512, MemoryBytes: 64 << 20, PIDs: 100})
+			cmd := worker(t)
+			first := func(systemd bool) int { // with systemd there has to be one
+				if systemd {
+					return cmd.Process.Pid
+				}
+				return 0
+			}
+			g, err := Create(ctx, l, Limits{CPUQuota: 50_000, CPUPeriod: 100_000, CPUShares: 512, MemoryBytes: 64 << 20, PIDs: 100}, first(systemd))
 			if err != nil {
 				t.Fatal(err)
 			}
-			again, err := Create(ctx, l, Limits{MemoryBytes: 96 << 20}) // the one of a killed process
+			again, err := Create(ctx, l, Limits{MemoryBytes: 96 << 20}, first(systemd)) // the one of a killed process
 			if err != nil || !slices.Equal(again.dirs(), g.dirs()) {
 				t.Fatalf("taking over: %v", err)
 			}
-			cmd := worker(t)
 			if err := g.Add(ctx, cmd.Process.Pid); err != nil {
 				t.Fatal(err)
 			}
@@ -199,10 +205,10 @@ func TestProcessesBelow(t *testing.T) {
 	l := located(t, false)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if _, err := Create(ctx, l, Limits{}); err != nil {
+	if _, err := Create(ctx, l, Limits{}, 0); err != nil {
 		t.Fatal(err)
 	}
-	below, err := Create(ctx, Location{Path: l.Path + "/a/b"}, Limits{})
+	below, err := Create(ctx, Location{Path: l.Path + "/a/b"}, Limits{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +240,7 @@ func TestLeave(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g, err := Create(t.Context(), l, Limits{})
+		g, err := Create(t.Context(), l, Limits{}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +267,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	for _, limits := range []Limits{{MemoryBytes: 1}, {MemoryBytes: -1}, {CPUQuota: -1}, {CPUQuota: 5}, {CPUPeriod: 1},
 		{CPUShares: 1}, {PIDs: -1},
 		{CPUs: "none"}, {CPUs: "99999"}} {
-		if g, err := Create(t.Context(), l, limits); err == nil {
+		if g, err := Create(t.Context(), l, limits, 0); err == nil {
 			t.Errorf("%+v was accepted", limits)
 			_ = g.Destroy(t.Context())
 		}
@@ -273,9 +279,12 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			t.Errorf("%+v: directories are left", limits)
 		}
 	}
+	if _, err := Create(t.Context(), l, Limits{}, -1); err == nil {
+		t.Error("process -1 was accepted")
+	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Create(ended, l, Limits{}); !errors.Is(err, context.Canceled) {
+	if _, err := Create(ended, l, Limits{}, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("a context that has ended: %v", err)
 	}
 }

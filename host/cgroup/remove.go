@@ -41,11 +41,13 @@ func (g *Group) Destroy(ctx context.Context) error {
 		if err := g.kill(); err != nil {
 			return err
 		}
-		return g.removeOnce()
+		return g.removeOnce(ctx)
 	})
 }
 
-func (g *Group) remove(ctx context.Context, p pace) error { return g.retry(ctx, p, g.removeOnce) }
+func (g *Group) remove(ctx context.Context, p pace) error {
+	return g.retry(ctx, p, func() error { return g.removeOnce(ctx) })
+}
 
 // retry repeats what fails because something is busy.
 func (g *Group) retry(ctx context.Context, p pace, do func() error) error {
@@ -75,7 +77,18 @@ func busy(err error) bool {
 }
 
 // removeOnce removes all directories, in every hierarchy, even when one fails.
-func (g *Group) removeOnce() error {
+func (g *Group) removeOnce(ctx context.Context) error {
+	if g.systemd && g.Exists() {
+		pids, err := g.PIDs()
+		if err != nil {
+			return err
+		}
+		if len(pids) > 0 { // stopping the unit would end them
+			return unix.EBUSY
+		}
+		// The unit's end is what counts; directories that it leaves are removed below, and a failure there is reported.
+		_ = within(ctx, g.manager.Destroy)
+	}
 	var errs []error
 	for _, dir := range g.dirs() {
 		errs = append(errs, removeTree(dir, 0))
