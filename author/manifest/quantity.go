@@ -40,3 +40,9 @@ func (q quantity) scaled(factor int64) (int64, error) {
 
 func (q quantity) bytes() (int64, error) { return q.scaled(1) }
 func (q quantity) milli() (int64, error) { return q.scaled(1000) }
+
+// Bytes reads a Kubernetes quantity such as 128Mi, rounded up.
+func Bytes(text string) (int64, error) { return quantity(text).bytes() }
+
+// Milli reads a Kubernetes quantity such as 500m or 2 in thousandths, rounded up.
+func Milli(text string) (int64, error) { return quantity(text).milli() }

@@ -32,14 +32,7 @@ func doctorCmd(a *app) *cobra.Command {
 				}
 				return r.Err()
 			}
-			var rows [][]string
-			for _, check := range r.Checks {
-				rows = append(rows, []string{string(check.Status), check.Name, check.Detail})
-				if check.Hint != "" && check.Status != doctor.OK {
-					rows = append(rows, []string{"", "", "hint: " + check.Hint})
-				}
-			}
-			a.table("", rows)
+			a.printChecks(r.Checks)
 			fmt.Fprintf(a.stdout, "\naccelerator: %s (%s)\ntee: %s (%s)\n", r.Accel, r.AccelReason, r.TEE, r.TEEReason)
 			return r.Err()
 		},

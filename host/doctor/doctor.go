@@ -68,15 +68,7 @@ type Host struct {
 
 // Probe does all checks.
 func Probe(ctx context.Context, h Host) *Report {
-	if h.LookPath == nil {
-		h.LookPath = exec.LookPath
-	}
-	if h.Output == nil {
-		h.Output = runProgram
-	}
-	if h.ProbeKVM == nil {
-		h.ProbeKVM = probeKVM
-	}
+	h.complete()
 	r := &Report{hardware: map[string]Check{}}
 	r.add(h.cpu())
 	kvm, usable := h.kvm(ctx)
@@ -108,6 +100,19 @@ func Probe(ctx context.Context, h Host) *Report {
 	return r
 }
 
+// complete puts in what the zero value stands for.
+func (h *Host) complete() {
+	if h.LookPath == nil {
+		h.LookPath = exec.LookPath
+	}
+	if h.Output == nil {
+		h.Output = runProgram
+	}
+	if h.ProbeKVM == nil {
+		h.ProbeKVM = probeKVM
+	}
+}
+
 func (r *Report) add(c Check) { r.Checks = append(r.Checks, c) }
 
 func (r *Report) chooseTEE(tpmReady bool) {
@@ -121,7 +126,8 @@ func (r *Report) chooseTEE(tpmReady bool) {
 	case !tpmReady:
 		r.TEEReason = "no TEE: the software TPM is not installed"
 	case len(present) > 0:
-		r.TEE, r.TEEReason = "tpm", strings.Join(present, ", ")+" is present, but this version starts measured VMs with a software TPM only"
+		r.TEE, r.TEEReason = "tpm", strings.Join(present,
+			", ")+" is present, but this version starts measured VMs with a software TPM only"
 	default:
 		r.TEE, r.TEEReason = "tpm", "no TEE hardware; measured boot with a software TPM"
 	}

@@ -61,7 +61,8 @@ func TestAccelerator(t *testing.T) {
 		files               map[string]string
 	}{
 		{"works", "kvm", "KVM works kvm_intel", nil, map[string]string{"/dev/kvm": "", "/sys/module/kvm_intel/x": ""}},
-		{"pvm", "tcg", "cannot run stock kernels", nil, map[string]string{"/dev/kvm": "", "/sys/module/kvm_intel/x": "", "/sys/module/kvm_pvm/x": ""}},
+		{"pvm", "tcg", "cannot run stock kernels", nil, map[string]string{"/dev/kvm": "", "/sys/module/kvm_intel/x": "",
+			"/sys/module/kvm_pvm/x": ""}},
 		{"no device", "tcg", "no /dev/kvm", nil, nil},
 		{"no module", "tcg", "neither kvm_intel nor kvm_amd", nil, map[string]string{"/dev/kvm": ""}},
 		{"refused", "tcg", "permission denied", fs.ErrPermission, map[string]string{"/dev/kvm": "", "/sys/module/kvm_amd/x": ""}},

@@ -136,11 +136,16 @@ func (h Host) memory() Check {
 }
 
 func (h Host) disk() Check {
-	c := Check{Name: "disk", Status: Warn}
 	dir := h.Home
 	if dir == "" {
 		dir = os.TempDir()
 	}
+	return h.space("disk", dir, 2048, "the guest image and its parts need about 2 GiB")
+}
+
+// space warns when a directory has less than need MiB.
+func (h Host) space(name, dir string, need int, hint string) Check {
+	c := Check{Name: name, Status: Warn, Hint: hint}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		c.Detail = fmt.Sprintf("asking for the free space of %s: %v", dir, err)
@@ -148,10 +153,8 @@ func (h Host) disk() Check {
 	}
 	free := st.Bavail * uint64(st.Bsize) >> 20
 	c.Detail = fmt.Sprintf("%d MiB free in %s", free, dir)
-	if free >= 2048 {
-		c.Status = OK
-	} else {
-		c.Hint = "the guest image and its parts need about 2 GiB"
+	if free >= uint64(need) {
+		c.Status, c.Hint = OK, ""
 	}
 	return c
 }

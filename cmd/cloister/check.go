@@ -1,0 +1,96 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloister/cloister/host/doctor"
+	"github.com/cloister/cloister/host/runtimeconfig"
+)
+
+// checkCmd validates a node for its configuration; `doctor` tells what a host can do without one.
+func checkCmd(a *app) *cobra.Command {
+	var file, containerd string
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Tell whether containerd can run pods with Cloister on this node",
+		Long: "Checks this node for what the runtime's configuration needs, and prints what helps where something is missing.\n" +
+			"Exit code 0 means that pods can run. Run it as root: some checks need it.",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			e, err := loadRuntime(file, nil)
+			conf := doctor.Check{Name: "configuration", Status: doctor.OK, Required: true, Detail: "built-in defaults"}
+			config := runtimeconfig.Default()
+			if err != nil {
+				conf.Status, conf.Detail = doctor.Missing, strings.ReplaceAll(err.Error(), "\n", "; ")
+				conf.Hint = "see `cloister config show`; the checks below are for the defaults"
+			} else {
+				config = e.Config
+				if len(e.Files) > 0 {
+					conf.Detail = strings.Join(e.Files, ", ")
+				}
+				if on := config.Insecure(); len(on) > 0 {
+					conf.Status, conf.Hint = doctor.Warn, strings.Join(on, "; ")
+				}
+			}
+			r := doctor.ProbeNode(c.Context(), doctor.Host{}, nodeOf(&config, containerd))
+			r.Checks = append([]doctor.Check{conf}, r.Checks...)
+			if a.json {
+				if err := a.printJSON(r); err != nil {
+					return err
+				}
+				return r.Err()
+			}
+			a.printChecks(r.Checks)
+			return r.Err()
+		},
+	}
+	runtimeFile(c, &file)
+	c.Flags().StringVar(&containerd, "containerd-config", "", "look into FILE instead of /etc/containerd/config.toml")
+	return c
+}
+
+// nodeOf is what a configuration needs of its node.
+func nodeOf(c *runtimeconfig.Config, containerd string) doctor.Node {
+	n := doctor.Node{
+		KVM: c.VMM.Kind != "remote" && c.VMM.Accel == "kvm", TEE: c.Sandbox.TEE, ContainerdConfig: containerd, Files: map[string]string{},
+		Dirs: map[string]int{"/run": 64, "/var/lib": 2048},
+	}
+	if c.VMM.Kind == "remote" {
+		n.TEE = "" // that of the remote side
+		n.Files["socket of the remote side"] = c.VMM.RemoteSocket
+		return n
+	}
+	n.QEMU = c.VMM.Kind == "qemu" && c.VMM.Path == ""
+	n.Network, n.Redirect = c.Network.Model != "none", c.Network.Model == "tc"
+	n.Vhost = n.Network && c.Network.Vhost
+	for what, file := range map[string]string{
+		"VMM": c.VMM.Path, "kernel": c.Guest.Kernel, "initrd": c.Guest.Initrd, "image": c.Guest.Image, "firmware": c.Guest.Firmware,
+		"firmware variables": c.Guest.FirmwareVars,
+	} {
+		if file != "" {
+			n.Files[what] = filepath.Clean(file)
+		}
+	}
+	if c.SharedFS() == runtimeconfig.SharedFSVirtiofs {
+		n.Files["virtiofsd"] = c.Storage.Virtiofsd
+	}
+	if c.Sandbox.TEE == runtimeconfig.TEETPM {
+		n.Files["software TPM"] = "/usr/bin/swtpm"
+	}
+	return n
+}
+
+// printChecks prints what was looked at, and what helps.
+func (a *app) printChecks(checks []doctor.Check) {
+	var rows [][]string
+	for _, check := range checks {
+		rows = append(rows, []string{string(check.Status), check.Name, check.Detail})
+		if check.Hint != "" && check.Status != doctor.OK {
+			rows = append(rows, []string{"", "", "hint: " + check.Hint})
+		}
+	}
+	a.table("", rows)
+}

@@ -1,0 +1,259 @@
+// Package runtimeconfig is the configuration of the container runtime on a node: one TOML file with drop-ins, then the annotations of a
+// pod.
+//
+// Every setting is one entry of the list in settings.go, which says what it is called in our file, in a configuration.toml of Kata
+// Containers, and as an annotation, and what values it takes. Nothing else decides, so that the three cannot drift apart. The life of a
+// configuration:
+//
+//  1. Load finds the file (lookup.go), reads it with its drop-ins as keys with positions (file.go), and applies them in order;
+//  2. a file that has Kata's tables is read by their names, and every key of it that has no meaning here is listed as ignored (kata.go);
+//  3. the annotations of a pod are applied, as far as the configuration lets pods use them (annotation.go);
+//  4. the Effective result says of every value where it came from.
+//
+// The pod's author is not trusted: an annotation can only do what the configuration enables, within the bounds of the setting. For
+// confidential sandboxes everything that would show the guest's data to the host is an error, not a warning.
+package runtimeconfig
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"time"
+)
+
+//go:embed example.toml
+var example string
+
+// Example is an annotated configuration with every key at its default.
+func Example() string { return example }
+
+// Config is the whole configuration. Which key stands for which field, and its bounds, is in settings.go; example.toml explains them.
+type Config struct {
+	Sandbox     Sandbox
+	Guest       Guest
+	VMM         VMM
+	Network     Network
+	Storage     Storage
+	Timeouts    Timeouts
+	Cgroup      Cgroup
+	Logging     Logging
+	Debug       Debug
+	Annotations Annotations
+}
+
+// The values of Sandbox.TEE that are not the name of hardware.
+const (
+	TEENone = "none" // isolation only
+	TEEAuto = "auto" // the host's hardware; none is an error
+	TEETPM  = "tpm"  // measured boot with a software TPM: proves, does not hide
+)
+
+// Sandbox is the kind and the size of the virtual machine.
+type Sandbox struct {
+	TEE string
+	// VCPUs and MemoryMiB are the size of a pod that says nothing about itself; Max are bounds, 0 is what the host has.
+	VCPUs        float64
+	MaxVCPUs     int
+	MemoryMiB    int
+	MaxMemoryMiB int
+	// OverheadVCPUs and OverheadMemoryMiB replace the measured overhead (package sizing) unless 0.
+	OverheadVCPUs     float64
+	OverheadMemoryMiB int
+	// MemoryBlockMiB is the unit in which memory is plugged.
+	MemoryBlockMiB int
+	// StaticSizing plugs nothing later. Confidential sandboxes never do.
+	StaticSizing bool
+	Hugepages    bool
+}
+
+// Guest is what boots. Empty files are those of `cloister guest build`.
+type Guest struct {
+	Kernel, Initrd, Image  string
+	Firmware, FirmwareVars string
+	KernelParams           string
+	VerityParams           string
+	Seccomp                bool
+}
+
+// VMM is the virtual machine monitor.
+type VMM struct {
+	Kind         string
+	Path         string
+	Accel        string
+	MachineType  string
+	CPUFeatures  string
+	RemoteSocket string
+	GPUs         int
+	GPUModel     string
+	SNPPolicy    int
+	SNPIDBlock   string
+	SNPIDAuth    string
+	TDXQuotePort int
+}
+
+// Network is how the pod's network reaches the guest.
+type Network struct {
+	Model  string
+	Queues int
+	Vhost  bool
+	// RxBitsPerSecond and TxBitsPerSecond are limits; 0 is none.
+	RxBitsPerSecond, TxBitsPerSecond int
+}
+
+// The values of Storage that depend on the TEE.
+const (
+	StorageAuto      = "auto"
+	SharedFSNone     = "none"
+	SharedFSVirtiofs = "virtiofs"
+	EmptyDirShared   = "shared"
+	EmptyDirPlain    = "block-plain"
+	EmptyDirSealed   = "block-encrypted"
+)
+
+// Storage is how files and volumes reach the guest.
+type Storage struct {
+	SharedFS      string
+	Virtiofsd     string
+	VirtiofsdArgs []string
+	VirtiofsCache string
+	EmptyDir      string
+	GuestPull     bool
+	BlockDriver   string
+	BlockAIO      string
+}
+
+// Timeouts bound what is waited for.
+type Timeouts struct {
+	Boot, CreateContainer, Request, HealthCheck, Hub, GuestProcess, Remote time.Duration
+}
+
+// Cgroup is where the processes of a sandbox run on the host.
+type Cgroup struct {
+	SandboxOnly bool
+	PinVCPUs    bool
+}
+
+// Logging is how much is said.
+type Logging struct {
+	Level, GuestLevel string
+}
+
+// Debug is what helps to find faults.
+type Debug struct {
+	KeepFailed      bool
+	Profiles        bool
+	InsecureConsole bool
+}
+
+// Annotations says what pods may set for themselves.
+type Annotations struct {
+	Enabled                                             []string
+	ValidGuestPaths, ValidVMMPaths, ValidVirtiofsdPaths []string
+}
+
+// Default is the configuration of a node without a file.
+func Default() Config {
+	return Config{
+		Sandbox: Sandbox{TEE: TEENone, VCPUs: 1, MemoryMiB: 512, MemoryBlockMiB: 128},
+		VMM: VMM{Kind: "qemu", Accel: "auto", MachineType: "q35", RemoteSocket: "/run/peerpod/hypervisor.sock",
+			SNPPolicy: 0x30000},
+		Network: Network{Model: "tc", Queues: 1, Vhost: true},
+		Storage: Storage{SharedFS: StorageAuto, Virtiofsd: "/usr/libexec/virtiofsd",
+			VirtiofsdArgs: []string{"--thread-pool-size=1", "--announce-submounts"},
+			VirtiofsCache: "auto", EmptyDir: StorageAuto, BlockDriver: "virtio-scsi", BlockAIO: "io_uring"},
+		Timeouts: Timeouts{Boot: 45 * time.Second, CreateContainer: time.Minute, Request: time.Minute, HealthCheck: 90 * time.Second,
+			Hub: 50 * time.Second, GuestProcess: 6 * time.Second, Remote: 10 * time.Minute},
+		Cgroup:  Cgroup{SandboxOnly: true},
+		Logging: Logging{Level: "info", GuestLevel: "info"},
+		Annotations: Annotations{Enabled: []string{"sandbox.vcpus", "sandbox.max_vcpus", "sandbox.memory_mib",
+			"timeouts.create_container", keyInitdata, keyPolicy}},
+	}
+}
+
+// Confidential says whether the guest's data are kept from the host, or a rehearsal of it is asked for.
+func (c *Config) Confidential() bool { return c.Sandbox.TEE != TEENone }
+
+// SharedFS is the shared file system after "auto" has been decided.
+func (c *Config) SharedFS() string {
+	switch {
+	case c.Storage.SharedFS != StorageAuto:
+		return c.Storage.SharedFS
+	case c.Confidential() || c.VMM.Kind == "remote":
+		return SharedFSNone
+	}
+	return SharedFSVirtiofs
+}
+
+// EmptyDir is how emptyDir volumes on disk are kept after "auto" has been decided.
+func (c *Config) EmptyDir() string {
+	switch {
+	case c.Storage.EmptyDir != StorageAuto:
+		return c.Storage.EmptyDir
+	case c.Confidential() || c.SharedFS() == SharedFSNone:
+		return EmptyDirSealed
+	}
+	return EmptyDirShared
+}
+
+// Static says whether the sandbox keeps the size it starts with.
+func (c *Config) Static() bool {
+	return c.Sandbox.StaticSizing || c.Confidential() || c.VMM.Kind == "remote"
+}
+
+// Insecure lists what is on and should not be in production.
+func (c *Config) Insecure() []string {
+	var on []string
+	if c.Debug.InsecureConsole {
+		on = append(on, "debug.insecure_console: everybody who can reach the VM's console has a shell in the guest")
+	}
+	return on
+}
+
+// validate reports every fault that is between settings; at tells where a value came from.
+func (c *Config) validate(at func(key string) string) error {
+	var faults []error
+	fault := func(key, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%s (%s) %s", key, at(key), fmt.Sprintf(format, args...)))
+	}
+	if m := c.Sandbox.MaxVCPUs; m > 0 && c.Sandbox.VCPUs > float64(m) {
+		fault("sandbox.vcpus", "is %g, want at most sandbox.max_vcpus, which is %d", c.Sandbox.VCPUs, m)
+	}
+	if m := c.Sandbox.MaxMemoryMiB; m > 0 && c.Sandbox.MemoryMiB > m {
+		fault("sandbox.memory_mib", "is %d, want at most sandbox.max_memory_mib, which is %d", c.Sandbox.MemoryMiB, m)
+	}
+	if b := c.Sandbox.MemoryBlockMiB; b&(b-1) != 0 {
+		fault("sandbox.memory_block_mib", "is %d, want a power of two", b)
+	}
+	if c.Guest.Image != "" && c.Guest.Initrd != "" {
+		fault("guest.image", "is set beside guest.initrd (%s), want one of them", at("guest.initrd"))
+	}
+	if c.Guest.VerityParams != "" && c.Guest.Image == "" {
+		fault("guest.verity_params", "is set without guest.image")
+	}
+	if (c.VMM.SNPIDBlock == "") != (c.VMM.SNPIDAuth == "") {
+		fault("vmm.snp_id_block", "and vmm.snp_id_auth (%s): want both or neither", at("vmm.snp_id_auth"))
+	}
+	if c.VMM.MachineType == "microvm" && c.Confidential() {
+		fault("vmm.machine_type", "is microvm, which has no firmware to measure: want another one for sandbox.tee %q", c.Sandbox.TEE)
+	}
+	if c.VMM.Kind == "remote" && c.Network.Model != "none" {
+		fault("network.model", "is %q, want \"none\" with vmm.kind \"remote\": the network is made by the remote side", c.Network.Model)
+	}
+	if !c.Confidential() {
+		return errors.Join(faults...)
+	}
+	for _, x := range []struct {
+		key  string
+		on   bool
+		says string
+	}{
+		{"storage.shared_fs", c.SharedFS() != SharedFSNone, "shows the guest's files to the host: want \"none\""},
+		{"storage.emptydir", c.EmptyDir() != EmptyDirSealed, "leaves the guest's data readable on the host: want \"block-encrypted\""},
+		{"debug.insecure_console", c.Debug.InsecureConsole, "opens the guest to the host: want false"},
+	} {
+		if x.on {
+			fault(x.key, "%s, because sandbox.tee is %q (%s)", x.says, c.Sandbox.TEE, at("sandbox.tee"))
+		}
+	}
+	return errors.Join(faults...)
+}
