@@ -201,7 +201,7 @@ func TestThreeProcesses(t *testing.T) {
 	if err != nil || rec.TEE != "tpm" || len(rec.Parts) != 1 || rec.Parts[0].Status == "affirming" || len(rec.Parts[0].Vector) == 0 {
 		t.Fatalf("explained at the key broker: %+v, %v", rec, err)
 	}
-	_, there, _ := strings.Cut(rec.Parts[0].Findings[0].String(), "appraised as request ")
+	_, there, _ := strings.Cut(rec.Parts[0].Findings[0].Expression, "appraised as request ")
 	if there, _, _ = strings.Cut(there, " "); there == "" {
 		t.Fatalf("the explanation names no record of the service: %v", rec.Parts[0].Findings)
 	}
