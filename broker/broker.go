@@ -218,7 +218,10 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 	scheme := "http://"
 	r := Ready{DataDir: b.cfg.DataDir, Insecure: b.cfg.Insecure()}
 	if b.cfg.Admin.Mode == config.AdminToken {
-		r.AdminTokenFile = b.file(AdminTokenFile)
+		// A second broker of a database has no file of its own: the token is that of the first.
+		if _, err := os.Stat(b.file(AdminTokenFile)); err == nil {
+			r.AdminTokenFile = b.file(AdminTokenFile)
+		}
 	}
 	if b.cert != nil {
 		scheme = "https://"

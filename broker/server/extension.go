@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cloister/cloister/broker/audit"
@@ -121,7 +122,7 @@ func (s *Server) listResources(w http.ResponseWriter, r *http.Request, _ *audit.
 			return refusal{http.StatusBadRequest, kbs.ErrorInvalidRequestPath, fmt.Sprintf("limit is %.32q, want a number from 1", text)}
 		}
 	}
-	list, err := s.Resources.List(r.Context(), q.Get("prefix"), q.Get("after"), limit)
+	list, err := s.Resources.List(r.Context(), strings.TrimSuffix(q.Get("prefix"), "/"), q.Get("after"), limit)
 	switch {
 	case resources.Unsupported(err):
 		return refusal{http.StatusNotImplemented, kbs.ErrorPluginInternal, err.Error()}
