@@ -33,7 +33,7 @@ func TestTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, last, err := VerifyReader(bytes.NewReader(raw))
+	n, last, err := verifyAll(bytes.NewReader(raw))
 	if seq, head := l.Head(); err != nil || n != 1000 || seq != 1000 || head != last {
 		t.Errorf("%d entries, head %d, %v; want 1000 in an unbroken chain", n, seq, err)
 	}

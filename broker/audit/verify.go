@@ -10,13 +10,6 @@ import (
 	"os"
 )
 
-// VerifyReader checks a chain that begins with entry 1 and returns how many entries it has and the last hash.
-func VerifyReader(r io.Reader) (uint64, string, error) {
-	n, last := uint64(0), Genesis()
-	_, err := verify(r, mark{prev: last}, func(e Entry, _ int64) error { n, last = e.Seq, e.Hash; return nil })
-	return n, last, err
-}
-
 // verify reads lines from a mark on, checks the chain, and returns the offset up to which it is good. A last line without
 // its line feed gives io.ErrUnexpectedEOF.
 func verify(r io.Reader, from mark, fn func(e Entry, end int64) error) (int64, error) {

@@ -83,7 +83,7 @@ func New(b Bounds, max int64) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading ca_certs: %w", err)
 	}
-	return &Client{http: transport(roots, b.Timeout()), timeout: b.Timeout(), max: max, tries: maxTries}, nil
+	return &Client{http: Transport(roots, b.Timeout()), timeout: b.Timeout(), max: max, tries: maxTries}, nil
 }
 
 // metadataTimeout bounds one question to a metadata service: it is on this machine or next to it.
@@ -91,7 +91,7 @@ const metadataTimeout = 3 * time.Second
 
 // NewMetadata makes a Client for the metadata service of a machine.
 func NewMetadata() *Client {
-	return &Client{http: transport(nil, metadataTimeout), timeout: metadataTimeout, max: MaxFile, tries: 2}
+	return &Client{http: Transport(nil, metadataTimeout), timeout: metadataTimeout, max: MaxFile, tries: 2}
 }
 
 // Close lets go of idle connections.
@@ -179,7 +179,9 @@ func retryAfter(a Answer) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-func transport(roots *x509.CertPool, timeout time.Duration) *http.Client {
+// Transport talks to services that get credentials: to nobody but the one that is named, so over no proxy and after no redirect. timeout
+// bounds each step of a connection; the caller bounds the whole.
+func Transport(roots *x509.CertPool, timeout time.Duration) *http.Client {
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{

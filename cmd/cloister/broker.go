@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -175,18 +173,11 @@ func brokerStatusCmd(a *app) *cobra.Command {
 func brokerAuditCmd(a *app) *cobra.Command {
 	var since uint64
 	var tail int
-	var verify, head string
 	c := &cobra.Command{
-		Use: "audit", Short: "Print the decisions of the broker, or verify an audit file", Args: cobra.NoArgs,
+		Use: "audit", Short: "Print the decisions of the broker; `cloister audit verify` checks the record", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if tail < 0 {
 				return usageError{fmt.Errorf("--tail is %d, expected 0 (all) or more", tail)}
-			}
-			if verify != "" {
-				return a.verifyAudit(verify, head)
-			}
-			if head != "" {
-				return usageError{errors.New("--head is for --verify FILE: it must be one of the hashes in the file")}
 			}
 			entries, err := a.auditSince(c.Context(), since)
 			if err != nil {
@@ -200,7 +191,7 @@ func brokerAuditCmd(a *app) *cobra.Command {
 			}
 			var rows [][]string
 			for _, e := range entries {
-				rows = append(rows, []string{fmt.Sprint(e.Seq), e.Time.Local().Format("15:04:05"), e.Event, e.Decision, e.Status, e.Subject, e.RequestID})
+				rows = append(rows, []string{fmt.Sprint(e.Seq), e.Time.Local().Format("2006-01-02 15:04:05"), e.Event, e.Decision, e.Status, e.Subject, e.RequestID})
 			}
 			a.table("SEQ|TIME|EVENT|DECISION|STATUS|SUBJECT|REQUEST", rows)
 			for _, e := range entries {
@@ -214,8 +205,6 @@ func brokerAuditCmd(a *app) *cobra.Command {
 	a.broker.add(c)
 	c.Flags().Uint64Var(&since, "since", 0, "start after this entry")
 	c.Flags().IntVar(&tail, "tail", 0, "only the last entries")
-	c.Flags().StringVar(&verify, "verify", "", "check the hash chain of an audit file instead")
-	c.Flags().StringVar(&head, "head", "", "with --verify: audit_head of an earlier `cloister broker status --json`, which the file must hold")
 	return c
 }
 
@@ -236,60 +225,5 @@ func (a *app) auditSince(ctx context.Context, since uint64) ([]audit.Entry, erro
 		}
 		all = append(all, page...)
 		since = page[len(page)-1].Seq
-	}
-}
-
-// verifyAudit checks a file from its first line to its last. That lines were cut off its end shows only against a head seen earlier.
-func (a *app) verifyAudit(file, head string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return fmt.Errorf("opening the audit file: %w", err)
-	}
-	defer f.Close()
-	n, last, err := audit.VerifyReader(f)
-	if err != nil {
-		return err
-	}
-	at := uint64(0)
-	if head != "" {
-		if at, err = findHead(f, head, last); err != nil {
-			return hint(err, "lines that were there when the head was noted are gone, or it is the file of another broker")
-		}
-	}
-	if n == 0 {
-		fmt.Fprintf(a.stderr, "warning: %s has no entries: there was nothing to verify\n", file)
-	}
-	if a.json {
-		return a.printJSON(map[string]any{"file": file, "entries": n, "head": last, "head_checked": head != ""})
-	}
-	switch {
-	case head != "":
-		fmt.Fprintf(a.stdout, "%s: %d entries, unbroken, head %s; the head given is that of entry %d\n", file, n, last, at)
-	default:
-		fmt.Fprintf(a.stdout, "%s: %d entries, unbroken, head %s\n", file, n, last)
-		fmt.Fprintln(a.stderr, "hint: what was cut off the end shows with --head HASH, the audit_head of an earlier `cloister broker status --json`")
-	}
-	return nil
-}
-
-// findHead looks for a hash in a file whose chain has been verified, and returns the number of its entry. The hash before the
-// first entry is found in every file.
-func findHead(f io.ReadSeeker, head, last string) (uint64, error) {
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return 0, fmt.Errorf("reading the audit file: %w", err)
-	}
-	if strings.Trim(head, "0") == "" && len(head) == len(last) {
-		return 0, nil
-	}
-	for dec := json.NewDecoder(f); ; {
-		var e audit.Entry
-		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
-			return 0, fmt.Errorf("no entry of the audit file has the hash %s, its last is %s", head, last)
-		} else if err != nil {
-			return 0, fmt.Errorf("reading the audit file: %w", err)
-		}
-		if e.Hash == head {
-			return e.Seq, nil
-		}
 	}
 }

@@ -57,6 +57,9 @@ func Start(t testing.TB) *Server {
 	t.Helper()
 	bin := programs()
 	if bin == "" {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("no PostgreSQL server here: install the distribution's package postgresql")
+		}
 		t.Skip("no PostgreSQL server here: install the distribution's package postgresql")
 	}
 	s := &Server{t: t, bin: bin}

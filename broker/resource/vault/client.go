@@ -3,11 +3,9 @@ package vault
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister/cloister/broker/cloud"
 	"github.com/cloister/cloister/broker/resource"
 	"github.com/cloister/cloister/broker/smallfile"
 	"github.com/cloister/cloister/broker/store"
@@ -119,19 +118,5 @@ func client(c Config) (*http.Client, error) {
 		return nil, fmt.Errorf("reading ca_certs: %w", err)
 	}
 	timeout := time.Duration(c.TimeoutMS) * time.Millisecond
-	return &http.Client{
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{
-			DialContext:            (&net.Dialer{Timeout: timeout}).DialContext,
-			TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-			TLSHandshakeTimeout:    timeout,
-			ResponseHeaderTimeout:  timeout,
-			MaxResponseHeaderBytes: 64 << 10,
-			MaxConnsPerHost:        64,
-			MaxIdleConnsPerHost:    16,
-			IdleConnTimeout:        time.Minute,
-			DisableCompression:     true, // a small answer must not unpack to a big one
-			ForceAttemptHTTP2:      true,
-		},
-	}, nil
+	return cloud.Transport(roots, timeout), nil
 }
