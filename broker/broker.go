@@ -1,8 +1,10 @@
 // Package broker puts the broker together: it opens the data directory, makes what a first start lacks, and serves.
 //
-// The data directory holds store.db (policies, reference values, sealed secrets), store.key (what they are sealed with),
-// audit.jsonl (every decision), tls.crt and tls.key, and admin-token. Losing store.key loses the secrets; it belongs in
-// a backup that is kept apart from the store.
+// A realm is everything one tenant has, the root being one; Broker holds what realms share and leads requests to them.
+//
+// The data directory holds store.db (policies, reference values, sealed secrets; or they are in a database), store.key or store.keys (what
+// they are sealed with), audit.jsonl (every decision), collateral, tls.crt and tls.key, and admin-token. Losing store.key loses the
+// secrets; it belongs in a backup that is kept apart from the store.
 package broker
 
 import (

@@ -1,7 +1,6 @@
 package google
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,51 +70,14 @@ func (c *Client) Close() { c.http.Close() }
 
 // Call asks for a path with its query, such as "/v1/projects/p/secrets". A refusal is an *Error.
 func (c *Client) Call(ctx context.Context, method, path string, in, out any) error {
-	var body []byte
-	if in != nil {
-		var err error
-		if body, err = json.Marshal(in); err != nil {
-			return fmt.Errorf("asking Google Cloud for %s: the request does not become JSON", path)
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, c.http.Timeout())
-	defer cancel()
-	var serial uint64
-	build := func(ctx context.Context) (*http.Request, error) {
-		token, s, err := c.tokens.Get(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("getting a token for Google Cloud (%s): %w", c.cfg.Credentials, err)
-		}
-		serial = s
-		req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
-		if err != nil {
-			return nil, fmt.Errorf("asking Google Cloud for %s: %w", path, err)
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-		if in != nil {
-			req.Header.Set("Content-Type", "application/json")
-		}
-		return req, nil
-	}
-	for renewed := false; ; renewed = true {
-		a, err := c.http.Do(ctx, "Google Cloud", build, nil)
-		if err != nil {
-			return err
-		}
-		if a.Status == http.StatusUnauthorized && !renewed {
-			c.tokens.Drop(serial) // it may have been withdrawn before its time
-			continue
-		}
-		if a.Status/100 != 2 {
+	return c.http.Call(ctx, cloud.Call{
+		Service: "Google Cloud", Credentials: c.cfg.Credentials, Tokens: c.tokens, Method: method, URL: c.base + path, Path: path, In: in, Out: out,
+		Refused: func(a cloud.Answer) error {
 			var r struct{ Error struct{ Status string } }
 			_ = json.Unmarshal(a.Body, &r) // without a code, the status says it
 			return &Error{Method: method, Path: path, Status: a.Status, Code: cloud.Code(r.Error.Status)}
-		}
-		if json.Unmarshal(a.Body, out) != nil {
-			return fmt.Errorf("the answer of Google Cloud to %s %s is not the JSON of one", method, path)
-		}
-		return nil
-	}
+		},
+	})
 }
 
 // Checksum is the CRC-32C that Google's services send along, as the text of a number.

@@ -1,7 +1,6 @@
 package microsoft
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -97,49 +96,10 @@ func trimPort(u *url.URL) string {
 }
 
 func (c *Client) call(ctx context.Context, method, path, target string, in, out any) error {
-	var body []byte
-	if in != nil {
-		var err error
-		if body, err = json.Marshal(in); err != nil {
-			return fmt.Errorf("asking Azure Key Vault for %s: the request does not become JSON", path)
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, c.http.Timeout())
-	defer cancel()
-	var serial uint64
-	build := func(ctx context.Context) (*http.Request, error) {
-		token, s, err := c.tokens.Get(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("getting a token for Azure (%s): %w", c.cfg.Credentials, err)
-		}
-		serial = s
-		req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
-		if err != nil {
-			return nil, fmt.Errorf("asking Azure Key Vault for %s: %w", path, err)
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-		if in != nil {
-			req.Header.Set("Content-Type", "application/json")
-		}
-		return req, nil
-	}
-	for renewed := false; ; renewed = true {
-		a, err := c.http.Do(ctx, "Azure Key Vault", build, nil)
-		if err != nil {
-			return err
-		}
-		if a.Status == http.StatusUnauthorized && !renewed {
-			c.tokens.Drop(serial) // it may have been withdrawn before its time
-			continue
-		}
-		if a.Status/100 != 2 {
-			return refusal(method, path, a)
-		}
-		if json.Unmarshal(a.Body, out) != nil {
-			return fmt.Errorf("the answer of Azure Key Vault to %s %s is not the JSON of one", method, path)
-		}
-		return nil
-	}
+	return c.http.Call(ctx, cloud.Call{
+		Service: "Azure Key Vault", Credentials: c.cfg.Credentials, Tokens: c.tokens, Method: method, URL: target, Path: path, In: in, Out: out,
+		Refused: func(a cloud.Answer) error { return refusal(method, path, a) },
+	})
 }
 
 func refusal(method, path string, a cloud.Answer) error {
