@@ -95,9 +95,9 @@ func (a *app) verifyLogs(ctx context.Context, paths []string, anchors []audit.An
 	}
 	var rows [][]string
 	for _, chain := range all.Chains {
-		rows = append(rows, []string{chain.Path, chain.Replica, fmt.Sprint(chain.Files), fmt.Sprintf("%d-%d", chain.First, chain.Last), fmt.Sprintf("%d:%s", chain.Last, chain.Head)})
+		rows = append(rows, []string{chain.Path, chain.Replica, fmt.Sprint(chain.Files), "unbroken", fmt.Sprintf("%d-%d", chain.First, chain.Last), fmt.Sprintf("%d:%s", chain.Last, chain.Head)})
 	}
-	a.table("LOG|REPLICA|FILES|ENTRIES|HEAD", rows)
+	a.table("LOG|REPLICA|FILES|CHAIN|ENTRIES|HEAD", rows)
 	for _, chain := range all.Chains {
 		if chain.Last == 0 {
 			fmt.Fprintf(a.stderr, "warning: %s has no entries: there was nothing to verify\n", chain.Path)
