@@ -18,6 +18,7 @@ import (
 
 	"github.com/cloister/cloister/host/doctor"
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/internal/paths"
 	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/guestimage"
@@ -89,7 +90,7 @@ func newBoots(ctx context.Context, bin string) (*boots, error) {
 	b := &boots{dirs: dirs, tmp: tmp, initrd: m.Initrd.Size, binary: m.Binaries.GuestSize, config: vmm.Config{
 		Kernel: guestimage.Path(image, m.Kernel.Path), Initrd: guestimage.Path(image, m.Initrd.Path), Cmdline: m.Cmdline,
 		FirmwareCode: m.Firmware.CodePath, FirmwareVars: m.Firmware.VarsPath, VCPUs: 2, MemoryMiB: 2048,
-		InitdataImage: initdata.EncodeDevice(doc), Accel: report.Accel, TPM: &vmm.TPM{CADir: dirs.TPMCA()}, QEMU: report.QEMU,
+		InitdataImage: initdata.EncodeDevice(doc), Accel: report.Accel, TPM: &vmm.TPM{CADir: dirs.TPMCA()}, UserNetwork: true, Program: report.QEMU,
 	}}
 	if err := b.writeShellInitrd(); err != nil {
 		b.close()
@@ -115,7 +116,7 @@ func (b *boots) shell(ctx context.Context) (time.Duration, error) {
 	c := b.next("shell")
 	c.Initrd = filepath.Join(b.tmp, "shell.img")
 	start := time.Now()
-	vm, err := vmm.Start(ctx, c)
+	vm, err := qemu.Start(ctx, c)
 	if err != nil {
 		return 0, err
 	}
@@ -131,7 +132,7 @@ func (b *boots) guest(ctx context.Context) (boot, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootDeadline)
 	defer cancel()
 	start := time.Now()
-	vm, err := vmm.Start(ctx, b.next("guest"))
+	vm, err := qemu.Start(ctx, b.next("guest"))
 	if err != nil {
 		return boot{}, err
 	}
@@ -172,7 +173,7 @@ func (b *boots) guest(ctx context.Context) (boot, error) {
 }
 
 // stop ends a VM at once: nothing in it is worth a clean end.
-func stop(vm *vmm.VM) {
+func stop(vm *qemu.VM) {
 	at, cancel := context.WithCancel(context.Background())
 	cancel()
 	_ = vm.Stop(at)
@@ -200,7 +201,7 @@ func (b *boots) memory(metrics string) memory {
 }
 
 // consoleLine waits for the console line that has text in it.
-func consoleLine(ctx context.Context, vm *vmm.VM, text string) (string, error) {
+func consoleLine(ctx context.Context, vm *qemu.VM, text string) (string, error) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/host/doctor"
-	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/internal/paths"
 )
 
@@ -43,7 +43,7 @@ func doctorCmd(a *app) *cobra.Command {
 
 // writeTPMRoots exports the certificate that endorses this host's software TPMs, making the authority when there is none.
 func (a *app) writeTPMRoots(c *cobra.Command, dirs paths.Dirs, file string) error {
-	root, err := vmm.TPMRoots(c.Context(), dirs.TPMCA())
+	root, err := qemu.TPMRoots(c.Context(), dirs.TPMCA())
 	if err != nil {
 		return err
 	}

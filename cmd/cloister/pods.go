@@ -133,7 +133,8 @@ func (f *runFlags) spec(c *cobra.Command, dirs paths.Dirs, podFile string, a *ap
 			InitdataImage: initdata.EncodeDevice(document),
 			Accel:         accel,
 			TPM:           &vmm.TPM{CADir: dirs.TPMCA()},
-			QEMU:          report.QEMU,
+			UserNetwork:   true,
+			Program:       report.QEMU,
 		},
 		Grace: graceOf(f.grace, pm.Pod.Spec.TerminationGracePeriodSeconds),
 	}, nil

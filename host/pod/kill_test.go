@@ -19,6 +19,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/test/fakeguest"
 	"github.com/cloister/cloister/wire/launch"
 )
@@ -46,12 +47,12 @@ func TestMain(m *testing.M) {
 
 // mixedVM is a real VM whose firmware finds nothing to boot, with a fake guest in the place of its agent.
 type mixedVM struct {
-	*vmm.VM
+	*qemu.VM
 	fake *fakeVM
 }
 
 func startMixed(ctx context.Context, cfg vmm.Config, g *fakeguest.Guest) (Machine, error) {
-	vm, err := vmm.Start(ctx, cfg)
+	vm, err := qemu.Start(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}

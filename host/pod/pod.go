@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/internal/paths"
 	"github.com/cloister/cloister/wire/launch"
 )
@@ -66,7 +67,7 @@ type Options struct {
 	// OnEvent is called for each step, one call at a time; it may be nil.
 	OnEvent func(Event)
 	Logger  *slog.Logger
-	// StartVM replaces the virtual machine monitor; nil is vmm.Start.
+	// StartVM replaces the virtual machine monitor; nil is qemu.Start.
 	StartVM func(ctx context.Context, cfg vmm.Config) (Machine, error)
 	// Clock times the restarts of containers; nil is the machine's.
 	Clock Clock
@@ -151,7 +152,7 @@ func (o *Options) complete() error {
 	}
 	if o.StartVM == nil {
 		o.StartVM = func(ctx context.Context, cfg vmm.Config) (Machine, error) {
-			vm, err := vmm.Start(ctx, cfg)
+			vm, err := qemu.Start(ctx, cfg)
 			if err != nil {
 				return nil, err
 			}

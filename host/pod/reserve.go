@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/internal/paths"
 )
 
@@ -99,7 +99,7 @@ func cleanOne(ctx context.Context, dir string) error {
 		return err
 	}
 	defer lock.Unlock()
-	if err := vmm.CleanStale(ctx, filepath.Join(dir, vmDir)); err != nil {
+	if err := qemu.CleanStale(ctx, filepath.Join(dir, vmDir)); err != nil {
 		return err
 	}
 	s, err := readState(dir)

@@ -1,4 +1,4 @@
-package vmm
+package qemu
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister/cloister/host/process"
 	"github.com/cloister/cloister/internal/paths"
 )
 
@@ -129,24 +130,24 @@ func manufactureTPM(ctx context.Context, dir, vmName, caDir string) (string, err
 		// the parent-death signal.
 		args = append([]string{"--runas", "root"}, args...)
 	}
-	p, err := startChild(setup, args, childEnv(dir))
+	p, err := process.Start(setup, args, process.Environment(dir))
 	if err != nil {
 		return "", fmt.Errorf("making the TPM: %w", err)
 	}
-	if err := p.wait(ctx); err != nil {
-		return "", fmt.Errorf("making the TPM with %s: %w; it printed:\n  %s", setup, err, strings.Join(p.stderr.lines(12), "\n  "))
+	if err := p.Wait(ctx); err != nil {
+		return "", fmt.Errorf("making the TPM with %s: %w; it printed:\n  %s", setup, err, strings.Join(p.Output.Lines(12), "\n  "))
 	}
 	return state, nil
 }
 
 // startTPM starts the TPM on a connected control socket. It ends when the other end of that socket closes.
-func startTPM(state, tmp string, control *os.File) (*child, error) {
+func startTPM(state, tmp string, control *os.File) (*process.Child, error) {
 	swtpm, err := exec.LookPath("swtpm")
 	if err != nil {
 		return nil, fmt.Errorf("starting the TPM: %w", err)
 	}
-	return startChild(swtpm, []string{
+	return process.Start(swtpm, []string{
 		"socket", "--tpm2", "--tpmstate", "dir=" + state + ",mode=0600",
 		"--ctrl", "type=unixio,clientfd=3", "--terminate",
-	}, childEnv(tmp), control)
+	}, process.Environment(tmp), control)
 }

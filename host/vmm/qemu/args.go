@@ -1,10 +1,12 @@
-package vmm
+package qemu
 
 import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strconv"
+
+	"github.com/cloister/cloister/host/vmm"
 )
 
 // File descriptors that QEMU inherits, in the order in which Start passes them.
@@ -19,10 +21,10 @@ const (
 const AgentPort = "cloister.agent.0"
 
 // qemuArgs is the command line of the VM. vars and initdata are the VM's private files.
-func qemuArgs(c *Config, vars, initdata string) ([]string, error) {
+func qemuArgs(c *vmm.Config, vars, initdata string) ([]string, error) {
 	machine := "q35,smm=off,vmport=off,usb=off,sata=off,graphics=off,dump-guest-core=off,pflash0=fwcode,pflash1=fwvars"
 	cpu, accel := "host", "kvm"
-	if c.Accel == AccelTCG {
+	if c.Accel == vmm.AccelTCG {
 		// Five-level page tables cost emulation time and bring nothing to a small guest. CMPXCHG16B must stay off: with the
 		// emulation of QEMU 7.2, kernels that use it (6.12 does, in its allocator) crash in about every second boot.
 		// One thread for all virtual CPUs, because with several the emulation of QEMU 7.2 races with a kernel that patches its
@@ -43,7 +45,9 @@ func qemuArgs(c *Config, vars, initdata string) ([]string, error) {
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent),
 		"-device", "virtserialport,chardev=agent,name=" + AgentPort,
 		"-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0",
-		"-netdev", "user,id=net0,ipv6=off", "-device", "virtio-net-pci,netdev=net0,romfile=,mac=" + GuestMAC,
+	}
+	if c.UserNetwork {
+		a = append(a, "-netdev", "user,id=net0,ipv6=off", "-device", "virtio-net-pci,netdev=net0,romfile=,mac="+vmm.GuestMAC)
 	}
 	if c.TPM != nil {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", fdTPM),

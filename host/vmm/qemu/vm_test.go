@@ -1,4 +1,4 @@
-package vmm
+package qemu
 
 import (
 	"bytes"
@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/host/vmm"
 )
 
 const ovmf = "/usr/share/OVMF/"
 
 // testConfig is a VM without a kernel: its firmware runs and finds nothing to boot.
-func testConfig(t *testing.T) Config {
+func testConfig(t *testing.T) vmm.Config {
 	t.Helper()
 	for _, p := range []string{"qemu-system-x86_64", "swtpm", "swtpm_setup", "swtpm_localca"} {
 		if _, err := exec.LookPath(p); err != nil {
@@ -30,12 +32,12 @@ func testConfig(t *testing.T) Config {
 		t.Skip("OVMF is not installed")
 	}
 	base := t.TempDir()
-	return Config{
+	return vmm.Config{
 		Name: "test", Dir: filepath.Join(base, "vm"), ConsoleLog: filepath.Join(base, "console.log"),
 		FirmwareCode: ovmf + "OVMF_CODE_4M.fd", FirmwareVars: ovmf + "OVMF_VARS_4M.fd",
-		VCPUs: 1, MemoryMiB: 256, Accel: AccelTCG,
+		VCPUs: 1, MemoryMiB: 256, Accel: vmm.AccelTCG,
 		InitdataImage: bytes.Repeat([]byte("initdata"), 64),
-		TPM:           &TPM{CADir: filepath.Join(base, "ca")},
+		TPM:           &vmm.TPM{CADir: filepath.Join(base, "ca")},
 	}
 }
 
@@ -51,7 +53,7 @@ func TestStartAndStop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	qemu, tpm := vm.PID(), vm.tpm.pid()
+	qemu, tpm := vm.PID(), vm.tpm.PID()
 	conn, err := vm.Dial(ctx, 1024)
 	if err != nil {
 		t.Fatalf("dialling a guest that is not there yet: %v", err)
@@ -95,7 +97,7 @@ func TestKilledVMIsReported(t *testing.T) {
 	case <-ctx.Done():
 		t.Fatal("the end of the VM was not noticed")
 	}
-	var e *ExitError
+	var e *vmm.ExitError
 	if !errors.As(vm.Err(), &e) || !strings.Contains(e.Status, "killed") {
 		t.Errorf("got %v", vm.Err())
 	}
@@ -107,7 +109,7 @@ func TestKilledTPMIsReported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Kill(vm.tpm.pid(), unix.SIGKILL); err != nil {
+	if err := unix.Kill(vm.tpm.PID(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -115,7 +117,7 @@ func TestKilledTPMIsReported(t *testing.T) {
 	case <-ctx.Done():
 		t.Fatal("the end of the TPM was not noticed")
 	}
-	var e *ExitError
+	var e *vmm.ExitError
 	if !errors.As(vm.Err(), &e) || e.Reason != "the software TPM ended with signal: killed" {
 		t.Errorf("got %v", vm.Err())
 	}
@@ -198,14 +200,14 @@ func TestStartFailures(t *testing.T) {
 	ctx := testContext(t)
 	tests := []struct {
 		name string
-		edit func(*Config)
+		edit func(*vmm.Config)
 		want string
 	}{
-		{"missing kernel", func(c *Config) { c.Kernel = "/nonexistent/vmlinuz" }, "/nonexistent/vmlinuz"},
-		{"missing firmware", func(c *Config) { c.FirmwareVars = "/nonexistent/vars" }, "firmware variables"},
-		{"bad disk", func(c *Config) { c.ExtraDisks = []Disk{{Path: "/nonexistent/disk", Serial: "d"}} }, "/nonexistent/disk"},
-		{"no such emulator", func(c *Config) { c.QEMU = "/nonexistent/qemu" }, "/nonexistent/qemu"},
-		{"bad accelerator", func(c *Config) { c.Accel = "auto" }, `accelerator "auto"`},
+		{"missing kernel", func(c *vmm.Config) { c.Kernel = "/nonexistent/vmlinuz" }, "/nonexistent/vmlinuz"},
+		{"missing firmware", func(c *vmm.Config) { c.FirmwareVars = "/nonexistent/vars" }, "firmware variables"},
+		{"bad disk", func(c *vmm.Config) { c.ExtraDisks = []vmm.Disk{{Path: "/nonexistent/disk", Serial: "d"}} }, "/nonexistent/disk"},
+		{"no such emulator", func(c *vmm.Config) { c.Program = "/nonexistent/qemu" }, "/nonexistent/qemu"},
+		{"bad accelerator", func(c *vmm.Config) { c.Accel = "auto" }, `accelerator "auto"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -213,7 +215,7 @@ func TestStartFailures(t *testing.T) {
 			tt.edit(&cfg)
 			vm, err := Start(ctx, cfg)
 			if err == nil {
-				vm.qemu.kill()
+				vm.qemu.Kill()
 				t.Fatal("it started")
 			}
 			if !strings.Contains(err.Error(), tt.want) {

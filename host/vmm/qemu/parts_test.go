@@ -1,4 +1,4 @@
-package vmm
+package qemu
 
 import (
 	"context"
@@ -15,13 +15,15 @@ import (
 	"testing"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/cloister/cloister/host/vmm"
 )
 
 func TestArgs(t *testing.T) {
-	c := Config{
+	c := vmm.Config{
 		Name: "web", Dir: "/r/vm", Kernel: "/k", Initrd: "/i", Cmdline: "console=ttyS0, quiet", FirmwareCode: "/fw,code", FirmwareVars: "/v",
-		VCPUs: 2, MemoryMiB: 512, Accel: AccelTCG, InitdataImage: make([]byte, 512), TPM: &TPM{CADir: "/ca"},
-		ExtraDisks: []Disk{{Path: "/layer", ReadOnly: true, Serial: "layer-0"}},
+		VCPUs: 2, MemoryMiB: 512, Accel: vmm.AccelTCG, InitdataImage: make([]byte, 512), TPM: &vmm.TPM{CADir: "/ca"},
+		ExtraDisks: []vmm.Disk{{Path: "/layer", ReadOnly: true, Serial: "layer-0"}},
 	}
 	args, err := qemuArgs(&c, "/r/vm/vars.fd", "/r/vm/initdata.img")
 	if err != nil {
@@ -40,7 +42,7 @@ func TestArgs(t *testing.T) {
 	if i, d := strings.Index(all, "drive=initdata"), strings.Index(all, "drive=disk0"); i < 0 || d < i {
 		t.Error("initdata is not the first disk")
 	}
-	c.Accel, c.TPM, c.InitdataImage = AccelKVM, nil, nil
+	c.Accel, c.TPM, c.InitdataImage = vmm.AccelKVM, nil, nil
 	args, err = qemuArgs(&c, "/v", "")
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +53,7 @@ func TestArgs(t *testing.T) {
 }
 
 func TestValidateReportsAll(t *testing.T) {
-	err := (&Config{Name: "a b", Dir: "rel", Cmdline: "x", InitdataImage: []byte{1}, TPM: &TPM{}}).Validate()
+	err := (&vmm.Config{Name: "a b", Dir: "rel", Cmdline: "x", InitdataImage: []byte{1}, TPM: &vmm.TPM{}}).Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
@@ -59,54 +61,6 @@ func TestValidateReportsAll(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not reported in %v", want, err)
 		}
-	}
-}
-
-func TestConsole(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "console")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := newConsole(f)
-	c.add([]byte("\x1b[2J\x1b[01;01HBdsDxe: loading\r\ncloister-gu"))
-	c.add([]byte("est: fatal: initdata \x1b[31mmissing\x07\r\nmore\n"))
-	if got := c.fatal(); got != "initdata missing" {
-		t.Errorf("reason = %q", got)
-	}
-	if got := c.tail.lines(2); !slices.Equal(got, []string{"cloister-guest: fatal: initdata missing", "more"}) {
-		t.Errorf("tail = %q", got)
-	}
-	c.left = 4
-	c.add([]byte("123456"))
-	c.add([]byte("789"))
-	c.close()
-	b, _ := os.ReadFile(name)
-	if s := string(b); !strings.Contains(s, "1234\n[console output after") || strings.Contains(s, "789") {
-		t.Errorf("file = %q", s)
-	}
-}
-
-func TestConsolePanicAndUnfinishedLine(t *testing.T) {
-	c := newConsole(nil)
-	c.add([]byte("[ 1.0] Kernel panic - not syncing: Attempted to kill init!"))
-	if got := c.fatal(); got != "kernel panic: Attempted to kill init!" {
-		t.Errorf("reason = %q", got)
-	}
-	c.add([]byte("\ncloister-guest: fatal: policy"))
-	if got := c.fatal(); got != "policy" {
-		t.Errorf("the guest's own reason is not preferred: %q", got)
-	}
-}
-
-func TestTailIsBounded(t *testing.T) {
-	tl := newTail(10)
-	for range 100 {
-		_, _ = tl.Write([]byte("abc\n"))
-	}
-	_, _ = tl.Write([]byte("0123456789ABCDEF"))
-	if got := string(tl.bytes()); got != "6789ABCDEF" {
-		t.Errorf("tail = %q", got)
 	}
 }
 
@@ -235,23 +189,6 @@ func FuzzParseQMP(f *testing.F) {
 		m, err := parseQMP(b)
 		if err == nil && m.QMP == nil && m.Return == nil && m.Error == nil && m.Event == "" {
 			t.Error("an empty message was accepted")
-		}
-	})
-}
-
-func FuzzConsole(f *testing.F) {
-	f.Add([]byte("\x1b[1;2Hcloister-guest: fatal: x\n"), 3)
-	f.Fuzz(func(t *testing.T, b []byte, cut int) {
-		c := newConsole(nil)
-		if cut < 0 || cut > len(b) {
-			cut = 0
-		}
-		c.add(b[:cut])
-		c.add(b[cut:])
-		for _, l := range append(c.tail.lines(50), c.fatal()) {
-			if strings.ContainsAny(l, "\x1b\r\n\x00\x07") {
-				t.Errorf("control characters in %q", l)
-			}
 		}
 	})
 }

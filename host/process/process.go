@@ -1,4 +1,5 @@
-package vmm
+// Package process starts helper programs that cannot outlive the program that started them, and keeps the end of what they print.
+package process
 
 import (
 	"context"
@@ -12,24 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// child is a process that cannot outlive this one.
-type child struct {
+// Child is a process that cannot outlive this one.
+type Child struct {
 	cmd    *exec.Cmd
-	stderr *tail
+	Output *Tail         // the end of what it printed
 	done   chan struct{} // closed when the process has been waited for
 	err    error         // result of Wait; valid after done
 }
 
-// startChild starts a program with the given inherited files.
+// Start starts a program with the given inherited files.
 //
 // The parent-death signal is tied to the thread that forked, not to the process. The goroutine that starts the child therefore keeps its
 // thread until the child has ended.
-func startChild(program string, args, env []string, files ...*os.File) (*child, error) {
-	c := &child{stderr: newTail(16 << 10), done: make(chan struct{})}
+func Start(program string, args, env []string, files ...*os.File) (*Child, error) {
+	c := &Child{Output: NewTail(16 << 10), done: make(chan struct{})}
 	c.cmd = exec.Command(program, args...)
 	c.cmd.Env = env
-	c.cmd.Stdout = c.stderr
-	c.cmd.Stderr = c.stderr
+	c.cmd.Stdout = c.Output
+	c.cmd.Stderr = c.Output
 	c.cmd.ExtraFiles = files
 	c.cmd.WaitDelay = 2 * time.Second // a grandchild that keeps stderr open does not hold us
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -52,33 +53,40 @@ func startChild(program string, args, env []string, files ...*os.File) (*child, 
 	return c, nil
 }
 
-func (c *child) pid() int { return c.cmd.Process.Pid }
+// PID is its process number.
+func (c *Child) PID() int { return c.cmd.Process.Pid }
 
-// kill ends the process and everything in its group, and waits for it.
-func (c *child) kill() {
+// Done is closed when the process has ended and has been waited for.
+func (c *Child) Done() <-chan struct{} { return c.done }
+
+// Err says how it ended: nil is exit status 0. It is valid once Done is closed.
+func (c *Child) Err() error { return c.err }
+
+// Kill ends the process and everything in its group, and waits for it.
+func (c *Child) Kill() {
 	select {
 	case <-c.done:
 		return
 	default:
 	}
 	// The process is our unreaped child or still running, so that its number cannot have been given to another one.
-	_ = unix.Kill(-c.pid(), unix.SIGKILL)
+	_ = unix.Kill(-c.PID(), unix.SIGKILL)
 	_ = c.cmd.Process.Kill()
 	<-c.done
 }
 
-// wait waits for the end of the process; when ctx ends first the process is killed.
-func (c *child) wait(ctx context.Context) error {
+// Wait waits for the end of the process; when ctx ends first the process is killed.
+func (c *Child) Wait(ctx context.Context) error {
 	select {
 	case <-c.done:
 		return c.err
 	case <-ctx.Done():
-		c.kill()
+		c.Kill()
 		return ctx.Err()
 	}
 }
 
-// childEnv is the whole environment of the children: what is in ours stays with us.
-func childEnv(tmp string) []string {
+// Environment is the whole environment of the children: what is in ours stays with us.
+func Environment(tmp string) []string {
 	return []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin", "LANG=C.UTF-8", "HOME=" + tmp, "TMPDIR=" + tmp}
 }

@@ -1,4 +1,4 @@
-package vmm
+package qemu
 
 import (
 	"context"
@@ -16,6 +16,10 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/host/process"
+	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/console"
 )
 
 // Bounds for what ends by itself unless something is wrong.
@@ -30,11 +34,11 @@ const (
 type VM struct {
 	name    string
 	dir     string
-	qemu    *child
-	tpm     *child // nil without a TPM
+	qemu    *process.Child
+	tpm     *process.Child // nil without a TPM
 	qmp     *qmpClient
 	mux     *yamux.Session
-	console *console
+	console *console.Console
 
 	conns       []io.Closer
 	consoleDone chan struct{}
@@ -47,12 +51,12 @@ type VM struct {
 }
 
 // Start starts the VM. ctx bounds the start only; the VM lives until it ends by itself, is stopped, or this process ends.
-func Start(ctx context.Context, cfg Config) (_ *VM, err error) {
+func Start(ctx context.Context, cfg vmm.Config) (_ *VM, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if cfg.QEMU == "" {
-		if cfg.QEMU, err = exec.LookPath("qemu-system-x86_64"); err != nil {
+	if cfg.Program == "" {
+		if cfg.Program, err = exec.LookPath("qemu-system-x86_64"); err != nil {
 			return nil, fmt.Errorf("starting virtual machine %s: %w", cfg.Name, err)
 		}
 	}
@@ -67,7 +71,7 @@ func Start(ctx context.Context, cfg Config) (_ *VM, err error) {
 	return v, nil
 }
 
-func (v *VM) start(ctx context.Context, cfg *Config) error {
+func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
 	vars, initdata, err := prepareFiles(cfg)
 	if err != nil {
 		return err
@@ -80,7 +84,7 @@ func (v *VM) start(ctx context.Context, cfg *Config) error {
 	if err != nil {
 		return fmt.Errorf("opening the console log: %w", err)
 	}
-	v.console = newConsole(log)
+	v.console = console.New(log)
 
 	// Our ends of the channels stay in v; the other ends are closed here once the children have them.
 	var theirs []*os.File
@@ -123,7 +127,7 @@ func (v *VM) start(ctx context.Context, cfg *Config) error {
 	if err != nil {
 		return err
 	}
-	if v.qemu, err = startChild(cfg.QEMU, args, childEnv(cfg.Dir), files...); err != nil {
+	if v.qemu, err = process.Start(cfg.Program, args, process.Environment(cfg.Dir), files...); err != nil {
 		return err
 	}
 	for _, f := range theirs {
@@ -132,7 +136,7 @@ func (v *VM) start(ctx context.Context, cfg *Config) error {
 	theirs = nil
 	go func() {
 		defer close(v.consoleDone)
-		v.console.copyFrom(consoleConn)
+		v.console.CopyFrom(consoleConn)
 	}()
 	if v.mux, err = newMux(agentConn); err != nil {
 		return fmt.Errorf("opening the agent channel: %w", err)
@@ -148,7 +152,7 @@ func (v *VM) start(ctx context.Context, cfg *Config) error {
 }
 
 // startTPM starts the TPM and returns the end of its control channel that QEMU gets.
-func (v *VM) startTPM(ctx context.Context, cfg *Config) (*os.File, error) {
+func (v *VM) startTPM(ctx context.Context, cfg *vmm.Config) (*os.File, error) {
 	tmp := filepath.Join(cfg.Dir, "tpm")
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, fmt.Errorf("making the TPM: %w", err)
@@ -174,17 +178,17 @@ func (v *VM) startTPM(ctx context.Context, cfg *Config) (*os.File, error) {
 func (v *VM) explainStart(err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
 	defer cancel()
-	if werr := v.qemu.wait(ctx); errors.Is(werr, context.DeadlineExceeded) {
+	if werr := v.qemu.Wait(ctx); errors.Is(werr, context.DeadlineExceeded) {
 		return err
 	}
-	e := &ExitError{Name: v.name, Messages: v.qemu.stderr.lines(10)}
-	if v.qemu.err != nil {
-		e.Status = v.qemu.err.Error()
+	e := &vmm.ExitError{Name: v.name, Messages: v.qemu.Output.Lines(10)}
+	if v.qemu.Err() != nil {
+		e.Status = v.qemu.Err().Error()
 	}
 	if v.tpm != nil {
 		select {
-		case <-v.tpm.done:
-			e.Messages = append(e.Messages, v.tpm.stderr.lines(5)...)
+		case <-v.tpm.Done():
+			e.Messages = append(e.Messages, v.tpm.Output.Lines(5)...)
 		default:
 		}
 	}
@@ -192,7 +196,7 @@ func (v *VM) explainStart(err error) error {
 }
 
 // prepareFiles makes the VM's private files.
-func prepareFiles(cfg *Config) (vars, initdata string, err error) {
+func prepareFiles(cfg *vmm.Config) (vars, initdata string, err error) {
 	vars = filepath.Join(cfg.Dir, "vars.fd")
 	b, err := os.ReadFile(cfg.FirmwareVars)
 	if err != nil {
@@ -257,19 +261,19 @@ func (v *VM) watch() {
 	<-v.consoleDone
 	v.mu.Lock()
 	if !v.stopping.Load() {
-		e := &ExitError{
-			Name: v.name, Reason: v.console.fatal(), Shutdown: v.shutdown,
-			Messages: v.qemu.stderr.lines(10), Console: v.console.tail.lines(consoleLines),
+		e := &vmm.ExitError{
+			Name: v.name, Reason: v.console.Fatal(), Shutdown: v.shutdown,
+			Messages: v.qemu.Output.Lines(10), Console: v.console.Tail(consoleLines),
 		}
-		if v.qemu.err != nil {
-			e.Status = v.qemu.err.Error()
+		if v.qemu.Err() != nil {
+			e.Status = v.qemu.Err().Error()
 		}
 		if tpmLost {
 			e.Reason = "the software TPM ended"
-			if v.tpm.err != nil {
-				e.Reason += " with " + v.tpm.err.Error()
+			if v.tpm.Err() != nil {
+				e.Reason += " with " + v.tpm.Err().Error()
 			}
-			e.Messages = append(v.tpm.stderr.lines(5), e.Messages...)
+			e.Messages = append(v.tpm.Output.Lines(5), e.Messages...)
 		}
 		v.err = e
 	}
@@ -281,12 +285,12 @@ func (v *VM) watch() {
 // waitQEMU waits for the end of QEMU. When the TPM ends before it, QEMU is killed: a guest without its TPM can neither measure nor prove
 // anything any more, and would only fail later and with a worse explanation.
 func (v *VM) waitQEMU() (tpmLost bool) {
-	var tpmDone chan struct{}
+	var tpmDone <-chan struct{}
 	if v.tpm != nil {
-		tpmDone = v.tpm.done
+		tpmDone = v.tpm.Done()
 	}
 	select {
-	case <-v.qemu.done:
+	case <-v.qemu.Done():
 		return false
 	case <-tpmDone:
 	}
@@ -294,7 +298,7 @@ func (v *VM) waitQEMU() (tpmLost bool) {
 	t := time.NewTimer(quitTimeout)
 	defer t.Stop()
 	select {
-	case <-v.qemu.done:
+	case <-v.qemu.Done():
 		return false
 	case <-t.C:
 	}
@@ -302,9 +306,9 @@ func (v *VM) waitQEMU() (tpmLost bool) {
 	ending := v.shutdown != "" || v.stopping.Load()
 	v.mu.Unlock()
 	if !ending {
-		v.qemu.kill()
+		v.qemu.Kill()
 	}
-	<-v.qemu.done
+	<-v.qemu.Done()
 	return !ending
 }
 
@@ -315,14 +319,14 @@ func (v *VM) release() {
 	}
 	if v.tpm != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
-		_ = v.tpm.wait(ctx) // it ends with QEMU's end of the channel, or is killed
+		_ = v.tpm.Wait(ctx) // it ends with QEMU's end of the channel, or is killed
 		cancel()
 	}
 	for _, c := range v.conns {
 		c.Close()
 	}
 	if v.console != nil {
-		v.console.close()
+		v.console.Close()
 	}
 	_ = os.RemoveAll(v.dir)
 }
@@ -331,10 +335,10 @@ func (v *VM) release() {
 func (v *VM) abandon() {
 	v.stopping.Store(true)
 	if v.qemu != nil {
-		v.qemu.kill()
+		v.qemu.Kill()
 	}
 	if v.tpm != nil {
-		v.tpm.kill()
+		v.tpm.Kill()
 	}
 	v.release()
 }
@@ -366,13 +370,13 @@ func (v *VM) Err() error {
 }
 
 // ConsoleTail returns the last n lines of the console.
-func (v *VM) ConsoleTail(n int) []string { return v.console.tail.lines(n) }
+func (v *VM) ConsoleTail(n int) []string { return v.console.Tail(n) }
 
 // FatalReason is what the guest has given as the reason of its end, or "".
-func (v *VM) FatalReason() string { return v.console.fatal() }
+func (v *VM) FatalReason() string { return v.console.Fatal() }
 
 // PID is the process number of QEMU.
-func (v *VM) PID() int { return v.qemu.pid() }
+func (v *VM) PID() int { return v.qemu.PID() }
 
 // Stop ends the VM and waits until nothing of it is left. Until ctx ends the guest may power off by itself, for which it gets the end of
 // its agent channel and a press of the power button; then QEMU quits, and in the end is killed.
@@ -396,7 +400,7 @@ func (v *VM) Stop(ctx context.Context) error {
 		return nil
 	case <-qctx.Done():
 	}
-	v.qemu.kill()
+	v.qemu.Kill()
 	<-v.exited
 	return nil
 }
