@@ -26,6 +26,11 @@ type Child struct {
 // The parent-death signal is tied to the thread that forked, not to the process. The goroutine that starts the child therefore keeps its
 // thread until the child has ended.
 func Start(program string, args, env []string, files ...*os.File) (*Child, error) {
+	return StartIn("", program, args, env, files...)
+}
+
+// StartIn is Start in the network namespace that the file netns names; empty is ours.
+func StartIn(netns, program string, args, env []string, files ...*os.File) (*Child, error) {
 	c := &Child{Output: NewTail(16 << 10), done: make(chan struct{})}
 	c.cmd = exec.Command(program, args...)
 	c.cmd.Env = env
@@ -39,8 +44,12 @@ func Start(program string, args, env []string, files ...*os.File) (*Child, error
 	}
 	started := make(chan error, 1)
 	go func() {
+		// Never unlocked: the thread, which may be in another namespace now, ends with the goroutine.
 		runtime.LockOSThread()
-		err := c.cmd.Start()
+		err := enter(netns)
+		if err == nil {
+			err = c.cmd.Start()
+		}
 		started <- err
 		if err == nil {
 			c.err = c.cmd.Wait()
@@ -51,6 +60,22 @@ func Start(program string, args, env []string, files ...*os.File) (*Child, error
 		return nil, fmt.Errorf("starting %s: %w", program, err)
 	}
 	return c, nil
+}
+
+// enter moves the calling thread into a network namespace, which the processes it starts inherit.
+func enter(netns string) error {
+	if netns == "" {
+		return nil
+	}
+	f, err := os.Open(netns)
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering network namespace %s: %w", netns, err)
+	}
+	return nil
 }
 
 // PID is its process number.
