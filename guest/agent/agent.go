@@ -43,7 +43,9 @@ func DefaultLayout() Layout {
 
 // Config is what an agent works with. Images and Secrets may be nil when the guest has no data hub.
 type Config struct {
-	Version     string
+	Version string
+	// Features are shown to the host beside the agent's own.
+	Features    []string
 	Gate        Gate
 	Images      ImagePuller
 	Secrets     Secrets

@@ -41,8 +41,13 @@ func TestParseCmdline(t *testing.T) {
 	if c, err := ParseCmdline(""); err != nil || c.Initdata != InitdataRequired {
 		t.Errorf("an empty command line must require initdata: %+v, %v", c, err)
 	}
+	for _, line := range []string{"cloister.sandboxed", "cloister.sandboxed cloister.initdata=required", "cloister.initdata=required cloister.sandboxed"} {
+		if c, err := ParseCmdline(line); err != nil || !c.Sandboxed || c.Initdata != InitdataNone {
+			t.Errorf("%s: %+v, %v", line, c, err)
+		}
+	}
 	for _, bad := range []string{
-		"cloister.initdata", "cloister.initdata=no", "cloister.initdata=", "cloister.typo=1", "agent.log=loud", "agent.hotplug_timeout=-1",
+		"cloister.sandboxed=1", "cloister.sandboxed=no", "cloister.initdata", "cloister.initdata=no", "cloister.initdata=", "cloister.typo=1", "agent.log=loud", "agent.hotplug_timeout=-1",
 		"agent.hotplug_timeout=1s", "agent.guest_components_procs=some", "agent.guest_components_rest_api=none", "agent.container_pipe_size=9999999999",
 	} {
 		if _, err := ParseCmdline("quiet " + bad); err == nil || !strings.Contains(err.Error(), bad) {
@@ -56,7 +61,7 @@ func FuzzParseCmdline(f *testing.F) {
 	f.Add(`a="b c" agent.log=info "`)
 	f.Fuzz(func(t *testing.T, s string) {
 		c, err := ParseCmdline(s)
-		if err == nil && c.Initdata != InitdataRequired && !strings.Contains(strings.ReplaceAll(s, `"`, ""), "cloister.initdata=none") {
+		if err == nil && c.Initdata != InitdataRequired && !c.Sandboxed && !strings.Contains(strings.ReplaceAll(s, `"`, ""), "cloister.initdata=none") {
 			t.Errorf("%q switched initdata to %s", s, c.Initdata)
 		}
 	})

@@ -32,7 +32,10 @@ const (
 
 // Config is what the measured kernel command line decides.
 type Config struct {
-	Initdata         InitdataMode
+	Initdata InitdataMode
+	// Sandboxed guests are isolated and nothing more: the host is trusted, there is no initdata and every request is
+	// allowed. They run only where nothing could be proven anyway.
+	Sandboxed        bool
 	LogLevel         slog.Level
 	HotplugTimeout   time.Duration
 	HubTimeout       time.Duration
@@ -69,6 +72,9 @@ func ParseCmdline(text string) (Config, error) {
 			errs = append(errs, fmt.Errorf("kernel command line: %s: %w", word, err))
 		}
 	}
+	if c.Sandboxed {
+		c.Initdata = InitdataNone
+	}
 	return c, errors.Join(errs...)
 }
 
@@ -101,6 +107,11 @@ func (c *Config) set(key, value string) error {
 	switch key {
 	case "cloister.initdata":
 		return oneOf(value, &c.Initdata, InitdataRequired, InitdataNone)
+	case "cloister.sandboxed":
+		if value != "" {
+			return errors.New("takes no value")
+		}
+		c.Sandboxed = true
 	case "agent.log":
 		return c.setLogLevel(value)
 	case "agent.hotplug_timeout":
