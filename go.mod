@@ -48,6 +48,10 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
+require github.com/containerd/containerd/api v1.12.0
+
+require github.com/containerd/typeurl/v2 v2.3.0 // indirect
+
 require (
 	github.com/containerd/cgroups/v3 v3.1.3
 	github.com/coreos/go-systemd/v22 v22.6.0 // indirect
