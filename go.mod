@@ -49,6 +49,9 @@ require (
 )
 
 require k8s.io/cri-api v0.37.2 // indirect
+require github.com/containerd/containerd/api v1.12.0
+
+require github.com/containerd/typeurl/v2 v2.3.0 // indirect
 
 require (
 	github.com/containerd/cgroups/v3 v3.1.3
