@@ -13,6 +13,7 @@ require (
 	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/google/go-containerregistry v0.22.1
 	github.com/google/go-tpm v0.9.8
+	github.com/google/nftables v0.3.0
 	github.com/hashicorp/yamux v0.1.2
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/klauspost/compress v1.20.3
@@ -52,6 +53,11 @@ require k8s.io/cri-api v0.37.2 // indirect
 require github.com/containerd/containerd/api v1.12.0
 
 require github.com/containerd/typeurl/v2 v2.3.0 // indirect
+
+require (
+	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
+)
 
 require (
 	github.com/containerd/cgroups/v3 v3.1.3
