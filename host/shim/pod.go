@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -19,7 +18,6 @@ import (
 type podState struct {
 	made    bool // CreateSandbox was called
 	pod     podConfig
-	options *anypb.Any
 	created time.Time
 	exited  time.Time
 	ended   chan struct{} // closed when the pod has ended
@@ -27,14 +25,7 @@ type podState struct {
 
 // Pod is the sandbox service (containerd.runtime.sandbox.v1): with `sandboxer = "shim"` containerd asks the shim for the pod itself, and
 // there is no pause container.
-type Pod struct {
-	service *Service
-	// Options are the runtime's, as containerd gave them to the start of the shim.
-	Options *anypb.Any
-}
-
-// Pod is the service's sandbox service.
-func (s *Service) Pod(options *anypb.Any) *Pod { return &Pod{service: s, Options: options} }
+type Pod struct{ service *Service }
 
 // CreateSandbox notes what the pod shall be.
 func (p *Pod) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) (*api.CreateSandboxResponse, error) {
@@ -51,7 +42,7 @@ func (p *Pod) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) (*ap
 	if s.podState.made || s.pod != nil {
 		return nil, precondition("sandbox %s was created already", s.cfg.ID)
 	}
-	s.podState = podState{made: true, pod: pod, options: p.Options, ended: make(chan struct{})}
+	s.podState = podState{made: true, pod: pod, ended: make(chan struct{})}
 	return &api.CreateSandboxResponse{}, nil
 }
 
@@ -140,7 +131,7 @@ func (p *Pod) StartSandbox(ctx context.Context, r *api.StartSandboxRequest) (*ap
 	if running {
 		return nil, precondition("sandbox %s runs already", s.cfg.ID)
 	}
-	pod, err := s.startPod(ctx, st.pod, st.options)
+	pod, err := s.startPod(ctx, st.pod, nil)
 	if err != nil {
 		s.log.Error("starting the sandbox", "sandbox", s.cfg.ID, "error", err)
 		return nil, answer(err)

@@ -43,6 +43,10 @@ type Config struct {
 	ID     string
 	Logger *slog.Logger
 	Events Publisher
+	// Level, when not nil, is set to what the runtime's configuration says.
+	Level *slog.LevelVar
+	// Options are the runtime's, for requests that bring none.
+	Options *anypb.Any
 	// Exit ends the process once its last answer has left.
 	Exit func()
 	// Root is the folder of all sandboxes; empty is sandbox.Root.
@@ -138,6 +142,13 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	return &task.CreateTaskResponse{Pid: pid}, nil
 }
 
+// Busy says whether there is anything to serve.
+func (s *Service) Busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pod != nil || len(s.containers) > 0 || s.podState.made
+}
+
 // add takes the container's name.
 func (s *Service) add(c *container) error {
 	s.mu.Lock()
@@ -193,11 +204,17 @@ func (s *Service) podFor(ctx context.Context, c *container, options *anypb.Any) 
 
 // startPod makes the sandbox.
 func (s *Service) startPod(ctx context.Context, cfg podConfig, options *anypb.Any) (*sandbox.Sandbox, error) {
+	if options == nil {
+		options = s.cfg.Options
+	}
 	effective, err := runtimeconfig.Load(runtimeconfig.Request{
 		Getenv: os.Getenv, OptionsType: options.GetTypeUrl(), Options: options.GetValue(), Annotations: cfg.spec.Annotations,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if s.cfg.Level != nil && effective.Config.Logging.Level == "debug" {
+		s.cfg.Level.Set(slog.LevelDebug)
 	}
 	for _, text := range effective.Config.Insecure() {
 		s.log.Warn("insecure setting", "setting", text)
