@@ -52,6 +52,8 @@ func (s *service) CreateVM(ctx context.Context, r *hypervisor.CreateVMRequest) (
 	if err := s.did(ctx, "CreateVM "+r.Id); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.created = r
 	return &hypervisor.CreateVMResponse{AgentSocketPath: s.agent}, s.create
 }
@@ -67,7 +69,21 @@ func (s *service) StopVM(ctx context.Context, r *hypervisor.StopVMRequest) (*hyp
 	if err := s.did(ctx, "StopVM "+r.Id); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return &hypervisor.StopVMResponse{}, s.stop
+}
+
+func (s *service) last() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls[len(s.calls)-1]
+}
+
+func (s *service) stopsWith(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stop = err
 }
 
 func (s *service) expect(t *testing.T, want ...string) {
@@ -179,9 +195,8 @@ func TestStartFailures(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.ContainsRune(err.Error(), '\x1b') || len(err.Error()) > 2000 {
 				t.Errorf("%v", err)
 			}
-			last := tt.service.calls[len(tt.service.calls)-1]
-			if (last == "StopVM abc") != tt.stopped {
-				t.Errorf("calls %q", tt.service.calls)
+			if last := tt.service.last(); (last == "StopVM abc") != tt.stopped {
+				t.Errorf("the last call is %s", last)
 			}
 		})
 	}
@@ -194,7 +209,7 @@ func TestStopIsTriedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.stop = errors.New("cloud is down")
+	s.stopsWith(errors.New("cloud is down"))
 	if err := v.Stop(ctx); err == nil || !strings.Contains(err.Error(), "cloud is down") {
 		t.Errorf("got %v", err)
 	}
@@ -203,7 +218,7 @@ func TestStopIsTriedAgain(t *testing.T) {
 		t.Error("a VM that could not be stopped counts as ended")
 	default:
 	}
-	s.stop = status.Error(codes.NotFound, "unknown")
+	s.stopsWith(status.Error(codes.NotFound, "unknown"))
 	if err := v.Stop(ctx); err != nil {
 		t.Error(err)
 	}
@@ -219,8 +234,8 @@ func TestHangs(t *testing.T) {
 		if _, err := Start(ctx, vm, cfg); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if last := s.calls[len(s.calls)-1]; name != "Version" && last != "StopVM abc" {
-			t.Errorf("%s: calls %q", name, s.calls)
+		if last := s.last(); name != "Version" && last != "StopVM abc" {
+			t.Errorf("%s: the last call is %s", name, last)
 		}
 	}
 }
