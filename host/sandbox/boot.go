@@ -173,9 +173,12 @@ func (s *Sandbox) startVM(ctx context.Context) error {
 	go func() {
 		<-s.vm.Exited()
 		s.mu.Lock()
-		stopping := s.stopping
+		stopping, dead := s.stopping, s.dead
 		s.mu.Unlock()
-		if !stopping {
+		switch {
+		case dead != nil:
+			s.endErr = dead
+		case !stopping:
 			s.endErr = s.vm.Err()
 		}
 		close(s.ended)

@@ -169,6 +169,31 @@ func (s *Sandbox) Wait(ctx context.Context, id, execID string) (int, error) {
 	return code, err
 }
 
+// maxTermination is what the kubelet reads of a termination message.
+const maxTermination = 4096
+
+// CollectTermination fetches the termination message of a container that has ended, where the guest has a copy of the host's file.
+// A policy may forbid it: then there is no message.
+func (s *Sandbox) CollectTermination(ctx context.Context, id string) {
+	if _, ok := s.volumes.TerminationLog(id); !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	defer cancel()
+	var text string
+	err := s.call(ctx, "reading the termination message of container "+id, func(c context.Context) error {
+		r, err := s.agent.GetDiagnosticData(c, &pb.GetDiagnosticDataRequest{LogType: "termination_log", ContainerId: id})
+		text = r.GetData()
+		return err
+	})
+	if err == nil {
+		err = s.volumes.WriteTerminationLog(id, []byte(text[:min(len(text), maxTermination)]))
+	}
+	if err != nil {
+		s.log.Warn("a termination message was lost", "container", id, "error", err)
+	}
+}
+
 // Signal sends a signal to one process, or with all to every process of the container.
 func (s *Sandbox) Signal(ctx context.Context, id, execID string, signal uint32, all bool) error {
 	if all {
@@ -295,40 +320,5 @@ func (s *Sandbox) networkChanged(ctx context.Context, c network.Change) error {
 	return errors.Join(append(errs, s.configureNetwork(ctx))...)
 }
 
-// Process reads and writes the streams of a process in the guest.
-type Process struct {
-	sandbox  *Sandbox
-	id, exec string
-}
-
-// Process names a process; it need not exist yet.
-func (s *Sandbox) Process(id, execID string) *Process {
-	return &Process{sandbox: s, id: id, exec: execID}
-}
-
-// ReadStdout returns the next output, up to max bytes; none is the end.
-func (p *Process) ReadStdout(ctx context.Context, max uint32) ([]byte, error) {
-	r, err := p.sandbox.agent.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: p.id, ExecId: p.exec, Len: max})
-	return bounded(r.GetData(), max), err
-}
-
-// ReadStderr is ReadStdout for the other stream.
-func (p *Process) ReadStderr(ctx context.Context, max uint32) ([]byte, error) {
-	r, err := p.sandbox.agent.ReadStderr(ctx, &pb.ReadStreamRequest{ContainerId: p.id, ExecId: p.exec, Len: max})
-	return bounded(r.GetData(), max), err
-}
-
-// bounded keeps to what was asked for: a guest may send more.
-func bounded(data []byte, max uint32) []byte { return data[:min(len(data), int(max))] }
-
-// WriteStdin gives the process input and returns how much of it was taken.
-func (p *Process) WriteStdin(ctx context.Context, data []byte) (int, error) {
-	r, err := p.sandbox.agent.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: p.id, ExecId: p.exec, Data: data})
-	return min(int(r.GetLen()), len(data)), err
-}
-
-// CloseStdin ends the process's input.
-func (p *Process) CloseStdin(ctx context.Context) error {
-	_, err := p.sandbox.agent.CloseStdin(ctx, &pb.CloseStdinRequest{ContainerId: p.id, ExecId: p.exec})
-	return err
-}
+// Agent is the connection to the guest, for the streams of its processes.
+func (s *Sandbox) Agent() *agent.Client { return s.agent }

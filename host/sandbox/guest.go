@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/host/agent"
+	"github.com/cloister/cloister/host/health"
 	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/host/portforward"
 	"github.com/cloister/cloister/host/volume"
 	pb "github.com/cloister/cloister/wire/agent"
 )
@@ -73,6 +75,8 @@ func (s *Sandbox) createInGuest(ctx context.Context) error {
 func (s *Sandbox) watch() {
 	s.workers.Go(s.watchOOM)
 	s.workers.Go(s.collectLog)
+	s.workers.Go(s.watchHealth)
+	s.forwardPorts()
 	if s.net != nil {
 		s.workers.Go(s.watchNetwork)
 	}
@@ -168,3 +172,37 @@ func (s *Sandbox) destroyInGuest(ctx context.Context) {
 
 // unknown is the error for a container that is not there.
 func unknown(id string) error { return fmt.Errorf("container %s is not in this sandbox", id) }
+
+// watchHealth ends the VM of a guest that gives no answer any more: nothing else would tell that its pod is dead.
+func (s *Sandbox) watchHealth() {
+	m, err := health.New(health.Config{Check: health.Agent(s.agent.Health), Timeout: s.runtime.Timeouts.HealthCheck})
+	if err != nil {
+		s.log.Warn("watching the guest's health", "sandbox", s.cfg.ID, "error", err)
+		return
+	}
+	err = m.Run(s.background)
+	if err == nil || s.background.Err() != nil {
+		return
+	}
+	s.mu.Lock()
+	s.dead = err
+	s.mu.Unlock()
+	s.log.Error("the guest is dead", "sandbox", s.cfg.ID, "error", err, "console", s.vm.ConsoleTail(20))
+	now, cancel := context.WithCancel(s.background)
+	cancel()
+	if err := s.vm.Stop(now); err != nil {
+		s.log.Error("ending the virtual machine of a dead guest", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+// forwardPorts lets connections to localhost in the pod's network namespace reach the pod. Without it the pod runs all the same.
+func (s *Sandbox) forwardPorts() {
+	netns, err := s.netns()
+	if s.net == nil || err != nil || netns == "" {
+		return
+	}
+	s.forward, err = portforward.Start(s.background, portforward.Config{NetNS: netns, Dial: s.vm.Dial, Logger: s.log})
+	if err != nil {
+		s.log.Warn("this pod has no port-forward", "sandbox", s.cfg.ID, "error", err)
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/cri"
 	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/host/portforward"
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/share"
 	"github.com/cloister/cloister/host/sizing"
@@ -58,6 +59,7 @@ type Sandbox struct {
 	volumes *volume.Set
 	vm      vmm.Machine
 	agent   *agent.Client
+	forward *portforward.Forwarder // nil without
 
 	// background ends what runs beside the calls: watchers and long polls.
 	background context.Context
@@ -72,6 +74,7 @@ type Sandbox struct {
 	vcpus      int
 	memoryMiB  int
 	stopping   bool
+	dead       error // why the VM was ended without being asked
 
 	growing  sync.Mutex // one growth at a time
 	teardown sync.Once
@@ -348,7 +351,6 @@ func (s *Sandbox) StopVM(ctx context.Context) error {
 // Stop ends the VM and removes everything of the sandbox. What was done is not done again; a part that fails does not keep the others.
 func (s *Sandbox) Stop(ctx context.Context) error {
 	s.teardown.Do(func() {
-		vmErr := s.StopVM(ctx)
 		s.stop()
 		var errs []error
 		add := func(what string, err error) {
@@ -356,7 +358,10 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 				errs = append(errs, fmt.Errorf("%s: %w", what, err))
 			}
 		}
-		add("virtual machine", vmErr)
+		if s.forward != nil {
+			add("port forwarding", s.forward.Close())
+		}
+		add("virtual machine", s.StopVM(ctx))
 		if s.volumes != nil {
 			add("volumes", s.volumes.Close(ctx))
 		}

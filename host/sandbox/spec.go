@@ -31,7 +31,7 @@ func guestSpec(s *specs.Spec, p *volume.Prepared, kind cri.Kind, bundle string, 
 	annotations[cri.AnnotationBundle] = bundle
 	out := &pb.Spec{
 		Version: s.Version, Hostname: s.Hostname, Annotations: annotations, Process: guestProcess(s.Process),
-		Root: &pb.Root{Path: p.Root, Readonly: p.RootReadonly}, Linux: guestLinux(s.Linux, seccomp),
+		Root: &pb.Root{Path: p.Root, Readonly: p.RootReadonly}, Linux: guestLinux(s.Linux, p.LinuxDevices, seccomp),
 	}
 	for _, m := range p.Mounts {
 		out.Mounts = append(out.Mounts, &pb.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: m.Options})
@@ -65,7 +65,7 @@ func guestProcess(p *specs.Process) *pb.Process {
 	return out
 }
 
-func guestLinux(l *specs.Linux, seccomp bool) *pb.Linux {
+func guestLinux(l *specs.Linux, devices []specs.LinuxDevice, seccomp bool) *pb.Linux {
 	if l == nil {
 		return nil
 	}
@@ -80,7 +80,7 @@ func guestLinux(l *specs.Linux, seccomp bool) *pb.Linux {
 			out.Namespaces = append(out.Namespaces, &pb.LinuxNamespace{Type: string(n.Type)})
 		}
 	}
-	for _, d := range l.Devices {
+	for _, d := range devices {
 		x := &pb.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor}
 		if d.FileMode != nil {
 			x.FileMode = uint32(*d.FileMode)

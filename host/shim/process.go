@@ -95,17 +95,21 @@ func (p *process) follow() {
 		life, end := context.WithCancel(context.Background())
 		go func() {
 			defer close(p.copied)
-			p.copy.Copy(life, p.pod.Process(p.container.id, p.guestID()))
+			if err := p.copy.Copy(life, stdio.FromAgent(p.pod.Agent(), p.container.id, p.guestID())); err != nil {
+				p.service.log.Warn("copying the output of a process", "container", p.container.id, "exec", p.exec, "error", err)
+			}
 		}()
 		go func() {
 			code, err := p.pod.Wait(life, p.container.id, p.guestID())
 			if err != nil {
 				p.service.log.Warn("a process was lost", "container", p.container.id, "exec", p.exec, "error", err)
 				code = lostCode
+			} else if p.exec == "" {
+				p.pod.CollectTermination(life, p.container.id)
 			}
 			p.finish(uint32(code))
 			// What the process has written arrives after its end; what a child of it may write later is not waited for.
-			p.copy.Drain(drainTimeout)
+			p.copy.Exited(drainTimeout)
 			<-p.copied
 			end()
 		}()
