@@ -84,8 +84,8 @@ func files(g *runtimeconfig.Guest) (guestFiles, error) {
 		"in the runtime's configuration)", strings.Join(ImageDirs(), ", "))
 }
 
-// machine describes the VM.
-func (s *Sandbox) machine(ctx context.Context) (vmm.Config, error) {
+// vmConfig describes the VM.
+func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	c := s.runtime
 	f, err := files(&c.Guest)
 	if err != nil {
@@ -167,9 +167,11 @@ func (s *Sandbox) startVM(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.vm, err = start(ctx); err != nil {
+	vm, err := start(ctx)
+	if err != nil {
 		return err
 	}
+	s.vm = vm
 	go func() {
 		<-s.vm.Exited()
 		s.mu.Lock()
@@ -195,7 +197,7 @@ func (s *Sandbox) monitor(ctx context.Context) (func(context.Context) (vmm.Machi
 	if kind == "remote" && s.cfg.StartVM == nil {
 		return s.startRemote, nil
 	}
-	cfg, err := s.machine(ctx)
+	cfg, err := s.vmConfig(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -213,9 +215,9 @@ func (s *Sandbox) monitor(ctx context.Context) (func(context.Context) (vmm.Machi
 	if start == nil {
 		switch kind {
 		case "qemu":
-			start = func(ctx context.Context, c vmm.Config) (vmm.Machine, error) { return qemu.Start(ctx, c) }
+			start = machine(qemu.Start)
 		case "cloud-hypervisor":
-			start = func(ctx context.Context, c vmm.Config) (vmm.Machine, error) { return cloudhypervisor.Start(ctx, c) }
+			start = machine(cloudhypervisor.Start)
 		default:
 			return nil, fmt.Errorf("virtual machine monitor %q: want qemu, cloud-hypervisor or remote", kind)
 		}
@@ -224,6 +226,20 @@ func (s *Sandbox) monitor(ctx context.Context) (func(context.Context) (vmm.Machi
 		defer closeTaps()
 		return start(ctx, cfg)
 	}, nil
+}
+
+// starter starts a VM.
+type starter = func(context.Context, vmm.Config) (vmm.Machine, error)
+
+// machine is a monitor's start as a starter.
+func machine[M vmm.Machine](start func(context.Context, vmm.Config) (M, error)) starter {
+	return func(ctx context.Context, c vmm.Config) (vmm.Machine, error) {
+		vm, err := start(ctx, c)
+		if err != nil {
+			return nil, err // not a nil pointer in an interface
+		}
+		return vm, nil
+	}
 }
 
 // waitGuest connects to the agent and waits for its first answer.

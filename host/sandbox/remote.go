@@ -22,10 +22,14 @@ func (s *Sandbox) startRemote(ctx context.Context) (vmm.Machine, error) {
 	if err := s.writeState(); err != nil {
 		return nil, err
 	}
-	return remote.Start(ctx, vmm.Config{VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB, NetNS: netns}, remote.Config{
+	vm, err := remote.Start(ctx, vmm.Config{VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB, NetNS: netns}, remote.Config{
 		Socket: c.RemoteSocket, Timeout: s.runtime.Timeouts.Remote, ID: s.cfg.ID, SandboxName: a.PodName(), SandboxNamespace: a.PodNamespace(),
 		MachineType: c.MachineType, Image: s.runtime.Guest.Image, Initdata: string(s.cfg.Runtime.Initdata), GPUs: c.GPUs, GPUModel: c.GPUModel,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return vm, nil
 }
 
 // stopRemote ends a VM whose shim is gone.

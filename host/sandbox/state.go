@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/share"
@@ -130,11 +132,23 @@ func Cleanup(ctx context.Context, dir string) error {
 		add("control group", err)
 	}
 	if len(errs) == 0 {
-		add("directory", share.RemoveAll(dir))
+		add("directory", removeDir(dir))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("cleaning up sandbox %s: %w", filepath.Base(dir), err)
 	}
 	_ = os.Remove(filepath.Dir(dir)) // the namespace's directory goes with its last sandbox
 	return nil
+}
+
+// removeDir removes the directory, unless something is still mounted below it: those files may be the user's.
+func removeDir(dir string) error {
+	mounted, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("looking for mounts: %w", err)
+	}
+	if len(mounted) > 0 {
+		return fmt.Errorf("%s is still mounted", mounted[0].Mountpoint)
+	}
+	return os.RemoveAll(dir)
 }
