@@ -21,6 +21,9 @@ const (
 	guestLogMax  = 8 << 20
 )
 
+// GuestLog is the file in a pod's log directory with what the guest's own services log.
+const GuestLog = "guest.log"
+
 // entry is one line of a container's log file.
 type entry struct {
 	Time   time.Time `json:"time"`
@@ -189,7 +192,7 @@ func (s *supervisor) collectGuestLog(ctx context.Context) {
 		s.opts.Logger.Debug("no guest log", "pod", s.opts.Plan.Name, "error", err)
 		return
 	}
-	f, err := os.OpenFile(filepath.Join(s.opts.LogDir, "guest.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(filepath.Join(s.opts.LogDir, GuestLog), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		conn.Close()
 		s.opts.Logger.Warn("keeping the guest log", "error", err)
