@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/cloister/cloister/host/trace"
+
 	pb "github.com/cloister/cloister/wire/agent"
 )
 
@@ -62,7 +64,7 @@ type Client struct {
 
 // New speaks the protocol on conn. gone, which may be nil, is asked for the reason when the connection breaks.
 func New(conn net.Conn, gone func() error) *Client {
-	c := ttrpc.NewClient(conn)
+	c := ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(trace.Interceptor))
 	return &Client{AgentServiceService: pb.NewAgentServiceClient(c), Health: pb.NewHealthClient(c), client: c, gone: gone}
 }
 

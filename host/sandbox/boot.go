@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/doctor"
@@ -260,10 +261,14 @@ func (s *Sandbox) waitGuest(ctx context.Context) error {
 		return late(fmt.Errorf("connecting to the guest's agent: %w", err))
 	}
 	s.agent = agent.New(conn, s.gone)
-	return late(s.agent.Call(ready, 0, "waiting for the guest", func(c context.Context) error {
+	err = s.agent.Call(ready, 0, "waiting for the guest", func(c context.Context) error {
 		_, err := s.agent.Health.Check(c, &pb.CheckRequest{})
 		return err
-	}))
+	})
+	if err == nil {
+		s.ready = time.Now()
+	}
+	return late(err)
 }
 
 // gone is the reason of a broken connection: nearly always the end of the VM, which is seen a moment later.

@@ -13,6 +13,7 @@ import (
 	"github.com/cloister/cloister/host/cri"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/sizing"
+	"github.com/cloister/cloister/host/trace"
 	"github.com/cloister/cloister/host/volume"
 	pb "github.com/cloister/cloister/wire/agent"
 )
@@ -27,6 +28,8 @@ type Container struct {
 
 // CreateContainer makes a container that waits for StartContainer. When it fails nothing of it is left.
 func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) {
+	ctx, end := s.trace.Step(ctx, "create", trace.String("container", containerName(c)))
+	defer func() { end(err) }()
 	need, err := specRequest(c.Spec)
 	if err != nil {
 		return fmt.Errorf("creating container %s: %w", c.ID, err)
@@ -52,8 +55,12 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 			return fmt.Errorf("creating container %s: %w", c.ID, err)
 		}
 	}
-	prepared, err := s.volumes.Container(ctx, volume.Request{
-		ID: c.ID, Sandbox: kind == cri.KindSandbox, Bundle: c.Bundle, Spec: c.Spec, Rootfs: c.Rootfs,
+	var prepared *volume.Prepared
+	err = s.step(ctx, "volumes", func(ctx context.Context) (err error) {
+		prepared, err = s.volumes.Container(ctx, volume.Request{
+			ID: c.ID, Sandbox: kind == cri.KindSandbox, Bundle: c.Bundle, Spec: c.Spec, Rootfs: c.Rootfs,
+		})
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("creating container %s: %w", c.ID, err)
@@ -76,6 +83,14 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 		_, err := s.agent.CreateContainer(cc, req)
 		return err
 	})
+}
+
+// containerName is what people call a container.
+func containerName(c Container) string {
+	if name := cri.Annotations(c.Spec.Annotations).ContainerName(); name != "" {
+		return name
+	}
+	return c.ID
 }
 
 // ErrExists means that there is a container of that name.
@@ -143,7 +158,9 @@ func (s *Sandbox) grow(ctx context.Context) error {
 }
 
 // StartContainer lets the container's first process run.
-func (s *Sandbox) StartContainer(ctx context.Context, id string) error {
+func (s *Sandbox) StartContainer(ctx context.Context, id string) (err error) {
+	ctx, end := s.trace.Step(ctx, "start", trace.String("container", id))
+	defer func() { end(err) }()
 	return s.call(ctx, "starting container "+id, func(c context.Context) error {
 		_, err := s.agent.StartContainer(c, &pb.StartContainerRequest{ContainerId: id})
 		return err

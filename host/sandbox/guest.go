@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -99,11 +98,8 @@ func (s *Sandbox) watchOOM() {
 	}
 }
 
-// collectLog passes the guest's log on, for those who look for faults.
+// collectLog reads the guest's log: for the times of its boot, and for those who look for faults all of it.
 func (s *Sandbox) collectLog() {
-	if s.runtime.Logging.Level != "debug" {
-		return
-	}
 	conn, err := s.vm.Dial(s.background, agent.PortLog)
 	if err != nil {
 		if !errors.Is(err, errors.ErrUnsupported) {
@@ -114,21 +110,22 @@ func (s *Sandbox) collectLog() {
 	defer conn.Close()
 	stop := context.AfterFunc(s.background, func() { conn.Close() })
 	defer stop()
+	boot := s.trace.GuestLog(s.ready)
 	r := bufio.NewReaderSize(conn, maxGuestLine)
 	for {
 		line, err := r.ReadSlice('\n')
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			if !errors.Is(err, io.EOF) {
-				s.log.Debug("reading the guest's log", "sandbox", s.cfg.ID, "error", err)
-			}
-			return
+			return // it ends with the guest
+		}
+		_, _ = boot.Write(line)
+		if !s.log.Enabled(s.background, slog.LevelDebug) {
+			continue
 		}
 		var m struct {
-			Msg   string `json:"msg"`
-			Level string `json:"level"`
+			Msg string `json:"msg"`
 		}
 		if json.Unmarshal(line, &m) == nil {
-			s.log.LogAttrs(s.background, slog.LevelDebug, "guest: "+agent.Clean(m.Msg), slog.String("line", agent.Clean(string(line))))
+			s.log.Debug("guest: "+agent.Clean(m.Msg), "sandbox", s.cfg.ID, "line", agent.Clean(string(line)))
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/share"
 	"github.com/cloister/cloister/host/sizing"
+	"github.com/cloister/cloister/host/trace"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/volume"
 )
@@ -37,6 +38,8 @@ type Config struct {
 	// DNS replaces the resolver configuration that Spec mounts; it comes with the sandbox service, too.
 	DNS     []string
 	Runtime *runtimeconfig.Effective
+	// Version is that of this program, for traces.
+	Version string
 	Logger  *slog.Logger
 	// StartVM replaces the monitor that the configuration names; tests use it.
 	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
@@ -60,6 +63,8 @@ type Sandbox struct {
 	vm      vmm.Machine
 	agent   *agent.Client
 	forward *portforward.Forwarder // nil without
+	trace   *trace.Recorder
+	ready   time.Time // when the guest gave its first answer
 
 	// background ends what runs beside the calls: watchers and long polls.
 	background context.Context
@@ -117,6 +122,11 @@ func Create(ctx context.Context, cfg Config) (_ *Sandbox, err error) {
 			s.log.Error("removing a sandbox that could not be created", "sandbox", cfg.ID, "error", derr)
 		}
 	}()
+	if err := s.startTrace(ctx); err != nil {
+		return nil, err
+	}
+	ctx, done := s.trace.Step(ctx, "sandbox")
+	defer func() { done(err) }()
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -143,11 +153,44 @@ const downTimeout = 30 * time.Second
 
 // step runs one part of the start and says how long it took.
 func (s *Sandbox) step(ctx context.Context, name string, do func(context.Context) error) error {
-	start := time.Now()
+	ctx, end := trace.Step(ctx, name)
 	err := do(ctx)
-	s.log.Info("sandbox step", "sandbox", s.cfg.ID, "step", name, "took", time.Since(start).Round(time.Microsecond), "error", err)
+	end(err)
 	return err
 }
+
+// startTrace records the steps from here on, for `cloister trace` and, where the configuration has one, for a collector.
+func (s *Sandbox) startTrace(ctx context.Context) error {
+	exporter, err := s.runtime.TraceExporter(s.cfg.Version, s.log)
+	if err != nil {
+		return err
+	}
+	file := ""
+	if s.runtime.Tracing.Steps {
+		file = filepath.Join(s.dir, trace.FileName)
+	}
+	s.trace = trace.New(trace.Config{
+		File: file, Name: s.state.PodName, Namespace: s.state.PodNamespace, ID: s.cfg.ID,
+		Attrs:    []trace.Attr{trace.String("tee", s.runtime.Sandbox.TEE), trace.String("vmm", s.runtime.VMM.Kind)},
+		Exporter: exporter, Traceparent: trace.Incoming(ctx),
+	})
+	return nil
+}
+
+// endTrace writes out what is left, and keeps the trace of a sandbox that failed to start.
+func (s *Sandbox) endTrace(ctx context.Context) {
+	if err := s.trace.Close(ctx); err != nil {
+		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
+	}
+	if s.ready.IsZero() {
+		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), filepath.Join(filepath.Dir(s.cfg.Root), "traces"), s.cfg.ID, keptTraces); err != nil {
+			s.log.Debug("keeping the trace of a sandbox that failed", "sandbox", s.cfg.ID, "error", err)
+		}
+	}
+}
+
+// keptTraces is how many traces of failed sandboxes a node keeps.
+const keptTraces = 16
 
 // makeDir takes the sandbox's directory. One that is there was left by a shim that is gone: containerd has one sandbox of an ID at a time.
 func (s *Sandbox) makeDir(ctx context.Context) error {
@@ -378,6 +421,7 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 		if group != nil {
 			add("control group", group.Destroy(ctx))
 		}
+		s.endTrace(ctx)
 		add("the rest", Cleanup(ctx, s.dir))
 		if err := errors.Join(errs...); err != nil {
 			s.downErr = fmt.Errorf("removing sandbox %s: %w", s.cfg.ID, err)
