@@ -41,6 +41,8 @@ type Config struct {
 	HubTimeout       time.Duration
 	ImagePullTimeout time.Duration
 	PipeSize         int
+	// StorageIntegrity gives encrypted disks authentication codes.
+	StorageIntegrity bool
 	Components       Components
 	// RESTFeatures is all, attestation or resource.
 	RESTFeatures string
@@ -56,6 +58,7 @@ func DefaultConfig() Config {
 		HotplugTimeout:   30 * time.Second,
 		HubTimeout:       50 * time.Second,
 		ImagePullTimeout: 1200 * time.Second,
+		StorageIntegrity: true,
 		Components:       ComponentsREST,
 		RESTFeatures:     "all",
 	}
@@ -126,6 +129,12 @@ func (c *Config) set(key, value string) error {
 			return errors.New("must be a number of bytes")
 		}
 		c.PipeSize = int(n)
+	case "agent.secure_storage_integrity":
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return errors.New("must be true or false")
+		}
+		c.StorageIntegrity = on
 	case "agent.guest_components_procs":
 		levels := map[string]Components{
 			"none": ComponentsNone, "attestation-agent": ComponentsAttestation,

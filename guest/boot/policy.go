@@ -21,6 +21,7 @@ default GetDiagnosticDataRequest := false
 default GetIPTablesRequest := false
 default GetMetricsRequest := false
 default GetOOMEventRequest := false
+default HostStorageRequest := false
 default ListInterfacesRequest := false
 default ListRoutesRequest := false
 default MemAgentCompactConfig := false
