@@ -48,6 +48,8 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
+require github.com/opencontainers/runtime-spec v1.3.0
+
 require (
 	github.com/containerd/cgroups/v3 v3.1.3
 	github.com/coreos/go-systemd/v22 v22.6.0 // indirect
