@@ -59,6 +59,7 @@ require (
 	github.com/google/go-cmp v0.7.0 // indirect
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
 )
+require github.com/opencontainers/runtime-spec v1.3.0
 
 require (
 	github.com/containerd/cgroups/v3 v3.1.3
