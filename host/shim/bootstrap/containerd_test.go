@@ -202,7 +202,25 @@ type daemon struct {
 	t        *testing.T
 	bin, dir string
 	cmd      *exec.Cmd
-	log      bytes.Buffer
+	log      safeBuffer
+}
+
+// safeBuffer is read while containerd writes.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 func (d *daemon) start() {
@@ -301,7 +319,7 @@ func acrossAnUpdate(t *testing.T, from, to string) {
 }
 
 func newDaemon(t *testing.T, bin string) (d *daemon, shim, rootfs string) {
-	dir, err := os.MkdirTemp("", "ctd")
+	dir, err := os.MkdirTemp("", "shimtest")
 	if err != nil {
 		t.Fatal(err)
 	}
