@@ -24,7 +24,7 @@ const BaseCmdline = "console=ttyS0 quiet panic=-1 oops=panic cloister.initdata=r
 
 // buildSchema is part of every key: raise it when the same inputs should give
 // another image.
-const buildSchema = "3"
+const buildSchema = "4"
 
 // Options say what to build from and where. Zero values take the defaults.
 type Options struct {

@@ -59,6 +59,7 @@ func (in initrdInput) records() []cpio.Record {
 	}
 	file(moduleListPath, []byte(list.String()), 0o644)
 	file(base+"modules.dep", in.Modules.depFile(), 0o644)
+	file(base+"modules.alias", in.Modules.aliasFile(), 0o644)
 	for _, p := range in.Modules.paths() {
 		file(base+p, in.Modules.Files[p], 0o644)
 	}

@@ -19,9 +19,6 @@ func guestCmd(a *app) *cobra.Command {
 	return group("guest", "Build and look at the guest image", guestBuildCmd(a), guestKernelCmd(a), guestInspectCmd(a))
 }
 
-// currentImage is a link in the cache to the image that `guest build` made last.
-func currentImage(dirs paths.Dirs) string { return filepath.Join(dirs.Cache, "current-guest") }
-
 func guestBuildCmd(a *app) *cobra.Command {
 	var (
 		source, lock string
@@ -63,7 +60,7 @@ func guestBuildCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := pointTo(currentImage(dirs), r.Dir); err != nil {
+			if err := pointTo(dirs.CurrentImage(), r.Dir); err != nil {
 				return err
 			}
 			return a.printImage(r.Dir, r.Notice, r.Cached, r.Steps)
@@ -138,7 +135,7 @@ func imageDir(given string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir, err := filepath.EvalSymlinks(currentImage(dirs))
+	dir, err := filepath.EvalSymlinks(dirs.CurrentImage())
 	if err != nil {
 		return "", hint(errors.New("there is no guest image yet"), "make one with `cloister guest build`")
 	}

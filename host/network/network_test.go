@@ -48,7 +48,7 @@ func TestHostNetwork(t *testing.T) {
 	}
 	for path, want := range map[string]error{
 		"": ErrHostNetwork, "/proc/self/ns/net": ErrHostNetwork, "/proc/self/ns/uts": nil, "/dev/null": nil,
-		filepath.Join(dir, "missing"): errGone, plain: errGone, pipe: errGone,
+		filepath.Join(dir, "missing"): ErrGone, plain: ErrGone, pipe: ErrGone,
 	} {
 		state := filepath.Join(dir, "state")
 		n, err := Attach(t.Context(), Config{NetNS: path, StateFile: state})

@@ -110,13 +110,13 @@ func Cleanup(ctx context.Context, stateFile string) error {
 	} else if err != nil {
 		return err
 	}
-	ns, err := openNamespace(s.NetNS)
-	if errors.Is(err, errGone) {
+	ns, err := OpenNamespace(s.NetNS)
+	if errors.Is(err, ErrGone) {
 		return removeState(stateFile) // with the namespace went what was in it
 	} else if err != nil {
 		return fmt.Errorf("cleaning up a pod's network: %w", err)
 	}
-	defer ns.close()
+	defer ns.Close()
 	if ns.id != s.Namespace {
 		return removeState(stateFile) // the path is that of another pod by now
 	}
@@ -136,8 +136,8 @@ func removeState(path string) error {
 }
 
 // undo removes what was made for these links, as far as it is there, and goes on when something cannot be removed.
-func undo(ctx context.Context, ns *namespace, links []record) error {
-	return ns.do(func() error {
+func undo(ctx context.Context, ns *Namespace, links []record) error {
+	return ns.Do(func() error {
 		var errs []error
 		for _, r := range links {
 			errs = append(errs, r.undo(ctx))

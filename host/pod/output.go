@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	client "github.com/cloister/cloister/host/agent"
 )
 
 // Bounds of what a guest can make the host store.
@@ -185,7 +187,7 @@ func (s *logStream) show(p []byte) {
 
 // collectGuestLog keeps what the guest's own services log, up to a limit.
 func (s *supervisor) collectGuestLog(ctx context.Context) {
-	conn, err := s.vm.Dial(ctx, portLog)
+	conn, err := s.vm.Dial(ctx, client.PortLog)
 	if err != nil {
 		s.opts.Logger.Debug("no guest log", "pod", s.opts.Plan.Name, "error", err)
 		return
