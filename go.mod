@@ -50,7 +50,8 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
-require k8s.io/cri-api v0.37.2 // indirect
+require k8s.io/cri-api v0.37.2
+
 require github.com/containerd/containerd/api v1.12.0
 
 require github.com/containerd/typeurl/v2 v2.3.0 // indirect
@@ -59,6 +60,7 @@ require (
 	github.com/google/go-cmp v0.7.0 // indirect
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
 )
+
 require github.com/opencontainers/runtime-spec v1.3.0
 
 require (
@@ -66,7 +68,7 @@ require (
 	github.com/coreos/go-systemd/v22 v22.6.0 // indirect
 	github.com/cyphar/filepath-securejoin v0.4.1 // indirect
 	github.com/godbus/dbus/v5 v5.1.0 // indirect
-	github.com/moby/sys/mountinfo v0.7.2 // indirect
+	github.com/moby/sys/mountinfo v0.7.2
 	github.com/moby/sys/userns v0.1.0 // indirect
 	github.com/opencontainers/cgroups v0.1.0
 )

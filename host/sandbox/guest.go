@@ -58,7 +58,7 @@ func (s *Sandbox) createInGuest(ctx context.Context) error {
 	}
 	dns := s.cfg.DNS
 	if len(dns) == 0 {
-		if dns, err = network.DNS(s.cfg.Spec); err != nil {
+		if dns, err = network.DNS(&pb.Spec{Mounts: guestMounts(s.cfg.Spec.Mounts)}); err != nil {
 			return err
 		}
 	}

@@ -33,8 +33,14 @@ func guestSpec(s *specs.Spec, p *volume.Prepared, kind cri.Kind, bundle string, 
 		Version: s.Version, Hostname: s.Hostname, Annotations: annotations, Process: guestProcess(s.Process),
 		Root: &pb.Root{Path: p.Root, Readonly: p.RootReadonly}, Linux: guestLinux(s.Linux, p.LinuxDevices, seccomp),
 	}
-	for _, m := range p.Mounts {
-		out.Mounts = append(out.Mounts, &pb.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: m.Options})
+	out.Mounts = guestMounts(p.Mounts)
+	return out
+}
+
+func guestMounts(list []specs.Mount) []*pb.Mount {
+	var out []*pb.Mount
+	for _, m := range list {
+		out = append(out, &pb.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: m.Options})
 	}
 	return out
 }
