@@ -94,7 +94,11 @@ func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 	}
 	if c.TEE == nil { // a protected guest does not take its entropy from the host
 		a.add("-object", "rng-random,id=rng0,filename=/dev/urandom")
-		a.device("virtio-rng", "rng=rng0")
+		if whyNoPlug(c) == nil {
+			a.device("virtio-rng", "rng=rng0", "disable-legacy=on", "bus="+plugBus, fmt.Sprintf("addr=%#x", plugSlots+1))
+		} else {
+			a.device("virtio-rng", "rng=rng0")
+		}
 	}
 	if err := a.tee(); err != nil {
 		return nil, err
@@ -155,7 +159,9 @@ func (a *argList) size() {
 	c := a.c
 	smp := strconv.Itoa(c.VCPUs)
 	if c.MaxVCPUs > c.VCPUs {
-		smp = fmt.Sprintf("cpus=%d,maxcpus=%d", c.VCPUs, c.MaxVCPUs)
+		// Each processor in a socket of its own: a kernel that does not know its hypervisor, as with emulation, ignores places for
+		// processors in a socket that has some (Linux 6.9 and later, topology_register_apic).
+		smp = fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=%d,cores=1,threads=1", c.VCPUs, c.MaxVCPUs, c.MaxVCPUs)
 	}
 	mem := strconv.Itoa(c.MemoryMiB) + "M"
 	if room := pluggableMemory(c); room > 0 {
