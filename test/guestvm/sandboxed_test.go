@@ -240,20 +240,22 @@ func TestSandboxed(t *testing.T) {
 
 	t.Run("hot plug", func(t *testing.T) {
 		v.monitor("device_add virtio-blk-pci,drive=late,bus=rp,id=late")
+		v.monitor("object_add memory-backend-memfd,id=more,size=256M,share=on")
+		v.monitor("device_add pc-dimm,id=dimm,memdev=more")
+		v.monitor("device_add max-x86_64-cpu,id=cpu1,socket-id=1,core-id=0,thread-id=0")
 		req := probe("late1", "fill=/late/a:2")
 		req.Storages = []*agent.Storage{{Driver: "blk", Source: "07/00", Fstype: "ext4", MountPoint: "/run/kata-containers/sandbox/late", DriverOptions: []string{"create_filesystem"}}}
 		if out := v.run(ctx, with(req, "/run/kata-containers/sandbox/late", "/late")); !strings.Contains(out, "filled <nil> <nil> true") {
 			t.Errorf("got %q", out)
 		}
-		v.monitor("object_add memory-backend-ram,id=more,size=256M")
-		v.monitor("device_add pc-dimm,id=dimm,memdev=more")
-		v.monitor("device_add max-x86_64-cpu,id=cpu1,socket-id=1,core-id=0,thread-id=0")
-		v.must(v.agent.OnlineCPUMem(ctx, &agent.OnlineCPUMemRequest{Wait: true, NbCpus: 1}))
+		if _, err := v.agent.OnlineCPUMem(ctx, &agent.OnlineCPUMemRequest{Wait: true, NbCpus: 1}); err != nil {
+			t.Error(err)
+		}
 		m, err := v.agent.GetMetrics(ctx, &agent.GetMetricsRequest{})
 		if err != nil || !strings.Contains(m.GetMetrics(), "kata_guest_meminfo") {
 			t.Errorf("metrics: %v", err)
 		}
-		out := v.run(ctx, probe("late2", "cat=/sys/devices/system/cpu/online", "cat=/proc/meminfo"))
+		out := v.run(ctx, probe("late2", "cat=/sys/devices/system/cpu/online", "cat=/sys/devices/system/cpu/present", "ls=/sys/devices/system/cpu", "cat=/proc/meminfo"))
 		if !strings.HasPrefix(out, "0-1 ") {
 			t.Errorf("processors: %q", out)
 		}
