@@ -337,9 +337,15 @@ func TestCleanupRefuses(t *testing.T) {
 	if err := Cleanup(t.Context(), dir+"/none"); err != nil {
 		t.Error(err)
 	}
-	if err := Cleanup(t.Context(), "/"); err == nil {
-		t.Error("/ was cleaned")
+	if err := os.Symlink("elsewhere", dir+"/link"); err != nil {
+		t.Fatal(err)
 	}
+	for _, bad := range []string{"/", "share", dir + "/link", dir + "/elsewhere/f"} {
+		if err := Cleanup(t.Context(), bad); err == nil {
+			t.Errorf("%s was cleaned", bad)
+		}
+	}
+	want(t, dir+"/elsewhere/f", "")
 }
 
 func TestDaemonThatEnds(t *testing.T) {

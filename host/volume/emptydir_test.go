@@ -27,7 +27,9 @@ func TestEmptyDirs(t *testing.T) {
 	}
 	part := w.mkdir("pods/" + uid + "/volume-subpaths/mem/web/1")
 	w.mount(memory+"/in/ner", part, "", unix.MS_BIND, "")
-	p := w.must(cid, bind(memory, "/mem"), bind(onDisk, "/disk"), bind(part, "/part"), bind(memory, "/dev/shm"))
+	part2 := w.mkdir("pods/" + uid + "/volume-subpaths/disk/web/2")
+	w.mount(w.mkdir(base+"disk/a b"), part2, "", unix.MS_BIND, "")
+	p := w.must(cid, bind(memory, "/mem"), bind(onDisk, "/disk"), bind(part, "/part"), bind(memory, "/dev/shm"), bind(part2, "/part2"))
 	if got := p.Storages[0]; got.GetDriver() != "ephemeral" || got.GetMountPoint() != guestEphemeral+"/mem" ||
 		!slices.Equal(got.GetOptions(), []string{"size=8388608", "fsgid=2000"}) {
 		t.Errorf("%v", got)
@@ -37,8 +39,11 @@ func TestEmptyDirs(t *testing.T) {
 		!slices.Equal(d.GetDriverOptions(), []string{"create_filesystem"}) || !slices.Equal(d.GetOptions(), []string{"discard"}) {
 		t.Errorf("%v", d)
 	}
-	if p.Mounts[2].Source != guestEphemeral+"/mem/in/ner" || p.Storages[2].GetMountPoint() != p.Mounts[2].Source || len(p.Storages) != 3 {
+	if p.Mounts[2].Source != guestEphemeral+"/mem/in/ner" || p.Storages[2].GetMountPoint() != p.Mounts[2].Source || len(p.Storages) != 4 {
 		t.Errorf("%v %v", p.Mounts[2], p.Storages)
+	}
+	if st := p.Storages[3]; st.GetDriver() != "local" || st.GetMountPoint() != guestStorage+"/MDox/a b" || p.Mounts[4].Source != st.GetMountPoint() {
+		t.Errorf("%v %v", st, p.Mounts[4])
 	}
 	if p.Mounts[3].Source != guestEphemeral+"/mem" {
 		t.Errorf("/dev/shm is %v", p.Mounts[3])
@@ -67,7 +72,7 @@ func TestEmptyDirs(t *testing.T) {
 	if err := w.set.Close(w.ctx()); err != nil {
 		t.Fatal(err)
 	}
-	if left, _ := os.ReadDir(onDisk); len(left) > 0 {
+	if left, _ := os.ReadDir(onDisk); len(left) != 1 || left[0].Name() != "a b" {
 		t.Errorf("left: %v", left)
 	}
 }
