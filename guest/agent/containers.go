@@ -54,6 +54,9 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agent.CreateContainerR
 	if err != nil {
 		return nil, err
 	}
+	if place.Devices, err = a.findDevices(ctx, req.GetDevices()); err != nil {
+		return nil, err
+	}
 	spec, err := container.Convert(oci, place)
 	if err != nil {
 		return nil, err
@@ -97,10 +100,6 @@ func checkCreate(req *agent.CreateContainerRequest) error {
 	}
 	if req.GetOCI() == nil {
 		return invalid("there is no OCI specification")
-	}
-	if len(req.GetDevices()) > 0 {
-		d := req.GetDevices()[0]
-		return fmt.Errorf("device %s of type %q: %w", d.GetContainerPath(), d.GetType(), errUnsupported)
 	}
 	if len(req.GetSharedMounts()) > 0 {
 		return fmt.Errorf("mounts shared between containers: %w", errUnsupported)

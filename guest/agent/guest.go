@@ -25,8 +25,9 @@ import (
 func (a *Agent) GetGuestDetails(_ context.Context, req *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error) {
 	resp := &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{
 		Version: a.cfg.Version, InitDaemon: os.Getpid() == 1, StorageHandlers: storageDrivers(), SupportsSeccomp: true,
-		ExtraFeatures: []string{"agent-policy", "seccomp"},
+		ExtraFeatures: append([]string{"agent-policy", "seccomp"}, a.cfg.Features...),
 	}}
+	slices.Sort(resp.AgentDetails.ExtraFeatures)
 	if req.GetMemBlockSize() {
 		text, err := os.ReadFile("/sys/devices/system/memory/block_size_bytes")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -29,7 +29,10 @@ func TestValidate(t *testing.T) {
 			t.Errorf("got %v, expected %s", err, want)
 		}
 	}
-	for _, c := range []Config{{NetNS: "/a\x00b", StateFile: "/s"}, {NetNS: "/a", StateFile: "/s", Queues: -1}} {
+	for _, c := range []Config{
+		{NetNS: "/a\x00b", StateFile: "/s"}, {NetNS: "/a", StateFile: "/s", Queues: -1}, {NetNS: "/a", StateFile: "/s", TxBitsPerSecond: 7999},
+		{NetNS: "/a", StateFile: "/s", RxBitsPerSecond: -1}, {NetNS: "/a", StateFile: "/s", RxBitsPerSecond: 1e6, Model: ModelMacvtap},
+	} {
 		if err := c.Validate(); err == nil {
 			t.Errorf("%+v was accepted", c)
 		}
@@ -48,7 +51,7 @@ func TestHostNetwork(t *testing.T) {
 	}
 	for path, want := range map[string]error{
 		"": ErrHostNetwork, "/proc/self/ns/net": ErrHostNetwork, "/proc/self/ns/uts": nil, "/dev/null": nil,
-		filepath.Join(dir, "missing"): errGone, plain: errGone, pipe: errGone,
+		filepath.Join(dir, "missing"): ErrGone, plain: ErrGone, pipe: ErrGone,
 	} {
 		state := filepath.Join(dir, "state")
 		n, err := Attach(t.Context(), Config{NetNS: path, StateFile: state})

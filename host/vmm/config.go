@@ -235,12 +235,20 @@ func (c *Config) Validate() error {
 		}
 	}
 	for i, d := range c.ExtraDisks {
-		if d.Path == "" || !safeName(d.Serial) || len(d.Serial) > 20 {
-			bad("disk %d (%q): a path and a serial of up to 20 letters, digits, dots and dashes are needed", i, d.Serial)
+		if err := d.Validate(); err != nil {
+			bad("number %d: %w", i, err)
 		}
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("VM configuration: %w", errors.Join(errs...))
+	}
+	return nil
+}
+
+// Validate says what is wrong with a disk.
+func (d Disk) Validate() error {
+	if d.Path == "" || !safeName(d.Serial) || len(d.Serial) > 20 {
+		return fmt.Errorf("disk %q: a path and a serial of up to 20 letters, digits, dots and dashes are needed", d.Serial)
 	}
 	return nil
 }
