@@ -23,7 +23,7 @@ func main() {
 	defer stop()
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
-	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, boot and sandbox, separated by commas")
+	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, boot, sandbox and kernel, separated by commas")
 	var pods sandboxOptions
 	flag.StringVar(&pods.shim, "shim", "", "-what sandbox: `program` of the shim (default: the one in the folder of -bin)")
 	flag.IntVar(&pods.pods, "pods", 50, "-what sandbox: pods that are started and deleted in a row")
@@ -84,8 +84,12 @@ func run(ctx context.Context, bin string, runs int, what []string, o other, pods
 			if err := runSandbox(ctx, bin, runs, pods); err != nil {
 				return err
 			}
+		case "kernel":
+			if err := runKernels(ctx, bin, runs); err != nil {
+				return err
+			}
 		default:
-			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, boot or sandbox", name)
+			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, boot, sandbox or kernel", name)
 		}
 	}
 	return nil

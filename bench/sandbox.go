@@ -54,7 +54,7 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 	var memory []uint64
 	var out, in float64   // MB/s
 	for i := range runs { // alternating, so that all see the same machine
-		vm, took, err := b.sandbox(ctx, s.config)
+		vm, took, err := b.sandbox(ctx, s.config, nil)
 		if err != nil {
 			return fmt.Errorf("sandbox, run %d: %w", i+1, err)
 		}
@@ -156,8 +156,8 @@ func (s *shims) row(ctx context.Context, n int) error {
 	return nil
 }
 
-// sandbox makes a sandbox in this process, and returns the VM that it used.
-func (b *boots) sandbox(ctx context.Context, config string) (*vmm.Config, time.Duration, error) {
+// sandbox makes a sandbox in this process, and returns the VM that it used. look, unless nil, is called with its folder before it ends.
+func (b *boots) sandbox(ctx context.Context, config string, look func(dir string) error) (*vmm.Config, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootDeadline)
 	defer cancel()
 	e, err := runtimeconfig.Load(runtimeconfig.Request{File: config, Getenv: func(string) string { return "" }})
@@ -188,7 +188,10 @@ func (b *boots) sandbox(ctx context.Context, config string) (*vmm.Config, time.D
 	took := time.Since(began)
 	clean, end := context.WithTimeout(context.WithoutCancel(ctx), bootDeadline)
 	defer end()
-	return &used, took, s.Stop(clean)
+	if look != nil {
+		err = look(s.Dir())
+	}
+	return &used, took, errors.Join(err, s.Stop(clean))
 }
 
 // shellIn boots the VM of a sandbox with a shell as init. It has no shared directory, whose server ended with the sandbox.
