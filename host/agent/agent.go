@@ -63,8 +63,9 @@ type Client struct {
 }
 
 // New speaks the protocol on conn. gone, which may be nil, is asked for the reason when the connection breaks.
-func New(conn net.Conn, gone func() error) *Client {
-	c := ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(trace.Interceptor))
+// more sees each call.
+func New(conn net.Conn, gone func() error, more ...ttrpc.UnaryClientInterceptor) *Client {
+	c := ttrpc.NewClient(conn, ttrpc.WithChainUnaryClientInterceptor(append(more, trace.Interceptor)...))
 	return &Client{AgentServiceService: pb.NewAgentServiceClient(c), Health: pb.NewHealthClient(c), client: c, gone: gone}
 }
 

@@ -163,7 +163,8 @@ func (n *Network) connectNew(ctx context.Context, picked []netlink.Link) ([]*Int
 		if next > maxNumber {
 			return nil, fmt.Errorf("%w network interfaces came and went: more than %d", ErrTooMany, maxNumber+1)
 		}
-		r := record{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Tap: tapName(next), Model: n.cfg.Model, QueueLen: a.TxQLen}
+		r := record{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Tap: tapName(next), Model: n.cfg.Model, QueueLen: a.TxQLen,
+			Limit: n.cfg.TxBitsPerSecond > 0}
 		if r.Model == ModelTC {
 			foreign, err := hasIngress(link)
 			if err != nil {
@@ -231,6 +232,10 @@ func (n *Network) connect(ctx context.Context, link netlink.Link, r record) (_ *
 			return nil, err
 		}
 	}
+	// Before frames flow, so that none passes without the limit.
+	if err := n.limitLink(ctx, link); err != nil {
+		return nil, err
+	}
 	if r.Model == ModelMacvtap {
 		return i, n.connectMacvtap(link, i)
 	}
@@ -239,6 +244,9 @@ func (n *Network) connect(ctx context.Context, link netlink.Link, r record) (_ *
 	}
 	tap, err := upTap(r.Tap, a.MTU)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.limitTap(ctx, tap); err != nil {
 		return nil, err
 	}
 	if err := addQdisc(ctx, tap); err != nil {

@@ -29,7 +29,10 @@ func TestValidate(t *testing.T) {
 			t.Errorf("got %v, expected %s", err, want)
 		}
 	}
-	for _, c := range []Config{{NetNS: "/a\x00b", StateFile: "/s"}, {NetNS: "/a", StateFile: "/s", Queues: -1}} {
+	for _, c := range []Config{
+		{NetNS: "/a\x00b", StateFile: "/s"}, {NetNS: "/a", StateFile: "/s", Queues: -1}, {NetNS: "/a", StateFile: "/s", TxBitsPerSecond: 7999},
+		{NetNS: "/a", StateFile: "/s", RxBitsPerSecond: -1}, {NetNS: "/a", StateFile: "/s", RxBitsPerSecond: 1e6, Model: ModelMacvtap},
+	} {
 		if err := c.Validate(); err == nil {
 			t.Errorf("%+v was accepted", c)
 		}

@@ -43,6 +43,8 @@ type record struct {
 	QueueLen int `json:"queue_len"`
 	// OwnQdisc says that the interface had no ingress qdisc before.
 	OwnQdisc bool `json:"own_qdisc,omitempty"`
+	// Limit says that what the interface sends is limited.
+	Limit bool `json:"limit,omitempty"`
 }
 
 // save replaces the file in one step. No fsync: what it describes does not outlive the kernel either.
@@ -153,10 +155,15 @@ func (r record) undo(ctx context.Context) error {
 	case isNotFound(err):
 	case err != nil:
 		errs = append(errs, fmt.Errorf("looking up %s: %w", r.Name, err))
-	case r.Model == ModelTC && (link.Attrs().Name == r.Name || link.Attrs().HardwareAddr.String() == r.MAC):
+	case link.Attrs().Name == r.Name || link.Attrs().HardwareAddr.String() == r.MAC:
 		// Either may have been changed since; another link with this number would have neither.
-		errs = append(errs, removeRedirect(ctx, link, r.OwnQdisc))
-		if r.OwnQdisc && link.Attrs().TxQLen != r.QueueLen {
+		if r.Model == ModelTC {
+			errs = append(errs, removeRedirect(ctx, link, r.OwnQdisc))
+		}
+		if r.Limit {
+			errs = append(errs, removeLimit(ctx, link))
+		}
+		if (r.OwnQdisc || r.Limit) && link.Attrs().TxQLen != r.QueueLen {
 			if err := netlink.LinkSetTxQLen(link, r.QueueLen); err != nil {
 				errs = append(errs, fmt.Errorf("setting the queue length of %s back: %w", r.Name, err))
 			}

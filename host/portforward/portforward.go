@@ -88,6 +88,9 @@ func Start(ctx context.Context, cfg Config) (*Forwarder, error) {
 		for _, l := range f.listeners {
 			l.Close()
 		}
+		if !errors.Is(err, errors.ErrUnsupported) {
+			err = errors.Join(err, ns.Do(uninstall))
+		}
 		ns.Close()
 		return nil, fmt.Errorf("forwarding ports: %w", err)
 	}
@@ -98,12 +101,11 @@ func Start(ctx context.Context, cfg Config) (*Forwarder, error) {
 	return f, nil
 }
 
-// listen makes the listeners, and then the rules that lead to them. The calling thread is in the namespace, and so are its sockets.
+// listen makes the listeners and the rules that lead to them. The calling thread is in the namespace, and so are its sockets.
 func (f *Forwarder) listen(ctx context.Context) error {
 	if err := upLoopback(); err != nil {
 		return err
 	}
-	var rules []rule
 	for _, r := range families {
 		var lc net.ListenConfig
 		l, err := lc.Listen(ctx, r.network, net.JoinHostPort(r.address, "0"))
@@ -112,11 +114,20 @@ func (f *Forwarder) listen(ctx context.Context) error {
 		} else if err != nil {
 			return fmt.Errorf("listening in the pod's network: %w", err)
 		}
-		f.listeners = append(f.listeners, l)
 		r.to = uint16(l.Addr().(*net.TCPAddr).Port)
-		rules = append(rules, r)
+		err = install(r)
+		if r.network == "tcp6" && errors.Is(err, errors.ErrUnsupported) {
+			// The runtime tries IPv4 first, and the guest tries both.
+			f.cfg.Logger.Warn("ports are forwarded over IPv4 only", "error", err)
+			l.Close()
+			continue
+		}
+		f.listeners = append(f.listeners, l)
+		if err != nil {
+			return err
+		}
 	}
-	return install(rules)
+	return nil
 }
 
 // Close ends all connections, waits for their end, and takes the rules away.

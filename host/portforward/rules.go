@@ -33,32 +33,31 @@ var families = []rule{
 		net: net.IPNet{IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)}},
 }
 
-// install replaces our tables with these, in one step. The calling thread is in the namespace.
-func install(rules []rule) error {
+// install replaces our table of the rule's family, in one step. The calling thread is in the namespace.
+func install(r rule) error {
 	c, err := nftables.New()
 	if err != nil {
 		return unsupported(err)
 	}
-	for _, r := range rules {
-		t := &nftables.Table{Name: tableName, Family: r.family}
-		c.AddTable(t) // so that there is one to remove
-		c.DelTable(t)
-		c.AddTable(t)
-		accept := nftables.ChainPolicyAccept
-		chain := c.AddChain(&nftables.Chain{
-			Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput,
-			Priority: nftables.ChainPriorityNATDest, Policy: &accept,
-		})
-		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: r.offset, Len: uint32(len(r.net.IP))},
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(r.net.IP)), Mask: r.net.Mask, Xor: make([]byte, len(r.net.IP))},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: r.net.IP},
-			&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(r.to)},
-			&expr.Redir{RegisterProtoMin: 1},
-		}})
-	}
+	t := &nftables.Table{Name: tableName, Family: r.family}
+	c.AddTable(t) // so that there is one to remove
+	c.DelTable(t)
+	c.AddTable(t)
+	accept := nftables.ChainPolicyAccept
+	chain := c.AddChain(&nftables.Chain{
+		Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput,
+		Priority: nftables.ChainPriorityNATDest, Policy: &accept,
+	})
+	size := uint32(len(r.net.IP))
+	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: r.offset, Len: size},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: r.net.Mask, Xor: make([]byte, size)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: r.net.IP},
+		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(r.to)},
+		&expr.Redir{RegisterProtoMin: 1},
+	}})
 	if err := c.Flush(); err != nil {
 		return unsupported(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/host/agent"
+	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/doctor"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/runtimeconfig"
@@ -182,7 +183,7 @@ func (s *Sandbox) startVM(ctx context.Context) error {
 		case dead != nil:
 			s.endErr = dead
 		case !stopping:
-			s.endErr = s.vm.Err()
+			s.endErr = errors.Join(s.outOfMemory(), s.vm.Err())
 		}
 		close(s.ended)
 	}()
@@ -190,6 +191,21 @@ func (s *Sandbox) startVM(ctx context.Context) error {
 	s.state.VMM = s.vm.PID()
 	s.mu.Unlock()
 	return s.writeState()
+}
+
+// outOfMemory is the error that says so when the host's kernel has killed processes of the sandbox.
+func (s *Sandbox) outOfMemory() error {
+	s.mu.Lock()
+	group := s.group
+	s.mu.Unlock()
+	if group == nil {
+		return nil
+	}
+	err := group.OOMReason()
+	if e := (*cgroup.OOMError)(nil); errors.As(err, &e) {
+		return e
+	}
+	return nil // the group's own files say nothing about the VM
 }
 
 // monitor is the list of monitors.
@@ -260,7 +276,7 @@ func (s *Sandbox) waitGuest(ctx context.Context) error {
 	if err != nil {
 		return late(fmt.Errorf("connecting to the guest's agent: %w", err))
 	}
-	s.agent = agent.New(conn, s.gone)
+	s.agent = agent.New(conn, s.gone, s.durations.Interceptor())
 	err = s.agent.Call(ready, 0, "waiting for the guest", func(c context.Context) error {
 		_, err := s.agent.Health.Check(c, &pb.CheckRequest{})
 		return err
@@ -277,7 +293,7 @@ func (s *Sandbox) gone() error {
 	defer cancel()
 	select {
 	case <-s.vm.Exited():
-		if err := s.vm.Err(); err != nil {
+		if err := errors.Join(s.outOfMemory(), s.vm.Err()); err != nil {
 			return err
 		}
 		return errEnded

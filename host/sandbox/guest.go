@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"time"
 
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/health"
+	"github.com/cloister/cloister/host/manage"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/portforward"
 	"github.com/cloister/cloister/host/volume"
@@ -76,6 +78,7 @@ func (s *Sandbox) watch() {
 	s.workers.Go(s.collectLog)
 	s.workers.Go(s.watchHealth)
 	s.forwardPorts()
+	s.openManagement()
 	if s.net != nil {
 		s.workers.Go(s.watchNetwork)
 	}
@@ -202,4 +205,33 @@ func (s *Sandbox) forwardPorts() {
 	if err != nil {
 		s.log.Warn("this pod has no port-forward", "sandbox", s.cfg.ID, "error", err)
 	}
+}
+
+// openManagement opens the sandbox's own socket. The pod does not need it.
+func (s *Sandbox) openManagement() {
+	var err error
+	s.manage, err = manage.Start(s.background, manage.Config{
+		Dir: s.dir, Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
+		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
+	})
+	if err != nil {
+		s.log.Warn("this sandbox has no management socket", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+// processes are those of the sandbox on the host.
+func (s *Sandbox) processes() []manage.Process {
+	list := []manage.Process{{Role: "hypervisor", PID: s.vm.PID()}}
+	if s.share != nil {
+		list = append(list, manage.Process{Role: "virtiofsd", PID: s.share.PID()})
+	}
+	return list
+}
+
+// guestVolume is where the guest has a volume of the host.
+func (s *Sandbox) guestVolume(path string) (string, error) {
+	if guest, ok := s.volumes.GuestPath(path); ok {
+		return guest, nil
+	}
+	return "", fmt.Errorf("volume %s: %w", path, fs.ErrNotExist)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/cri"
+	"github.com/cloister/cloister/host/manage"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/portforward"
 	"github.com/cloister/cloister/host/runtimeconfig"
@@ -64,7 +65,10 @@ type Sandbox struct {
 	agent   *agent.Client
 	forward *portforward.Forwarder // nil without
 	trace   *trace.Recorder
-	ready   time.Time // when the guest gave its first answer
+	manage  *manage.Server // nil without
+	// durations are how long the guest takes to answer, for the metrics.
+	durations manage.Durations
+	ready     time.Time // when the guest gave its first answer
 
 	// background ends what runs beside the calls: watchers and long polls.
 	background context.Context
@@ -413,6 +417,9 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 		}
 		if s.net != nil {
 			add("network", s.net.Detach(ctx))
+		}
+		if s.manage != nil {
+			add("management socket", s.manage.Close())
 		}
 		s.workers.Wait()
 		s.mu.Lock()

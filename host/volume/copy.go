@@ -122,6 +122,8 @@ type copier struct {
 
 	entries int
 	bytes   int64
+	// sent is the directory ..data led to when the volume was last copied as a whole. Its files do not change any more.
+	sent string
 }
 
 // count bounds one volume.
@@ -156,9 +158,9 @@ func (c *copier) publishedTree(ctx context.Context, dir *os.File, to string) err
 	if err != nil {
 		return err
 	}
-	return c.directory(ctx, dir, ".", to, 0, func(name string) bool {
+	err = c.directory(ctx, dir, ".", to, 0, func(name string) bool {
 		// Beside the directory that ..data names there can be one that is being written, or deleted.
-		return current == "" || !strings.HasPrefix(name, "..") || name == current
+		return current == "" || !strings.HasPrefix(name, "..") || name == current && current != c.sent
 	}, func() error {
 		if now, err := dataTarget(dir); err != nil || now != current {
 			return errors.Join(errChanged, err)
@@ -168,6 +170,10 @@ func (c *copier) publishedTree(ctx context.Context, dir *os.File, to string) err
 		}
 		return c.link(ctx, dir, dataLink, path.Join(to, dataLink))
 	})
+	if err == nil {
+		c.sent = current
+	}
+	return err
 }
 
 // dataTarget is where the link ..data leads, or "" when there is none.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -146,7 +147,7 @@ func (w *watcher) close() error {
 	return err
 }
 
-// run passes changes on. The kubelet exchanges ..data last; when events were lost everything is copied again.
+// run passes changes on. When events were lost all volumes are looked at.
 func (w *watcher) run(s *Set) {
 	defer close(w.done)
 	for {
@@ -155,7 +156,8 @@ func (w *watcher) run(s *Set) {
 			if !ok {
 				return
 			}
-			if filepath.Base(e.Name) == dataLink && e.Has(fsnotify.Create|fsnotify.Rename) {
+			// The kubelet exchanges ..data, and then makes the links of files that are new; its temporary names are not for us.
+			if name := filepath.Base(e.Name); e.Has(fsnotify.Create) && (name == dataLink || !strings.HasPrefix(name, "..")) {
 				w.wake(filepath.Dir(e.Name))
 			}
 		case err, ok := <-w.fs.Errors:

@@ -291,3 +291,11 @@ func (w *world) Resize(context.Context, int, int) (int, int, error) {
 func bind(source, destination string, options ...string) specs.Mount {
 	return specs.Mount{Destination: destination, Type: "bind", Source: source, Options: append([]string{"rbind", "rprivate"}, options...)}
 }
+
+// killer ends the process when a disk is plugged.
+type killer struct{ *world }
+
+func (killer) AddDisk(context.Context, vmm.Disk) (vmm.Place, error) {
+	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	return vmm.Place{}, nil
+}

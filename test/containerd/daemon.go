@@ -216,7 +216,7 @@ func (d *Daemon) end() {
 		d.t.Errorf("left behind: %s", l)
 	}
 	if d.t.Failed() {
-		d.t.Logf("the end of containerd's log:\n%s", d.Tail(60))
+		d.t.Logf("the end of containerd's log:\n%s", d.Tail(25))
 	}
 	d.scrub()
 	if err := d.Network.remove(); err != nil {

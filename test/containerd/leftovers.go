@@ -2,6 +2,8 @@ package containerd
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,7 +21,7 @@ import (
 )
 
 // places are where shims keep files outside of containerd's directories.
-var places = []string{"/run/cloister", "/run/containerd/s", "/run/containerd/runc", "/run/kata-containers", "/run/vc", "/run/netns"}
+var places = []string{"/run/cloister", "/run/containerd/runc", "/run/kata-containers", "/run/vc", "/run/netns"}
 
 // snapshot is what there was in places.
 type snapshot map[string]bool
@@ -60,30 +62,13 @@ func (d *Daemon) leftovers() []string {
 	}
 	var files []string
 	for name := range takeSnapshot() {
-		if !d.before[name] && !structural(name) {
+		if !d.before[name] && containerID.MatchString(name) { // other names are of the machine's other users
 			files = append(files, name)
 		}
 	}
 	sort.Strings(files)
 	add("file", files)
 	return found
-}
-
-// structural are directories that hold nothing of one pod, and sockets and files of the machine's other users.
-func structural(name string) bool {
-	for _, root := range places {
-		if name == root {
-			return true
-		}
-	}
-	if !strings.HasPrefix(name, "/run/cloister") && !containerID.MatchString(name) {
-		return true
-	}
-	switch filepath.Base(name) {
-	case "sandboxes", Namespace, "default":
-		return true
-	}
-	return false
 }
 
 // LeftOf is what there is on the machine of a container, a sandbox or whatever else has this name: processes, mounts, cgroups, and
@@ -102,6 +87,12 @@ func (d *Daemon) LeftOf(id string) []string {
 		add("file", named(root, id))
 	}
 	return found
+}
+
+// Sockets are the sockets that a shim of the sandbox made and left, by containerd's rule for their names.
+func (d *Daemon) Sockets(id string) []string {
+	sum := sha256.Sum256([]byte(filepath.Join(d.Address, Namespace, id)))
+	return named("/run/containerd/s", hex.EncodeToString(sum[:]))
 }
 
 // Gone waits until nothing is left of the names and fails the test when something still is at the end of the time.

@@ -71,6 +71,7 @@ func (d *Daemon) criBase() string {
 [%[1]s]
   sandbox_image = %[2]q
   netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
   enable_unprivileged_ports = true

@@ -21,11 +21,17 @@ type pod struct {
 // attachPod joins a namespace with a new guest and configures it.
 func attachPod(t *testing.T, ns *netns, model network.Model, queues int) *pod {
 	t.Helper()
+	return attachWith(t, ns, network.Config{Model: model, Queues: queues})
+}
+
+// attachWith is attachPod with more to configure.
+func attachWith(t *testing.T, ns *netns, cfg network.Config) *pod {
+	t.Helper()
 	ctx := testContext(t)
 	p := &pod{netns: ns, guest: newGuest(t, ns.name()+"-guest"), state: stateFile(t)}
+	cfg.NetNS, cfg.StateFile = ns.path, p.state
 	var err error
-	p.net, err = network.Attach(ctx, network.Config{NetNS: ns.path, StateFile: p.state, Model: model, Queues: queues})
-	if err != nil {
+	if p.net, err = network.Attach(ctx, cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

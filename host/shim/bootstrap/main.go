@@ -108,8 +108,7 @@ func runStart(ctx context.Context, p *Params, std IO, h Handlers) error {
 	if err := p.readStdin(std.Stdin); err != nil {
 		return err
 	}
-	// Not os.Executable: the file may be replaced by an update while we run.
-	address, err := p.start(ctx, "/proc/self/exe")
+	address, err := p.start(ctx, self())
 	if err != nil {
 		return err
 	}
@@ -119,6 +118,25 @@ func runStart(ctx context.Context, p *Params, std IO, h Handlers) error {
 	}
 	_, err = std.Stdout.Write(data)
 	return err
+}
+
+// self is the file of this program. Its name is what ps shows of the server; after an update replaced the file, the kernel's link to the old
+// one still starts the same program.
+func self() string {
+	const link = "/proc/self/exe"
+	name, err := os.Executable()
+	if err != nil {
+		return link
+	}
+	here, err := os.Stat(name)
+	if err != nil {
+		return link
+	}
+	running, err := os.Stat(link)
+	if err != nil || !os.SameFile(here, running) {
+		return link
+	}
+	return name
 }
 
 // runDelete ends a server that is still there, calls the handler and tells containerd how the task ended.

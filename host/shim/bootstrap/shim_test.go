@@ -46,7 +46,11 @@ func testHandlers() Handlers {
 				s.Idle(d, func() bool { return false })
 			}
 			return s.Run(ctx, func(srv *ttrpc.Server) error {
-				RegisterTask(srv, &testTask{s: s})
+				if s.Params.Namespace == "test" {
+					RegisterTask(srv, newFakeTask(s))
+				} else {
+					RegisterTask(srv, &testTask{s: s})
+				}
 				return nil
 			})
 		},

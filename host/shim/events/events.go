@@ -2,7 +2,7 @@
 //
 // An event is put into a queue and never waited for: a containerd that is slow, restarting or gone holds up no task. One goroutine sends them
 // in the order they came, so that of each task, and of all, an exit is never told before the start. What cannot be sent is tried again until
-// it can be, since an exit that containerd never hears of leaves a pod running for ever. The queue is bounded; when it is full the oldest
+// it can be (so that one may arrive twice, when only the answer was lost), since an exit that containerd never hears of leaves a pod running for ever. The queue is bounded; when it is full the oldest
 // event of little use makes room, and an exit goes last.
 package events
 

@@ -21,7 +21,8 @@ type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 func (discard) Close() error                { return nil }
-func (discard) interrupt(time.Time)         {}
+func (discard) finish() error               { return nil }
+func (discard) interrupt()                  {}
 
 // file is an output that is a fifo, a pipe or a file.
 type file struct {
@@ -37,8 +38,10 @@ func (f *file) Close() error {
 	return f.err
 }
 
+func (f *file) finish() error { return f.Close() }
+
 // interrupt ends writes to a pipe; one to a regular file does not wait for anybody.
-func (f *file) interrupt(at time.Time) { _ = f.f.SetWriteDeadline(at) }
+func (f *file) interrupt() { _ = f.f.SetWriteDeadline(time.Now()) }
 
 // openOutput opens the place of an output.
 func openOutput(where string) (output, error) {
@@ -87,7 +90,7 @@ func openOutput(where string) (output, error) {
 		return nil, err
 	}
 	enlarge(f)
-	return &file{f: f}, nil
+	return &fifoOut{file: file{f: f}, path: path, cut: make(chan struct{})}, nil
 }
 
 // enlarge makes a pipe bigger, if the system lets us: it is only faster.

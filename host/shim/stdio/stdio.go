@@ -19,8 +19,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // chunk is how much is asked of the guest, and given to it, at once.
@@ -59,10 +57,12 @@ type Streams struct {
 	deadline time.Time
 }
 
-// output takes what a process writes. Interrupt ends a Write that waits.
+// output takes what a process writes. finish closes it so that a reader gets what was written and its end of file; interrupt ends a Write or
+// finish that waits.
 type output interface {
 	io.WriteCloser
-	interrupt(at time.Time)
+	finish() error
+	interrupt()
 }
 
 // Open opens all ends, without waiting for anybody but a logging program's word that it is ready. What it opens Close closes.
@@ -112,27 +112,28 @@ func (s *Streams) Copy(ctx context.Context, src Source) error {
 	}
 	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { // a write that waits for a reader ends too
-		s.stdout.interrupt(time.Now())
-		s.stderr.interrupt(time.Now())
+		s.stdout.interrupt()
+		s.stderr.interrupt()
 	})
 	defer stop()
 
 	var input sync.WaitGroup
 	input.Go(func() { s.feed(ctx, src) })
-	var outputs errgroup.Group
-	outputs.Go(func() error { return drain(ctx, "stdout", src.ReadStdout, s.stdout) })
+	var outputs sync.WaitGroup
+	var outErr, errErr error
+	outputs.Go(func() { outErr = drain(ctx, "stdout", src.ReadStdout, s.stdout) })
 	if s.terminal {
 		s.stderr.Close()
 	} else {
-		outputs.Go(func() error { return drain(ctx, "stderr", src.ReadStderr, s.stderr) })
+		outputs.Go(func() { errErr = drain(ctx, "stderr", src.ReadStderr, s.stderr) })
 	}
-	err := outputs.Wait()
+	outputs.Wait()
 	cancel()
 	if s.stdin != nil {
 		s.stdin.close()
 	}
 	input.Wait()
-	return err
+	return errors.Join(outErr, errErr)
 }
 
 // drain copies one output. Reading ahead while the place takes the last chunk hides the way to the guest and back.
@@ -166,7 +167,7 @@ func drain(ctx context.Context, name string, read func(context.Context, int) ([]
 			writeErr = fmt.Errorf("writing %s: %w", name, err)
 		}
 	}
-	if err := to.Close(); err != nil && writeErr == nil {
+	if err := to.finish(); err != nil && writeErr == nil {
 		writeErr = fmt.Errorf("closing %s: %w", name, err)
 	}
 	if readErr != nil {

@@ -206,6 +206,48 @@ func TestReaderComesBack(t *testing.T) {
 	<-f.closed // no stdin: the process is told at once
 }
 
+// TestReaderComesLate: the process is over before the client has opened its end, without waiting for us, as containerd's library does.
+func TestReaderComesLate(t *testing.T) {
+	for _, text := range []string{"", "short"} {
+		c := Config{Stdout: fifo(t, "out")}
+		s, f := open(t, c), newFake()
+		done := copying(t, s, f)
+		if text != "" {
+			f.out <- []byte(text)
+		}
+		close(f.err)
+		close(f.out)
+		select {
+		case <-done:
+			t.Fatal("the end did not wait for a reader")
+		case <-time.After(50 * time.Millisecond):
+		}
+		r, err := os.Open(c.Stdout) // blocks without a writer
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if b, err := io.ReadAll(r); err != nil || string(b) != text {
+			t.Errorf("%q %v", b, err)
+		}
+		if err := ended(t, done); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestReaderNeverComes(t *testing.T) {
+	s, f := open(t, Config{Stdout: fifo(t, "out")}), newFake()
+	done := copying(t, s, f)
+	close(f.err)
+	close(f.out)
+	s.Exited(10 * time.Millisecond)
+	start := time.Now()
+	if err := ended(t, done); err != nil || time.Since(start) > readerTime {
+		t.Errorf("%v after %s", err, time.Since(start))
+	}
+}
+
 // TestNobodyReads: a full fifo stops the process, and Exited ends the wait.
 func TestNobodyReads(t *testing.T) {
 	s, f := open(t, Config{Stdout: fifo(t, "out")}), newFake()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"sync/atomic"
 )
 
 // The multiplexer's frames: 12 bytes of header (version, type, flags, stream, length), and for type data as many bytes as length says.
@@ -31,17 +32,26 @@ type guarded struct {
 	have   int    // bytes of the header
 	body   uint32 // bytes of the frame's data that are still to come
 	pings  int
-	err    error
+	fault  atomic.Pointer[error] // what the guest did
+}
+
+// broken is what the guest did to end the channel, or nil.
+func (g *guarded) broken() error {
+	if err := g.fault.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func (g *guarded) Read(p []byte) (int, error) {
-	if g.err != nil {
-		return 0, g.err
+	if err := g.broken(); err != nil {
+		return 0, err
 	}
 	n, err := g.Conn.Read(p)
-	if g.err = g.watch(p[:n]); g.err != nil {
+	if fault := g.watch(p[:n]); fault != nil {
+		g.fault.Store(&fault)
 		g.Conn.Close()
-		return 0, g.err
+		return 0, fault
 	}
 	return n, err
 }

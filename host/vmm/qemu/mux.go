@@ -19,7 +19,7 @@ func newMux(conn net.Conn) (*yamux.Session, error) {
 	c.StreamOpenTimeout = 0
 	c.ConnectionWriteTimeout = 2 * time.Minute
 	c.LogOutput = io.Discard
-	return yamux.Client(&guarded{Conn: conn}, c)
+	return yamux.Client(conn, c)
 }
 
 // dialStream opens a stream and names the guest port it is for.

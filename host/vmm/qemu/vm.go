@@ -40,6 +40,7 @@ type VM struct {
 	tpm     *process.Child // nil without a TPM
 	qmp     *qmpClient
 	mux     *yamux.Session // nil with vsock
+	guard   *guarded       // below mux
 	vsock   *vsockPort     // nil without
 	console *console.Console
 
@@ -131,7 +132,8 @@ func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
 		v.console.CopyFrom(ch.console)
 	}()
 	if ch.agent != nil {
-		if v.mux, err = newMux(ch.agent); err != nil {
+		v.guard = &guarded{Conn: ch.agent}
+		if v.mux, err = newMux(v.guard); err != nil {
 			return fmt.Errorf("opening the agent channel: %w", err)
 		}
 	}
@@ -350,7 +352,11 @@ func (v *VM) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if v.vsock != nil {
 		return v.vsock.dial(ctx, port, v.exited)
 	}
-	return dialStream(ctx, v.mux, port)
+	conn, err := dialStream(ctx, v.mux, port)
+	if fault := v.guard.broken(); err != nil && fault != nil {
+		return nil, fmt.Errorf("%w: %w", err, fault)
+	}
+	return conn, err
 }
 
 // Exited is closed when the VM has ended and nothing of it is left.
