@@ -21,6 +21,7 @@ if [ "${1:-}" = test ]; then
   need[chromium]=/usr/bin/chromium
   need[containernetworking-plugins]=/usr/lib/cni/bridge
   need[iproute2]=/usr/sbin/tc
+  need[qemu-system-common]=/usr/lib/qemu/virtiofsd
   need[iptables]=/usr/sbin/iptables
   need[containerd]=/usr/bin/containerd
   need[runc]=/usr/sbin/runc

@@ -8,31 +8,16 @@ import (
 	"github.com/cloister/cloister/host/cgroup"
 )
 
-// Metrics are the figures of a container in the form of this host's control groups, from the guest; with whole those of the sandbox on
-// the host, which nobody but the host's kernel can make up.
-func (s *Sandbox) Metrics(ctx context.Context, id string, whole bool) (any, error) {
+// HostStats are the figures of the whole sandbox on the host, which nobody but the host's kernel can make up; nil without a control group.
+func (s *Sandbox) HostStats(ctx context.Context) (*cgroup.Stats, error) {
 	s.mu.Lock()
 	group := s.group
 	s.mu.Unlock()
-	var host cgroup.Stats
-	if group != nil {
-		var err error
-		if host, err = group.Stats(ctx); err != nil {
-			return nil, err
-		}
+	if group == nil {
+		return nil, nil
 	}
-	if whole {
-		return host.Metrics(cgroup.Mode()), nil
-	}
-	r, err := s.Stats(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	guest := cgroup.FromGuest(r.GetCgroupStats())
-	if group != nil {
-		guest = guest.Bounded(host)
-	}
-	return guest.Metrics(cgroup.Mode()), nil
+	st, err := group.Stats(ctx)
+	return &st, err
 }
 
 // Info describes the sandbox for people.

@@ -272,11 +272,7 @@ func (p *Pod) SandboxMetrics(ctx context.Context, r *api.SandboxMetricsRequest) 
 	if pod == nil {
 		return nil, precondition("sandbox %s does not run", s.cfg.ID)
 	}
-	m, err := pod.Metrics(ctx, s.cfg.ID, true)
-	if err != nil {
-		return nil, answer(err)
-	}
-	a, err := marshalAny(m)
+	a, err := metrics(ctx, pod, s.cfg.ID, true)
 	if err != nil {
 		return nil, answer(err)
 	}

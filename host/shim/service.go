@@ -24,9 +24,11 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/cri"
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/sandbox"
+	"github.com/cloister/cloister/host/shim/stats"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/volume"
 )
@@ -539,15 +541,30 @@ func (s *Service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsR
 	if err != nil {
 		return nil, err
 	}
-	m, err := c.init.pod.Metrics(ctx, c.id, cri.Annotations(c.spec.Annotations).Kind() == cri.KindSandbox)
-	if err != nil {
-		return nil, answer(err)
-	}
-	a, err := marshalAny(m)
+	a, err := metrics(ctx, c.init.pod, c.id, cri.Annotations(c.spec.Annotations).Kind() == cri.KindSandbox)
 	if err != nil {
 		return nil, answer(err)
 	}
 	return &task.StatsResponse{Stats: a}, nil
+}
+
+// metrics are the figures of a container from the guest, or with whole those of the pod on the host.
+func metrics(ctx context.Context, pod *sandbox.Sandbox, id string, whole bool) (*anypb.Any, error) {
+	host, err := pod.HostStats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if whole {
+		if host == nil {
+			host = &cgroup.Stats{}
+		}
+		return stats.Sandbox(*host, nil, cgroup.Mode())
+	}
+	r, err := pod.Stats(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return stats.Container(r, host, cgroup.Mode())
 }
 
 // Connect names the processes on the host.
@@ -577,17 +594,4 @@ func (s *Service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*empty
 	}
 	s.cfg.Exit()
 	return &emptypb.Empty{}, nil
-}
-
-// marshalAny names a message by its full name, as containerd does.
-func marshalAny(m any) (*anypb.Any, error) {
-	msg, ok := m.(proto.Message)
-	if !ok {
-		return nil, fmt.Errorf("%T is no message", m)
-	}
-	value, err := proto.Marshal(msg)
-	if err != nil {
-		return nil, fmt.Errorf("encoding %T: %w", m, err)
-	}
-	return &anypb.Any{TypeUrl: string(msg.ProtoReflect().Descriptor().FullName()), Value: value}, nil
 }
