@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// past is a deadline that wakes a blocked reader at once.
-var past = time.Unix(1, 0)
-
 // openConsole opens the kernel's console, which the host captures.
 func openConsole() (*os.File, error) {
 	f, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
