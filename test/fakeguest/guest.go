@@ -40,6 +40,10 @@ type Guest struct {
 	Ports map[uint16]func(net.Conn)
 	// Block, when not nil for a request's name, holds the request until the channel is closed.
 	Block map[string]chan struct{}
+	// Hook, when not nil, is called with each request's name before anything else is done about it; its error is the answer.
+	Hook func(ctx context.Context, name string) error
+	// OOM are the containers that GetOOMEvent names, one for each request; nil holds the request.
+	OOM <-chan string
 
 	mu        sync.Mutex
 	calls     []string
@@ -175,6 +179,11 @@ func (g *Guest) hold(ctx context.Context, name string) error {
 	text, denied := g.Denied[name]
 	block := g.Block[name]
 	g.mu.Unlock()
+	if g.Hook != nil {
+		if err := g.Hook(ctx, name); err != nil {
+			return err
+		}
+	}
 	if block != nil {
 		select {
 		case <-block:
