@@ -22,14 +22,14 @@ type Child struct {
 }
 
 // Start starts a program with the given inherited files.
-//
-// The parent-death signal is tied to the thread that forked, not to the process. The goroutine that starts the child therefore keeps its
-// thread until the child has ended.
 func Start(program string, args, env []string, files ...*os.File) (*Child, error) {
 	return StartIn("", program, args, env, files...)
 }
 
-// StartIn is Start in the network namespace that the file netns names; empty is ours.
+// StartIn starts a program in the network namespace at the path netns, for example /run/netns/NAME; empty is ours.
+//
+// The parent-death signal is tied to the thread that forked, not to the process. The goroutine that starts the child therefore keeps its
+// thread until the child has ended. A thread that entered another namespace ends with its goroutine, so that nothing else runs there.
 func StartIn(netns, program string, args, env []string, files ...*os.File) (*Child, error) {
 	c := &Child{Output: NewTail(16 << 10), done: make(chan struct{})}
 	c.cmd = exec.Command(program, args...)
@@ -43,37 +43,51 @@ func StartIn(netns, program string, args, env []string, files ...*os.File) (*Chi
 		Setpgid:   true, // an interrupt typed at the terminal is for us alone
 	}
 	started := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread, which may be in another namespace now, ends with the goroutine.
-		runtime.LockOSThread()
-		err := enter(netns)
-		if err == nil {
-			err = c.cmd.Start()
-		}
-		started <- err
-		if err == nil {
-			c.err = c.cmd.Wait()
-			close(c.done)
-		}
-	}()
+	go c.run(netns, started)
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", program, err)
 	}
 	return c, nil
 }
 
-// enter moves the calling thread into a network namespace, which the processes it starts inherit.
-func enter(netns string) error {
-	if netns == "" {
-		return nil
+// run is the life of the child on a thread of its own.
+func (c *Child) run(netns string, started chan<- error) {
+	runtime.LockOSThread()
+	if netns != "" {
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread of a process cannot end, and /proc/self shows its namespace. While it is held here, another one
+			// is taken.
+			taken := make(chan struct{})
+			go func() {
+				runtime.LockOSThread()
+				close(taken)
+				c.run(netns, started)
+			}()
+			<-taken
+			runtime.UnlockOSThread()
+			return
+		}
+		if err := enter(netns); err != nil {
+			started <- err
+			return
+		}
 	}
+	err := c.cmd.Start()
+	started <- err
+	if err == nil {
+		c.err = c.cmd.Wait()
+		close(c.done)
+	}
+}
+
+func enter(netns string) error {
 	f, err := os.Open(netns)
 	if err != nil {
-		return fmt.Errorf("network namespace: %w", err)
+		return fmt.Errorf("entering its network namespace: %w", err)
 	}
 	defer f.Close()
 	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("entering network namespace %s: %w", netns, err)
+		return fmt.Errorf("entering the network namespace %s: %w", netns, err)
 	}
 	return nil
 }
