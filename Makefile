@@ -8,7 +8,7 @@ endif
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps test-deps build build-pkcs11 test-pkcs11 test-browser demo test lint generate bench clean
+.PHONY: help deps test-deps build build-pkcs11 test-pkcs11 test-browser test-cri demo test lint generate bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,13 +34,16 @@ test-deps: # what only tests need
 
 test: test-deps build ## build and run all tests, whole VMs included
 	$(GO) test -timeout 40m ./...
-	@$(MAKE) --no-print-directory test-pkcs11 test-browser
+	@$(MAKE) --no-print-directory test-pkcs11 test-browser test-cri
 
 test-pkcs11: test-deps # what has C in it is not seen without
 	CGO_ENABLED=1 CC="$(CC)" $(GO) test ./broker/pkcs11/... ./cmd/cloister-pkcs11/...
 
 test-browser: test-deps # the web console in a browser, a module of its own
 	cd test/browser && $(GO) test ./...
+
+test-cri: test-deps build # pods on containerd, driven as the kubelet does, a module of its own
+	cd test/cri && $(GO) test -timeout 30m ./...
 
 lint: ## gofmt, vet, staticcheck, generated files current
 	@scripts/lint.sh

@@ -21,6 +21,11 @@ if [ "${1:-}" = test ]; then
   need[chromium]=/usr/bin/chromium
   need[containernetworking-plugins]=/usr/lib/cni/bridge
   need[iproute2]=/usr/sbin/tc
+  need[qemu-system-common]=/usr/lib/qemu/virtiofsd
+  need[iptables]=/usr/sbin/iptables
+  need[containerd]=/usr/bin/containerd
+  need[runc]=/usr/sbin/runc
+  need[busybox-static]=/bin/busybox
 fi
 missing=()
 for package in "${!need[@]}"; do
@@ -44,5 +49,10 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 echo "deps: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
+if [[ " ${missing[*]} " == *" containerd "* ]] && ! [ -e /usr/sbin/policy-rc.d ]; then
+  # Tests start daemons of their own: the package's service is not wanted. What says so to the package goes afterwards.
+  trap '"${as_root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin /usr/sbin/policy-rc.d
+fi
 "${as_root[@]}" apt-get update -q
 "${as_root[@]}" apt-get install -qy --no-install-recommends "${missing[@]}"

@@ -17,6 +17,9 @@ go -C internal/tools tool -n staticcheck >/dev/null # builds it, so that the run
 echo "lint: the module of browser tests"
 (cd test/browser && go vet ./...)
 
+echo "lint: the module of CRI tests"
+(cd test/cri && go vet ./... && "$(go -C ../../internal/tools tool -n staticcheck)" ./...)
+
 echo "lint: the module of libraries that benchmarks compare with"
 (cd bench/libraries && go vet ./...)
 

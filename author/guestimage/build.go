@@ -24,7 +24,7 @@ const BaseCmdline = "console=ttyS0 quiet panic=-1 oops=panic cloister.initdata=r
 
 // buildSchema is part of every key: raise it when the same inputs should give
 // another image.
-const buildSchema = "3"
+const buildSchema = "4"
 
 // Options say what to build from and where. Zero values take the defaults.
 type Options struct {
@@ -36,6 +36,9 @@ type Options struct {
 	RepoDir string
 	// GuestBinary is a ready guest binary to use instead of RepoDir.
 	GuestBinary string
+	// KernelDir holds a kernel that package guestkernel has built, to take
+	// instead of the distribution's.
+	KernelDir string
 	// Cmdline is recorded in the manifest; BaseCmdline by default.
 	Cmdline string
 	// Suites are asked in this order for a kernel when the lock is refreshed
@@ -80,7 +83,7 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, string) {}
 	}
-	for _, p := range []*string{&o.CacheDir, &o.LockPath, &o.RepoDir, &o.GuestBinary} {
+	for _, p := range []*string{&o.CacheDir, &o.LockPath, &o.RepoDir, &o.GuestBinary, &o.KernelDir} {
 		if *p == "" {
 			continue
 		}
@@ -183,7 +186,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 
 func (b *builder) build(ctx context.Context, lock Lock) (*Result, error) {
 	b.progress("inputs", "looking at what the image is made of")
-	deb, lock, notice, err := b.obtainKernel(ctx, lock)
+	kernel, built, lock, notice, err := b.kernel(ctx, lock)
 	if err != nil {
 		return nil, err
 	}
@@ -191,8 +194,9 @@ func (b *builder) build(ctx context.Context, lock Lock) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	in.built = built
 	dir, cached, err := b.cache.get("image", in.imageKey(), func(dir string) error {
-		return b.fill(ctx, dir, deb, in)
+		return b.fill(ctx, dir, kernel, in)
 	})
 	if err != nil {
 		return nil, err
@@ -220,9 +224,28 @@ func (b *builder) build(ctx context.Context, lock Lock) (*Result, error) {
 	return &Result{Dir: dir, Manifest: m, Cached: cached, Notice: notice, Steps: b.steps}, nil
 }
 
+// kernel finds the kernel of the image: a way to read it, what marks one that
+// was built from source, and the lock with the package it comes from.
+func (b *builder) kernel(ctx context.Context, lock Lock) (read func() (*kernelTree, error), built string, holds Lock, notice string, err error) {
+	if b.opts.KernelDir == "" {
+		deb, holds, notice, err := b.obtainKernel(ctx, lock)
+		return func() (*kernelTree, error) { return readKernelPackage(ctx, deb) }, "", holds, notice, err
+	}
+	tree, k, err := readBuiltKernel(b.opts.KernelDir)
+	if err != nil {
+		return nil, "", lock, "", err
+	}
+	lock.Kernel = KernelLock{
+		Series: strings.TrimPrefix(k.Source.Package, "linux-source-"), Package: k.Source.Package, Version: k.Source.Version,
+		Suite: k.Source.Suite, SHA256: k.Source.SHA256,
+	}
+	return func() (*kernelTree, error) { return tree, nil }, k.Vmlinuz + k.Config + k.Builtin, lock, "", nil
+}
+
 // inputs are the keys of everything that goes in.
 type inputs struct {
 	lock       Lock
+	built      string // the digests of a kernel built from source
 	goVersion  string
 	guest      string // sources or binary
 	toolchain  string // C side of runc
@@ -241,6 +264,9 @@ func (in inputs) imageKey() string {
 	}
 	for _, w := range wantedModules() {
 		parts = append(parts, fmt.Sprint(w))
+	}
+	if in.built != "" {
+		parts = append(parts, "built kernel", in.built)
 	}
 	return key(parts...)
 }
@@ -292,7 +318,7 @@ var requiredConfig = []string{
 	"CONFIG_CGROUP_PIDS=y", "CONFIG_SECCOMP=y", "CONFIG_SERIAL_8250_CONSOLE=y", "CONFIG_UNIX=y",
 }
 
-func (b *builder) fill(ctx context.Context, dir, deb string, in inputs) error {
+func (b *builder) fill(ctx context.Context, dir string, kernel func() (*kernelTree, error), in inputs) error {
 	guestData, err := b.guestBinary(ctx)
 	if err != nil {
 		return err
@@ -302,8 +328,8 @@ func (b *builder) fill(ctx context.Context, dir, deb string, in inputs) error {
 		return err
 	}
 
-	b.progress("kernel", "unpacking "+in.lock.Kernel.Package+", resolving modules")
-	tree, err := readKernelPackage(ctx, deb)
+	b.progress("kernel", "reading "+in.lock.Kernel.Package+", resolving modules")
+	tree, err := kernel()
 	if err != nil {
 		return err
 	}
@@ -428,7 +454,11 @@ func UpdateLock(ctx context.Context, o Options, runcVersion string) (*Lock, erro
 	if err != nil {
 		return nil, err
 	}
-	l := &Lock{Kernel: k, Runc: RuncLock{Version: runcVersion, Sum: m.Sum}}
+	source, err := b.sourceOf(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lock{Kernel: k, Source: source, Runc: RuncLock{Version: runcVersion, Sum: m.Sum}}
 	if err := l.Save(b.opts.LockPath); err != nil {
 		return nil, err
 	}

@@ -46,13 +46,13 @@ func goVersion(ctx context.Context, dir string) (string, error) {
 }
 
 // guestFlags are the compiler's. In an initrd every byte of the binary is guest memory, so that size goes before speed:
-// nothing is inlined except in the decompressors, functions are aligned to 16 bytes, and HTTP/2, which neither a
+// nothing is inlined except in the decompressors, functions are aligned to 4 bytes, and HTTP/2, which neither a
 // registry nor a broker needs, is left out.
 func guestFlags() []string {
 	return []string{
 		"-trimpath", "-buildvcs=false", "-mod=readonly", "-tags=nethttpomithttp2",
 		"-gcflags=all=-l", "-gcflags=compress/...=", "-gcflags=github.com/klauspost/...=",
-		"-ldflags=-s -w -buildid= -funcalign=16",
+		"-ldflags=-s -w -buildid= -funcalign=4",
 	}
 }
 

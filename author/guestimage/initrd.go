@@ -49,6 +49,9 @@ func (in initrdInput) records() []cpio.Record {
 	file(rootsPath, in.Roots, 0o644)
 	file("etc/hosts", []byte("127.0.0.1 localhost\n::1 localhost\n"), 0o644)
 
+	if len(in.Modules.Files) == 0 {
+		return sortRecords(recs) // everything is built into the kernel
+	}
 	base := "lib/modules/" + in.Release + "/"
 	var list strings.Builder
 	for _, p := range in.Modules.Boot {
@@ -56,6 +59,7 @@ func (in initrdInput) records() []cpio.Record {
 	}
 	file(moduleListPath, []byte(list.String()), 0o644)
 	file(base+"modules.dep", in.Modules.depFile(), 0o644)
+	file(base+"modules.alias", in.Modules.aliasFile(), 0o644)
 	for _, p := range in.Modules.paths() {
 		file(base+p, in.Modules.Files[p], 0o644)
 	}

@@ -69,33 +69,44 @@ func (b *builder) cachedDeb(sha string) (string, bool) {
 
 // fetchKernel downloads a package through apt and checks it against the lock.
 func (b *builder) fetchKernel(ctx context.Context, k KernelLock) (string, error) {
-	a, err := b.apt(ctx, k.Suite)
-	if err != nil {
-		return "", err
-	}
-	file, err := a.download(ctx, kernelPackage{Package: k.Package, Version: k.Version}, b.cache.dir)
+	file, err := b.downloadChecked(ctx, k.Suite, k.Package, k.Version, k.SHA256)
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(filepath.Dir(file))
-	got, _, err := fileSHA256(file)
-	if err != nil {
-		return "", fmt.Errorf("checking the kernel package: %w", err)
-	}
-	if got != k.SHA256 {
-		return "", fmt.Errorf("kernel package %s %s has SHA-256 %s, the lock expects %s", k.Package, k.Version, got, k.SHA256)
-	}
 	// A package of that digest may be there, damaged: replace it.
-	if err := os.RemoveAll(filepath.Dir(b.debPath(got))); err != nil {
+	if err := os.RemoveAll(filepath.Dir(b.debPath(k.SHA256))); err != nil {
 		return "", err
 	}
-	dir, _, err := b.cache.get("deb", got, func(dir string) error {
+	dir, _, err := b.cache.get("deb", k.SHA256, func(dir string) error {
 		return os.Rename(file, filepath.Join(dir, "kernel.deb"))
 	})
 	if err != nil {
 		return "", err
 	}
 	return filepath.Join(dir, "kernel.deb"), nil
+}
+
+// downloadChecked downloads a package through apt into a folder of its own
+// and checks its digest. The caller removes the folder.
+func (b *builder) downloadChecked(ctx context.Context, suite, pkg, version, sum string) (string, error) {
+	a, err := b.apt(ctx, suite)
+	if err != nil {
+		return "", err
+	}
+	file, err := a.download(ctx, kernelPackage{Package: pkg, Version: version}, b.cache.dir)
+	if err != nil {
+		return "", err
+	}
+	got, _, err := fileSHA256(file)
+	if err == nil && got != sum {
+		err = fmt.Errorf("it has SHA-256 %s, the lock expects %s", got, sum)
+	}
+	if err != nil {
+		os.RemoveAll(filepath.Dir(file))
+		return "", fmt.Errorf("checking kernel package %s %s: %w", pkg, version, err)
+	}
+	return file, nil
 }
 
 // newestKernel asks each suite in turn for the newest kernel of a series.

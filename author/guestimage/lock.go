@@ -19,6 +19,9 @@ const maxLockSize = 64 << 10
 // Lock pins what the build takes from elsewhere.
 type Lock struct {
 	Kernel KernelLock `toml:"kernel"`
+	// Source is the source package of that kernel, from which a small kernel
+	// can be built; empty when the distribution had none.
+	Source SourceLock `toml:"kernel_source,omitempty"`
 	Runc   RuncLock   `toml:"runc"`
 }
 
@@ -44,6 +47,8 @@ type RuncLock struct {
 var (
 	reSeries     = regexp.MustCompile(`^[0-9]{1,3}\.[0-9]{1,3}$`)
 	rePackage    = regexp.MustCompile(`^linux-image-[0-9][a-z0-9.+~-]{0,100}$`)
+	reSource     = regexp.MustCompile(`^linux-source-[0-9]{1,3}\.[0-9]{1,3}$`)
+	reRelease    = regexp.MustCompile(`^[0-9][A-Za-z0-9.+~_-]{0,63}$`)
 	reVersion    = regexp.MustCompile(`^[0-9][A-Za-z0-9.+~:-]{0,100}$`)
 	reSuite      = regexp.MustCompile(`^[a-z][a-z0-9-]{0,40}$`)
 	reModVersion = regexp.MustCompile(`^v[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]{0,60}$`)
@@ -62,12 +67,20 @@ func (l *Lock) Validate() error {
 	check("kernel.package", l.Kernel.Package, rePackage)
 	check("kernel.version", l.Kernel.Version, reVersion)
 	check("kernel.suite", l.Kernel.Suite, reSuite)
-	if sum, err := hex.DecodeString(l.Kernel.SHA256); err != nil || len(sum) != 32 {
+	if !isSHA256(l.Kernel.SHA256) {
 		errs = append(errs, fmt.Errorf("kernel.sha256 = %q is not a SHA-256 in hex", l.Kernel.SHA256))
+	}
+	if l.Source != (SourceLock{}) {
+		errs = append(errs, l.Source.Validate())
 	}
 	check("runc.version", l.Runc.Version, reModVersion)
 	check("runc.sum", l.Runc.Sum, reModSum)
 	return errors.Join(errs...)
+}
+
+func isSHA256(s string) bool {
+	sum, err := hex.DecodeString(s)
+	return err == nil && len(sum) == 32
 }
 
 // ParseLock reads a lock; unknown keys are an error.

@@ -20,6 +20,8 @@ type wantedModule struct {
 	// Boot modules are loaded by init before anything else; the others are
 	// there for when a pod needs them.
 	Boot bool
+	// Device modules are loaded for the devices that they say they drive.
+	Device bool
 	// Optional modules do not exist in every kernel series.
 	Optional bool
 }
@@ -30,15 +32,22 @@ func wantedModules() []wantedModule {
 	return []wantedModule{
 		{Name: "virtio_pci", Boot: true},
 		{Name: "virtio_console", Boot: true},
-		{Name: "virtio_blk", Boot: true},
-		{Name: "virtio_rng", Boot: true},
-		{Name: "virtio_net", Boot: true},
+		{Name: "virtio_blk", Device: true},
+		{Name: "virtio_rng", Device: true},
+		{Name: "virtio_net", Device: true},
 		{Name: "tpm_tis", Boot: true},
 		{Name: "tpm_crb", Boot: true},
 		{Name: "overlay", Boot: true},
 		{Name: "af_packet", Boot: true},
-		{Name: "vmw_vsock_virtio_transport", Boot: true},
+		{Name: "vmw_vsock_virtio_transport", Device: true},
+		{Name: "virtio_mmio", Device: true},
+		{Name: "virtio_scsi", Device: true},
+		{Name: "sd_mod", Device: true},
+		{Name: "virtio_balloon", Device: true},
+		{Name: "virtio_mem", Device: true},
 
+		{Name: "virtiofs"},
+		{Name: "squashfs"},
 		{Name: "ext4"},
 		{Name: "erofs"},
 		{Name: "loop"},
@@ -70,6 +79,8 @@ type moduleSet struct {
 	Boot []string
 	// Deps lists, for each file, what must be loaded before it, in order.
 	Deps map[string][]string
+	// Aliases are the names of devices, as patterns, with the module that drives them.
+	Aliases [][2]string
 	// Builtin names what the kernel has built in, of what was wanted.
 	Builtin []string
 }
@@ -89,6 +100,7 @@ type module struct {
 	data    []byte
 	depends []string // normalized names
 	soft    []string
+	aliases []string
 }
 
 // moduleName is the name under which the kernel knows a module file.
@@ -141,6 +153,11 @@ func selectModules(t *kernelTree, wanted []wantedModule) (*moduleSet, error) {
 		order, err := ix.resolve(name)
 		if err != nil {
 			return nil, err
+		}
+		if w.Device {
+			for _, a := range ix.loaded[name].aliases {
+				set.Aliases = append(set.Aliases, [2]string{a, name})
+			}
 		}
 		for i, n := range order {
 			m := ix.loaded[n]
@@ -226,7 +243,7 @@ func (ix *moduleIndex) load(name string) (*module, error) {
 		return nil, fmt.Errorf("unpacking module %s: %w", p, err)
 	}
 	m := &module{path: plain, data: data}
-	if m.depends, m.soft, err = moduleDeps(data); err != nil {
+	if m.depends, m.soft, m.aliases, err = moduleDeps(data); err != nil {
 		return nil, fmt.Errorf("reading module %s: %w", p, err)
 	}
 	ix.loaded[name] = m
@@ -269,22 +286,22 @@ func unpackModule(name string, data []byte) (plain []byte, plainName string, err
 }
 
 // moduleDeps reads the .modinfo section: NUL-terminated key=value entries.
-func moduleDeps(data []byte) (depends, soft []string, err error) {
+func moduleDeps(data []byte) (depends, soft, aliases []string, err error) {
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	defer f.Close()
 	s := f.Section(".modinfo")
 	if s == nil {
-		return nil, nil, fmt.Errorf("no .modinfo section")
+		return nil, nil, nil, fmt.Errorf("no .modinfo section")
 	}
 	if s.Type == elf.SHT_NOBITS || s.Flags&elf.SHF_COMPRESSED != 0 || s.Size > uint64(len(data)) {
-		return nil, nil, fmt.Errorf(".modinfo section of %d bytes in a file of %d", s.Size, len(data))
+		return nil, nil, nil, fmt.Errorf(".modinfo section of %d bytes in a file of %d", s.Size, len(data))
 	}
 	info, err := s.Data()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for _, e := range bytes.Split(info, []byte{0}) {
 		k, v, _ := strings.Cut(string(e), "=")
@@ -294,6 +311,10 @@ func moduleDeps(data []byte) (depends, soft []string, err error) {
 				if d = strings.TrimSpace(d); d != "" {
 					depends = append(depends, strings.ReplaceAll(d, "-", "_"))
 				}
+			}
+		case "alias":
+			if !strings.ContainsAny(v, " \n") {
+				aliases = append(aliases, v)
 			}
 		case "softdep":
 			pre, ok := strings.CutPrefix(v, "pre:")
@@ -306,7 +327,7 @@ func moduleDeps(data []byte) (depends, soft []string, err error) {
 			}
 		}
 	}
-	return depends, soft, nil
+	return depends, soft, aliases, nil
 }
 
 // depFile renders modules.dep for the selected modules, for loaders that want
@@ -319,6 +340,15 @@ func (s *moduleSet) depFile() []byte {
 			b.WriteString(" " + s.Deps[p][i])
 		}
 		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+// aliasFile renders modules.alias.
+func (s *moduleSet) aliasFile() []byte {
+	var b bytes.Buffer
+	for _, a := range s.Aliases {
+		fmt.Fprintf(&b, "alias %s %s\n", a[0], a[1])
 	}
 	return b.Bytes()
 }

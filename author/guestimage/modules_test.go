@@ -124,6 +124,6 @@ func FuzzModuleDeps(f *testing.F) {
 	f.Add(fakeModule("depends=a,b", "softdep=pre: c"))
 	f.Add([]byte("\x7fELF"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_, _, _ = moduleDeps(data)
+		_, _, _, _ = moduleDeps(data)
 	})
 }

@@ -79,11 +79,15 @@ func makeSBOM(in sbomInput) ([]byte, error) {
 	relate := func(from, kind, to string) {
 		doc.Relationships = append(doc.Relationships, spdxRelationship{from, kind, to})
 	}
+	arch := "amd64"
+	if reSource.MatchString(in.Kernel.Package) {
+		arch = "all" // what the kernel was built from
+	}
 	doc.Packages = append(doc.Packages, spdxPackage{
 		Name: in.Kernel.Package, SPDXID: "SPDXRef-kernel", VersionInfo: in.Kernel.Version, DownloadLocation: "NOASSERTION",
 		Checksums: []spdxChecksum{{"SHA256", in.Kernel.SHA256}},
 		ExternalRefs: []spdxRef{{"PACKAGE-MANAGER", "purl",
-			fmt.Sprintf("pkg:deb/debian/%s@%s?arch=amd64&distro=%s", purlEscape(in.Kernel.Package), purlEscape(in.Kernel.Version), in.Kernel.Suite)}},
+			fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s&distro=%s", purlEscape(in.Kernel.Package), purlEscape(in.Kernel.Version), arch, in.Kernel.Suite)}},
 	})
 	relate("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-kernel")
 

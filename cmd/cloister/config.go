@@ -15,7 +15,7 @@ import (
 // configCmd is about the configuration of the container runtime on this node.
 func configCmd(a *app) *cobra.Command {
 	return group("config", "Show what the container runtime is configured to do",
-		configShowCmd(a), configAnnotationsCmd(a), configRuntimeClassCmd(a), configExampleCmd(a))
+		configShowCmd(a), configAnnotationsCmd(a), configRuntimeClassCmd(a), configContainerdCmd(a), configExampleCmd(a))
 }
 
 // runtimeFile is the flag that names the runtime's configuration.

@@ -16,11 +16,8 @@ import (
 )
 
 func guestCmd(a *app) *cobra.Command {
-	return group("guest", "Build and look at the guest image", guestBuildCmd(a), guestInspectCmd(a))
+	return group("guest", "Build and look at the guest image", guestBuildCmd(a), guestKernelCmd(a), guestInspectCmd(a))
 }
-
-// currentImage is a link in the cache to the image that `guest build` made last.
-func currentImage(dirs paths.Dirs) string { return filepath.Join(dirs.Cache, "current-guest") }
 
 func guestBuildCmd(a *app) *cobra.Command {
 	var (
@@ -28,12 +25,14 @@ func guestBuildCmd(a *app) *cobra.Command {
 		strict       bool
 		update       bool
 		runc         string
+		kernel       string
 	)
 	c := &cobra.Command{
 		Use:   "build",
 		Short: "Build the guest image: distribution kernel, measured initrd, manifest",
 		Long: "Builds the guest image from the locked kernel package (verified against the distribution's signatures), the\n" +
-			"static guest binary and runc. Two builds of the same inputs give the same bytes. Nothing is rebuilt that did not change.",
+			"static guest binary and runc. Two builds of the same inputs give the same bytes. Nothing is rebuilt that did not change.\n" +
+			"With --kernel small it gets the kernel of `cloister guest kernel build`, which is built first when it is not there.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			dirs, err := paths.Default()
@@ -54,11 +53,14 @@ func guestBuildCmd(a *app) *cobra.Command {
 				fmt.Fprintf(a.stdout, "%s: %s %s\n", opts.LockPath, l.Kernel.Package, l.Kernel.Version)
 				return nil
 			}
+			if opts.KernelDir, err = a.kernelDir(c.Context(), kernel, opts); err != nil {
+				return err
+			}
 			r, err := guestimage.Build(c.Context(), opts)
 			if err != nil {
 				return err
 			}
-			if err := pointTo(currentImage(dirs), r.Dir); err != nil {
+			if err := pointTo(dirs.CurrentImage(), r.Dir); err != nil {
 				return err
 			}
 			return a.printImage(r.Dir, r.Notice, r.Cached, r.Steps)
@@ -68,6 +70,7 @@ func guestBuildCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&lock, "lock", "", "lock file with the versions (default: guest.lock of the source tree)")
 	c.Flags().BoolVar(&strict, "locked", false, "fail when the locked kernel is no longer offered, instead of taking the newest of its series")
 	c.Flags().BoolVar(&update, "update-lock", false, "write a new lock file with the newest versions, and build nothing")
+	c.Flags().StringVar(&kernel, "kernel", kernelStock, "stock, small, or a folder that `guest kernel build` has made")
 	c.Flags().StringVar(&runc, "runc", "", "with --update-lock: the runc version to lock")
 	return c
 }
@@ -132,7 +135,7 @@ func imageDir(given string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir, err := filepath.EvalSymlinks(currentImage(dirs))
+	dir, err := filepath.EvalSymlinks(dirs.CurrentImage())
 	if err != nil {
 		return "", hint(errors.New("there is no guest image yet"), "make one with `cloister guest build`")
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister/cloister/host/agent"
+
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/host/doctor"
@@ -344,7 +346,7 @@ func execCmd(a *app) *cobra.Command {
 			}
 			code, err := pod.Exec(c.Context(), dirs, args[0], o)
 			if err != nil {
-				if pod.IsDenied(err) {
+				if agent.IsDenied(err) {
 					return hint(err, "commands are allowed when the policy is made: `cloister initdata new --allow-exec '%s'`", strings.Join(args[1:], " "))
 				}
 				return err

@@ -48,10 +48,10 @@ func newRoot(a *app) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("pods", runCmd(a), psCmd(a), logsCmd(a), execCmd(a), stopCmd(a))
+	add("pods", runCmd(a), psCmd(a), logsCmd(a), execCmd(a), stopCmd(a), traceCmd(a))
 	add("author", guestCmd(a), imageCmd(a), keyCmd(a), policyCmd(a), initdataCmd(a), refvalueCmd(a), secretCmd(a), tenantCmd(a))
 	add("trust", brokerCmd(a), evidenceCmd(a), attestCmd(a), explainCmd(a), appraiseCmd(a), collateralCmd(a), auditCmd(a))
-	add("host", doctorCmd(a), checkCmd(a), configCmd(a))
+	add("host", doctorCmd(a), checkCmd(a), configCmd(a), directCmd(a))
 	root.AddCommand(superviseCmd(a), versionCmd(a))
 	root.SetHelpCommand(helpCmd())
 	root.InitDefaultCompletionCmd()

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/device"
 	"github.com/cloister/cloister/guest/network"
 	"github.com/cloister/cloister/wire/agent"
 )
@@ -26,6 +27,11 @@ type ImagePuller interface {
 // Secrets opens sealed secrets.
 type Secrets interface {
 	UnsealSecret(ctx context.Context, sealed []byte) ([]byte, error)
+}
+
+// Modules loads kernel modules by name; one that the image does not have is built into the kernel.
+type Modules interface {
+	Load(names ...string) error
 }
 
 // Layout places the sandbox's files. The host knows the directories below Root by name.
@@ -43,7 +49,9 @@ func DefaultLayout() Layout {
 
 // Config is what an agent works with. Images and Secrets may be nil when the guest has no data hub.
 type Config struct {
-	Version     string
+	Version string
+	// Features are shown to the host beside the agent's own.
+	Features    []string
 	Gate        Gate
 	Images      ImagePuller
 	Secrets     Secrets
@@ -55,6 +63,12 @@ type Config struct {
 	HubTimeout  time.Duration
 	// HotplugTimeout bounds the wait for a network interface.
 	HotplugTimeout time.Duration
+	// Devices finds what the host attaches.
+	Devices *device.Finder
+	// Modules loads file systems.
+	Modules Modules
+	// WithoutIntegrity leaves encrypted disks without authentication codes.
+	WithoutIntegrity bool
 	// Reserved tells which character devices belong to the guest alone.
 	Reserved func(major, minor int64) bool
 }

@@ -54,6 +54,9 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agent.CreateContainerR
 	if err != nil {
 		return nil, err
 	}
+	if place.Devices, err = a.findDevices(ctx, req.GetDevices()); err != nil {
+		return nil, err
+	}
 	spec, err := container.Convert(oci, place)
 	if err != nil {
 		return nil, err
@@ -97,10 +100,6 @@ func checkCreate(req *agent.CreateContainerRequest) error {
 	}
 	if req.GetOCI() == nil {
 		return invalid("there is no OCI specification")
-	}
-	if len(req.GetDevices()) > 0 {
-		d := req.GetDevices()[0]
-		return fmt.Errorf("device %s of type %q: %w", d.GetContainerPath(), d.GetType(), errUnsupported)
 	}
 	if len(req.GetSharedMounts()) > 0 {
 		return fmt.Errorf("mounts shared between containers: %w", errUnsupported)
@@ -238,12 +237,11 @@ func (a *Agent) removeBundle(id string) error {
 	dir := filepath.Join(a.cfg.Layout.Root, id)
 	rootfs := filepath.Join(dir, "rootfs")
 	for _, target := range []string{filepath.Join(rootfs, "pause"), rootfs} {
-		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("unmounting %s: %w", target, err)
+		if err := container.UnmountAll(target); err != nil && !errors.Is(err, unix.EPERM) {
+			return err
 		}
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := container.RemoveTree(dir); err != nil {
 		return fmt.Errorf("removing the container's directory: %w", err)
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/device"
+	"github.com/cloister/cloister/guest/ext4"
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/guest/network"
 )
@@ -44,7 +46,7 @@ func codeOf(err error) codes.Code {
 	case errors.As(err, &denied):
 		return codes.PermissionDenied
 	case errors.As(err, &policy), errors.Is(err, errInvalid), errors.Is(err, errNoContainer), errors.Is(err, container.ErrSpec),
-		errors.Is(err, network.ErrNoInterface):
+		errors.Is(err, network.ErrNoInterface), errors.Is(err, device.ErrLocator), errors.Is(err, ext4.ErrSize):
 		return codes.InvalidArgument
 	case errors.Is(err, container.ErrNoProcess), errors.Is(err, fs.ErrNotExist):
 		return codes.NotFound

@@ -15,16 +15,23 @@ import (
 	"github.com/cloister/cloister/wire/agent"
 )
 
-// Storage drivers. What they provide is made in the guest or verified by it; storage that comes as it is from the host
-// is bound to nothing and therefore not among them.
+// Storage drivers. What the first ones provide is made in the guest or verified by it. What comes from the host is bound
+// to nothing: it needs a policy that says so, except a disk that the guest encrypts with a key of its own.
 const (
 	driverImage     = "image_guest_pull"
 	driverEphemeral = "ephemeral"
 	driverLocal     = "local"
+	driverWatch     = "watchable-bind"
+	driverShare     = "virtio-fs"
+	driverBlock     = "blk"
+	driverMMIO      = "mmioblk"
+	driverSCSI      = "scsi"
 )
 
 // storageDrivers is the list reported to the host.
-func storageDrivers() []string { return []string{driverEphemeral, driverImage, driverLocal} }
+func storageDrivers() []string {
+	return []string{driverBlock, driverEphemeral, driverImage, driverLocal, driverMMIO, driverSCSI, driverShare, driverWatch}
+}
 
 // storage is a mount point in use.
 type storage struct {
@@ -56,6 +63,9 @@ func (a *Agent) addStorages(ctx context.Context, containerID string, list []*age
 // addStorage mounts a storage, or counts one more user of a mount point that exists.
 func (a *Agent) addStorage(ctx context.Context, containerID string, s *agent.Storage) (string, error) {
 	key := s.GetMountPoint()
+	if len(key) > 1 { // the shared directory is named with a slash at its end
+		key = strings.TrimSuffix(key, "/")
+	}
 	if !filepath.IsAbs(key) || filepath.Clean(key) != key || strings.ContainsRune(key, 0) {
 		return "", invalid("mount point %.120q", key)
 	}
@@ -119,6 +129,12 @@ func (a *Agent) provide(ctx context.Context, containerID string, s *agent.Storag
 		return a.ephemeralStorage(s)
 	case driverLocal:
 		return a.localStorage(s)
+	case driverWatch:
+		return a.watchStorage(s)
+	case driverShare:
+		return a.shareStorage(ctx, containerID, s)
+	case driverBlock, driverMMIO, driverSCSI:
+		return a.blockStorage(ctx, containerID, s)
 	}
 	//lint:ignore ST1005 callers of this protocol know the text
 	return nil, fmt.Errorf("Failed to find the storage handler %.60s: %w", s.GetDriver(), errUnsupported)
@@ -127,6 +143,9 @@ func (a *Agent) provide(ctx context.Context, containerID string, s *agent.Storag
 // ephemeralStorage is a memory file system below the sandbox directory. It lives as long as the pod: a container that
 // is restarted finds its emptyDir again.
 func (a *Agent) ephemeralStorage(s *agent.Storage) (func() error, error) {
+	if s.GetFstype() == "hugetlbfs" {
+		return a.hugeStorage(s)
+	}
 	if t := s.GetFstype(); t != "tmpfs" {
 		return nil, fmt.Errorf("file system %.40q: %w", t, errUnsupported)
 	}
@@ -253,12 +272,14 @@ func parseTmpfs(s *agent.Storage) (tmpfsOptions, error) {
 type volumeGroup struct {
 	set bool
 	gid int
+	// onMismatch leaves a volume alone whose root is as it should be.
+	onMismatch bool
 }
 
 func parseGroup(s *agent.Storage) (volumeGroup, error) {
 	var g volumeGroup
 	if fg := s.GetFsGroup(); fg != nil {
-		g = volumeGroup{set: true, gid: int(fg.GetGroupId())}
+		g = volumeGroup{set: true, gid: int(fg.GetGroupId()), onMismatch: fg.GetGroupChangePolicy() == agent.FSGroupChangePolicy_OnRootMismatch}
 	}
 	for _, o := range s.GetOptions() {
 		text, ok := strings.CutPrefix(o, "fsgid=")

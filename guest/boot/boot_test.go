@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/cloister/cloister/guest/attest"
 	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/guest/uevent"
 	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/initdata"
 	"github.com/cloister/cloister/wire/policyinput"
@@ -41,8 +41,13 @@ func TestParseCmdline(t *testing.T) {
 	if c, err := ParseCmdline(""); err != nil || c.Initdata != InitdataRequired {
 		t.Errorf("an empty command line must require initdata: %+v, %v", c, err)
 	}
+	for _, line := range []string{"cloister.sandboxed", "cloister.sandboxed cloister.initdata=required", "cloister.initdata=required cloister.sandboxed"} {
+		if c, err := ParseCmdline(line); err != nil || !c.Sandboxed || c.Initdata != InitdataNone {
+			t.Errorf("%s: %+v, %v", line, c, err)
+		}
+	}
 	for _, bad := range []string{
-		"cloister.initdata", "cloister.initdata=no", "cloister.initdata=", "cloister.typo=1", "agent.log=loud", "agent.hotplug_timeout=-1",
+		"cloister.sandboxed=1", "cloister.sandboxed=no", "cloister.initdata", "cloister.initdata=no", "cloister.initdata=", "cloister.typo=1", "agent.log=loud", "agent.hotplug_timeout=-1",
 		"agent.hotplug_timeout=1s", "agent.guest_components_procs=some", "agent.guest_components_rest_api=none", "agent.container_pipe_size=9999999999",
 	} {
 		if _, err := ParseCmdline("quiet " + bad); err == nil || !strings.Contains(err.Error(), bad) {
@@ -56,7 +61,7 @@ func FuzzParseCmdline(f *testing.F) {
 	f.Add(`a="b c" agent.log=info "`)
 	f.Fuzz(func(t *testing.T, s string) {
 		c, err := ParseCmdline(s)
-		if err == nil && c.Initdata != InitdataRequired && !strings.Contains(strings.ReplaceAll(s, `"`, ""), "cloister.initdata=none") {
+		if err == nil && c.Initdata != InitdataRequired && !c.Sandboxed && !strings.Contains(strings.ReplaceAll(s, `"`, ""), "cloister.initdata=none") {
 			t.Errorf("%q switched initdata to %s", s, c.Initdata)
 		}
 	})
@@ -220,32 +225,6 @@ func TestLogHub(t *testing.T) {
 	}
 }
 
-func TestUevents(t *testing.T) {
-	u, err := OpenUevents()
-	if errors.Is(err, fs.ErrPermission) {
-		t.Skip("device events are not available here:", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer u.Close()
-	if err := u.WaitFor(t.Context(), "what is there", func() (bool, error) { return true, nil }); err != nil {
-		t.Error(err)
-	}
-	for range 2 { // a wait that was given up does not spoil the next
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		err := u.WaitFor(ctx, "nothing", func() (bool, error) { return false, nil })
-		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "waiting for nothing") {
-			t.Errorf("got %v", err)
-		}
-	}
-	want := errors.New("broken")
-	if err := u.WaitFor(t.Context(), "x", func() (bool, error) { return false, want }); !errors.Is(err, want) {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestReservedDevices(t *testing.T) {
 	sys := t.TempDir()
 	for file, dev := range map[string]string{"class/tpmrm/tpmrm0": "253:65536", "class/virtio-ports/vport1p1": "247:1", "class/misc/fuse": "10:229"} {
@@ -270,7 +249,7 @@ func TestPlatformWithoutAttester(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	events, err := OpenUevents()
+	events, err := uevent.Open()
 	if err != nil {
 		t.Skipf("no device events: %v", err)
 	}

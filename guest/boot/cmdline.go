@@ -32,12 +32,17 @@ const (
 
 // Config is what the measured kernel command line decides.
 type Config struct {
-	Initdata         InitdataMode
+	Initdata InitdataMode
+	// Sandboxed guests are isolated and nothing more: the host is trusted, there is no initdata and every request is
+	// allowed. They run only where nothing could be proven anyway.
+	Sandboxed        bool
 	LogLevel         slog.Level
 	HotplugTimeout   time.Duration
 	HubTimeout       time.Duration
 	ImagePullTimeout time.Duration
 	PipeSize         int
+	// StorageIntegrity gives encrypted disks authentication codes.
+	StorageIntegrity bool
 	Components       Components
 	// RESTFeatures is all, attestation or resource.
 	RESTFeatures string
@@ -53,6 +58,7 @@ func DefaultConfig() Config {
 		HotplugTimeout:   30 * time.Second,
 		HubTimeout:       50 * time.Second,
 		ImagePullTimeout: 1200 * time.Second,
+		StorageIntegrity: true,
 		Components:       ComponentsREST,
 		RESTFeatures:     "all",
 	}
@@ -68,6 +74,9 @@ func ParseCmdline(text string) (Config, error) {
 		if err := c.set(key, value); err != nil {
 			errs = append(errs, fmt.Errorf("kernel command line: %s: %w", word, err))
 		}
+	}
+	if c.Sandboxed {
+		c.Initdata = InitdataNone
 	}
 	return c, errors.Join(errs...)
 }
@@ -101,6 +110,11 @@ func (c *Config) set(key, value string) error {
 	switch key {
 	case "cloister.initdata":
 		return oneOf(value, &c.Initdata, InitdataRequired, InitdataNone)
+	case "cloister.sandboxed":
+		if value != "" {
+			return errors.New("takes no value")
+		}
+		c.Sandboxed = true
 	case "agent.log":
 		return c.setLogLevel(value)
 	case "agent.hotplug_timeout":
@@ -115,6 +129,12 @@ func (c *Config) set(key, value string) error {
 			return errors.New("must be a number of bytes")
 		}
 		c.PipeSize = int(n)
+	case "agent.secure_storage_integrity":
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return errors.New("must be true or false")
+		}
+		c.StorageIntegrity = on
 	case "agent.guest_components_procs":
 		levels := map[string]Components{
 			"none": ComponentsNone, "attestation-agent": ComponentsAttestation,

@@ -1,5 +1,7 @@
 package boot
 
+import "strings"
+
 // defaultPolicy is in force when no initdata brings a policy: the guest can be asked what it is and be ended, nothing
 // else. It names every rule so that each refusal is a clear no.
 const defaultPolicy = `package agent_policy
@@ -19,6 +21,7 @@ default GetDiagnosticDataRequest := false
 default GetIPTablesRequest := false
 default GetMetricsRequest := false
 default GetOOMEventRequest := false
+default HostStorageRequest := false
 default ListInterfacesRequest := false
 default ListRoutesRequest := false
 default MemAgentCompactConfig := false
@@ -26,6 +29,7 @@ default MemAgentMemcgConfig := false
 default MemHotplugByProbeRequest := false
 default OnlineCPUMemRequest := false
 default PauseContainerRequest := false
+default PortForwardRequest := false
 default ReadStreamRequest := false
 default RemoveContainerRequest := false
 default RemoveStaleVirtiofsShareMountsRequest := false
@@ -47,3 +51,6 @@ default VolumeStatsRequest := false
 default WaitProcessRequest := false
 default WriteStreamRequest := false
 `
+
+// sandboxedPolicy is in force in sandboxed mode: the host is trusted, each rule of the built-in list says yes.
+func sandboxedPolicy() string { return strings.ReplaceAll(defaultPolicy, ":= false", ":= true") }

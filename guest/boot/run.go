@@ -19,10 +19,15 @@ import (
 	"github.com/cloister/cloister/guest/agent"
 	"github.com/cloister/cloister/guest/attest"
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/device"
+	"github.com/cloister/cloister/guest/forward"
 	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/guest/hub"
+	"github.com/cloister/cloister/guest/kmod"
 	"github.com/cloister/cloister/guest/mux"
 	"github.com/cloister/cloister/guest/network"
 	"github.com/cloister/cloister/guest/reap"
+	"github.com/cloister/cloister/guest/uevent"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -35,7 +40,8 @@ type machine struct {
 	logs    *LogHub
 	log     *slog.Logger
 	cfg     Config
-	events  *Uevents
+	events  *uevent.Events
+	modules *kmod.Loader
 	reaper  *reap.Reaper
 	net     *network.Stack
 	root    string          // of the files that show the platform; / outside of tests
@@ -124,7 +130,7 @@ func (m *machine) prepare() error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: files}); err != nil {
 		return fmt.Errorf("raising the limit of open files: %w", err)
 	}
-	m.events, err = OpenUevents()
+	m.events, err = uevent.Open()
 	return err
 }
 
@@ -132,7 +138,25 @@ func (m *machine) loadModules(context.Context) error {
 	if err := loadModules(m.log, modulesList); err != nil {
 		return err
 	}
+	release, err := kmod.Release()
+	if err != nil {
+		return err
+	}
+	if m.modules, err = kmod.Open(filepath.Join("/lib/modules", release), m.log, m.withheld()...); err != nil {
+		return err
+	}
+	if err := m.modules.Devices("/sys"); err != nil {
+		return err
+	}
 	return mountAll(lateMounts())
+}
+
+// withheld are the drivers that only a trusted host may use: with them it takes memory away and gives it.
+func (m *machine) withheld() []string {
+	if m.cfg.Sandboxed {
+		return nil
+	}
+	return []string{"virtio_balloon", "virtio_mem"}
 }
 
 func (m *machine) openNetwork(context.Context) error {
@@ -156,6 +180,10 @@ func (m *machine) openPlatform(ctx context.Context) error {
 		}
 		return m.noProof == nil, m.noProof
 	}
+	if m.cfg.Sandboxed {
+		m.noProof = errSandboxed
+		return refuseProof(ctx, m.root)
+	}
 	if m.cfg.Initdata == InitdataNone {
 		if _, err := detect(); err != nil || m.prover == nil {
 			m.log.Info("no proof of this guest", "reason", m.noProof)
@@ -173,6 +201,9 @@ func (m *machine) openPlatform(ctx context.Context) error {
 
 // measure reads the initdata, measures it and only then interprets it.
 func (m *machine) measure(ctx context.Context) error {
+	if m.cfg.Sandboxed {
+		return refuseInitdata("/sys", "/dev")
+	}
 	if m.cfg.Initdata == InitdataNone {
 		m.log.Warn("the command line announces no initdata: the guest will refuse to run containers")
 		return nil
@@ -203,6 +234,10 @@ func (m *machine) measure(ctx context.Context) error {
 
 func (m *machine) loadPolicy(context.Context) error {
 	text, source := defaultPolicy, "built-in"
+	if m.cfg.Sandboxed {
+		text, source = sandboxedPolicy(), "sandboxed"
+		m.log.Warn("sandboxed mode: the host is trusted, every request is allowed and nothing about this guest can be proven")
+	}
 	if m.data != nil {
 		if p, ok := m.data.Data[partPolicy]; ok {
 			text, source = p, "initdata"
@@ -222,7 +257,7 @@ var errHostGone = errors.New("the host has closed the channel")
 // serve answers the host until the end.
 func (m *machine) serve(ctx context.Context) error {
 	a := agent.New(m.agentConfig())
-	agents, logs, wait, err := m.openChannels(ctx)
+	on, wait, err := m.openChannels(ctx)
 	if err != nil {
 		return err
 	}
@@ -231,14 +266,16 @@ func (m *machine) serve(ctx context.Context) error {
 	m.log.Info("guest ready", "version", m.version, "kernel", m.kernel.Round(time.Millisecond), "took", time.Since(m.began).Round(time.Millisecond))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := a.Serve(ctx, agents); err != nil {
+		if err := a.Serve(ctx, on.agents); err != nil {
 			return err
 		}
 		return errServed
 	})
-	g.Go(func() error { return m.logs.Serve(ctx, logs) })
+	g.Go(func() error { return m.logs.Serve(ctx, on.logs) })
 	g.Go(func() error { return wait(ctx) })
 	g.Go(func() error { return m.hub.wait(ctx) })
+	g.Go(func() error { return m.followDevices(ctx) })
+	g.Go(func() error { return forward.New(m.gate, m.log, hub.PortREST).Serve(ctx, on.forward) })
 	switch err := g.Wait(); {
 	case errors.Is(err, errServed), errors.Is(err, errHostGone), errors.Is(err, context.Canceled):
 		m.log.Info("guest ends", "reason", err)
@@ -246,6 +283,20 @@ func (m *machine) serve(ctx context.Context) error {
 	default:
 		return err
 	}
+}
+
+// followDevices loads the drivers of what is attached later.
+func (m *machine) followDevices(ctx context.Context) error {
+	err := m.events.WaitFor(ctx, "devices", func() (bool, error) {
+		if err := m.modules.Devices("/sys"); err != nil {
+			m.log.Warn("driver not loaded", "error", err)
+		}
+		return false, nil
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }
 
 // uptime is the time since the kernel started.
@@ -268,51 +319,69 @@ func (m *machine) agentConfig() agent.Config {
 		Runtime:     container.NewRuntime(rc, m.reaper, m.log),
 		PullTimeout: m.cfg.ImagePullTimeout, HubTimeout: m.cfg.HubTimeout, HotplugTimeout: m.cfg.HotplugTimeout,
 		Reserved: reservedDevices("/sys"),
+		Devices: &device.Finder{
+			Sys: "/sys", Dev: "/dev", Timeout: m.cfg.HotplugTimeout, Load: m.modules.Load,
+			Drivers: func() error { return m.modules.Devices("/sys") },
+		},
+		Modules: m.modules, WithoutIntegrity: !m.cfg.StorageIntegrity,
+	}
+	if m.cfg.Sandboxed {
+		cfg.Features = append(cfg.Features, sandboxedFeature)
 	}
 	m.hub.configure(&cfg)
 	return cfg
 }
 
+// channels are the listeners of the guest's services.
+type channels struct{ agents, logs, forward net.Listener }
+
 // openChannels opens what there is: the virtio-serial port with the multiplexer, vsock, or both. wait blocks while the
 // channel is up.
-func (m *machine) openChannels(ctx context.Context) (agents, logs net.Listener, wait func(context.Context) error, err error) {
-	vAgents, vErr := mux.ListenVsock(mux.PortAgent)
-	if vErr != nil && !errors.Is(vErr, mux.ErrNoVsock) {
-		return nil, nil, nil, vErr
+func (m *machine) openChannels(ctx context.Context) (channels, func(context.Context) error, error) {
+	var v channels
+	var err error
+	v.agents, err = mux.ListenVsock(mux.PortAgent)
+	vsock := err == nil
+	if !vsock && !errors.Is(err, mux.ErrNoVsock) {
+		return channels{}, nil, err
 	}
-	var vLogs net.Listener
-	if vErr == nil {
-		if vLogs, err = mux.ListenVsock(mux.PortLogs); err != nil {
-			return nil, nil, nil, err
+	noVsock := err
+	if vsock {
+		if v.logs, err = mux.ListenVsock(mux.PortLogs); err != nil {
+			return channels{}, nil, err
+		}
+		if v.forward, err = mux.ListenVsock(mux.PortForward); err != nil {
+			return channels{}, nil, err
 		}
 	}
-	port, err := m.findPort(ctx, vErr == nil)
-	if errors.Is(err, mux.ErrNoPort) {
+	port, err := m.findPort(ctx, vsock)
+	if errors.Is(err, mux.ErrNoPort) && vsock {
 		m.log.Info("serving on vsock")
-		return vAgents, vLogs, func(ctx context.Context) error { <-ctx.Done(); return nil }, nil
+		return v, func(ctx context.Context) error { <-ctx.Done(); return nil }, nil
 	}
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("no channel to the host: %w", errors.Join(err, vErr))
+		return channels{}, nil, fmt.Errorf("no channel to the host: %w", errors.Join(err, noVsock))
 	}
 	f, err := mux.OpenVirtioPort(ctx, port)
 	if err != nil {
-		return nil, nil, nil, err
+		return channels{}, nil, err
 	}
-	x, err := mux.New(f, m.log, mux.PortAgent, mux.PortLogs)
+	x, err := mux.New(f, m.log, mux.PortAgent, mux.PortLogs, mux.PortForward)
 	if err != nil {
-		return nil, nil, nil, err
+		return channels{}, nil, err
 	}
-	m.log.Info("serving on virtio-serial", "port", filepath.Base(port), "vsock", vErr == nil)
-	wait = func(ctx context.Context) error {
+	m.log.Info("serving on virtio-serial", "port", filepath.Base(port), "vsock", vsock)
+	wait := func(ctx context.Context) error {
 		if err := x.Serve(ctx); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("%w: %w", errHostGone, err)
 		}
 		return errHostGone
 	}
-	if vErr != nil {
-		return x.Listener(mux.PortAgent), x.Listener(mux.PortLogs), wait, nil
+	c := channels{x.Listener(mux.PortAgent), x.Listener(mux.PortLogs), x.Listener(mux.PortForward)}
+	if vsock {
+		c = channels{mux.Join(c.agents, v.agents), mux.Join(c.logs, v.logs), mux.Join(c.forward, v.forward)}
 	}
-	return mux.Join(x.Listener(mux.PortAgent), vAgents), mux.Join(x.Listener(mux.PortLogs), vLogs), wait, nil
+	return c, wait, nil
 }
 
 // findPort looks for the virtio-serial port; where vsock works the port need not come.

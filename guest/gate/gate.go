@@ -163,6 +163,18 @@ func (e *Engine) Exited(ctx context.Context, containerID string, status int) err
 	return nil
 }
 
+// AllowPort decides whether the host may reach a TCP port of the pod from inside. It is no request of the protocol; the
+// rule is PortForwardRequest with the input {"port": N}.
+func (e *Engine) AllowPort(ctx context.Context, port uint16) error {
+	const rule = "PortForwardRequest"
+	if err := e.acquire(ctx); err != nil {
+		return &InternalError{Rule: rule, Err: err}
+	}
+	defer func() { <-e.lock }()
+	_, err := e.decideLocked(ctx, rule, portInput(port))
+	return err
+}
+
 // SetPolicy asks the current policy whether it may be replaced by text and, if
 // so, replaces rules and state in the same step. A text that does not compile
 // gives *PolicyError and leaves everything as it was.

@@ -438,3 +438,22 @@ ContainerExited := {"allowed": true, "ops": [{"op": "add", "path": "/pstate/done
 		t.Error(err)
 	}
 }
+
+func TestAllowPort(t *testing.T) {
+	e, err := New("package agent_policy\nPortForwardRequest { input.port == 8080 }\n", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.AllowPort(t.Context(), 8080); err != nil {
+		t.Error(err)
+	}
+	if err := e.AllowPort(t.Context(), 8081); err == nil {
+		t.Error("another port was allowed")
+	}
+	if e, err = New("package agent_policy\n", Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.AllowPort(t.Context(), 8080); err == nil {
+		t.Error("a policy without the rule allows ports")
+	}
+}

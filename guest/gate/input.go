@@ -47,6 +47,11 @@ func exitInput(containerID string, status int) *input {
 	}
 }
 
+func portInput(port uint16) *input {
+	b := termBuilder{}
+	return &input{term: b.Object([]string{"port"}, []*ast.Term{b.Uint(uint64(port))}), secrets: &secrets{}}
+}
+
 type termBuilder struct{ withBytes bool }
 
 func (termBuilder) Null() *ast.Term       { return ast.InternedNullTerm }

@@ -22,6 +22,9 @@ const (
 	DefaultAASocket  = "/run/confidential-containers/attestation-agent/attestation-agent.sock"
 	DefaultCDHSocket = "/run/confidential-containers/cdh.sock"
 	DefaultREST      = "127.0.0.1:8006"
+
+	// PortREST is the port of DefaultREST.
+	PortREST uint16 = 8006
 )
 
 const shutdownTimeout = 5 * time.Second

@@ -18,6 +18,8 @@ import (
 const (
 	PortAgent uint32 = 1024
 	PortLogs  uint32 = 1025
+	// PortForward is that of streams to TCP ports of the pod.
+	PortForward uint32 = 1030
 )
 
 const (

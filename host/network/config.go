@@ -55,6 +55,9 @@ type Config struct {
 	Vhost string
 	// WithoutVhost leaves the kernel's back end unused.
 	WithoutVhost bool
+	// RxBitsPerSecond and TxBitsPerSecond limit what each interface gives to the pod and takes from it; 0 is no limit. The first needs
+	// ModelTC.
+	RxBitsPerSecond, TxBitsPerSecond int
 }
 
 func (c Config) withDefaults() Config {
@@ -87,6 +90,15 @@ func (c Config) Validate() error {
 	}
 	if c.Queues < 1 || c.Queues > MaxQueues {
 		errs = append(errs, fmt.Errorf("%d network queues: expected 1 to %d", c.Queues, MaxQueues))
+	}
+	for what, bits := range map[string]int{"received": c.RxBitsPerSecond, "sent": c.TxBitsPerSecond} {
+		if bits < 0 || bits > 0 && bits < minRate {
+			errs = append(errs, fmt.Errorf("a limit of %d bits per second %s: expected 0 or at least %d", bits, what, minRate))
+		}
+	}
+	if c.RxBitsPerSecond > 0 && c.Model == ModelMacvtap {
+		errs = append(errs, fmt.Errorf("a limit of bits received needs the network model %q: %w (hint: network.rx_bits_per_second)", ModelTC,
+			ErrUnsupported))
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("network configuration: %w", errors.Join(errs...))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,11 +13,11 @@ import (
 var ErrHostNetwork = errors.New("the pod uses the network of the host, and a virtual machine cannot: it has interfaces of its own" +
 	" (hint: remove hostNetwork: true and publish what is needed with hostPort or a Service, or run this pod with the node's runc)")
 
-// errGone means that the namespace is not there any more.
-var errGone = errors.New("the network namespace is gone")
+// ErrGone means that the network namespace is not there any more.
+var ErrGone = errors.New("the network namespace is gone")
 
-// namespace is an open network namespace.
-type namespace struct {
+// Namespace is an open network namespace, which lives until Close even when its path has gone.
+type Namespace struct {
 	file *os.File
 	id   identity
 }
@@ -31,24 +30,25 @@ type identity struct {
 	Cookie uint64 `json:"cookie,omitempty"`
 }
 
-// openNamespace opens the network namespace with this path, unless it is the host's.
-func openNamespace(path string) (*namespace, error) {
+// OpenNamespace opens the network namespace with this path. It refuses that of the host (ErrHostNetwork) and what is no namespace;
+// ErrGone means that there is nothing, or only the file of one that has gone.
+func OpenNamespace(path string) (*Namespace, error) {
 	// Not blocking, so that a pipe with this name is an error and not a wait.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("opening %s: %w", path, errGone)
+		return nil, fmt.Errorf("opening %s: %w", path, ErrGone)
 	} else if err != nil {
 		return nil, fmt.Errorf("opening the network namespace %s: %w", path, err)
 	}
-	n := &namespace{file: os.NewFile(uintptr(fd), path)}
+	n := &Namespace{file: os.NewFile(uintptr(fd), path)}
 	if err := n.inspect(); err != nil {
-		n.close()
+		n.Close()
 		return nil, err
 	}
 	return n, nil
 }
 
-func (n *namespace) inspect() error {
+func (n *Namespace) inspect() error {
 	path := n.file.Name()
 	fd := int(n.file.Fd())
 	var st unix.Statfs_t
@@ -57,7 +57,7 @@ func (n *namespace) inspect() error {
 	}
 	if st.Type != unix.NSFS_MAGIC {
 		// A file is left of a namespace whose mount has gone.
-		return fmt.Errorf("%s is a plain file and not a namespace: %w", path, errGone)
+		return fmt.Errorf("%s is a plain file and not a namespace: %w", path, ErrGone)
 	}
 	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
 		return fmt.Errorf("%s is a namespace of kind %#x, expected a network namespace: %w", path, kind, errors.Join(err))
@@ -80,7 +80,7 @@ func (n *namespace) inspect() error {
 			return fmt.Errorf("%s: %w", path, ErrHostNetwork)
 		}
 	}
-	return n.do(func() error {
+	return n.Do(func() error {
 		s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("opening a socket in %s: %w", path, err)
@@ -93,26 +93,16 @@ func (n *namespace) inspect() error {
 	})
 }
 
-func (n *namespace) close() { n.file.Close() }
+// Close gives the namespace up.
+func (n *Namespace) Close() { n.file.Close() }
 
-// do calls fn on a thread that is in the namespace. The thread ends with fn and is never given to other goroutines, so that nothing
+// Do calls fn on a thread that is in the namespace. The thread ends with fn and is never given to other goroutines, so that nothing
 // else can find itself in the pod's network, whatever fails.
-func (n *namespace) do(fn func() error) error {
-	result := make(chan error, 1)
-	go func() { result <- n.enter(fn) }()
-	return <-result
-}
-
-func (n *namespace) enter(fn func() error) error {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// The first thread of a process cannot end, and what /proc/self shows is its namespace. While it is held here, the
-		// goroutine of do gets another.
-		defer runtime.UnlockOSThread()
-		return n.do(fn)
-	}
-	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("entering %s: %w", n.file.Name(), err)
-	}
-	return fn()
+func (n *Namespace) Do(fn func() error) error {
+	return onThread(func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering %s: %w", n.file.Name(), err)
+		}
+		return fn()
+	})
 }

@@ -18,7 +18,7 @@ import (
 // Network is a pod's namespace, joined with a machine. Its methods may be called from several goroutines.
 type Network struct {
 	cfg Config
-	ns  *namespace
+	ns  *Namespace
 
 	mu         sync.Mutex
 	state      state
@@ -42,13 +42,13 @@ func Attach(ctx context.Context, cfg Config) (*Network, error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("looking for the network state: %w", err)
 	}
-	ns, err := openNamespace(cfg.NetNS)
+	ns, err := OpenNamespace(cfg.NetNS)
 	if err != nil {
 		return nil, fmt.Errorf("attaching the pod's network: %w", err)
 	}
 	n := &Network{cfg: cfg, ns: ns, state: state{Version: stateVersion, NetNS: cfg.NetNS, Namespace: ns.id}}
 	if _, err := n.Rescan(ctx); err != nil {
-		ns.close()
+		ns.Close()
 		if gone := n.forget(); gone != nil {
 			err = errors.Join(err, gone)
 		}
@@ -105,7 +105,7 @@ func (n *Network) Rescan(ctx context.Context) (Change, error) {
 		return Change{}, ErrDetached
 	}
 	var change Change
-	err := n.ns.do(func() error {
+	err := n.ns.Do(func() error {
 		c, err := scan()
 		if err != nil {
 			return err
@@ -163,7 +163,8 @@ func (n *Network) connectNew(ctx context.Context, picked []netlink.Link) ([]*Int
 		if next > maxNumber {
 			return nil, fmt.Errorf("%w network interfaces came and went: more than %d", ErrTooMany, maxNumber+1)
 		}
-		r := record{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Tap: tapName(next), Model: n.cfg.Model, QueueLen: a.TxQLen}
+		r := record{Index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Tap: tapName(next), Model: n.cfg.Model, QueueLen: a.TxQLen,
+			Limit: n.cfg.TxBitsPerSecond > 0}
 		if r.Model == ModelTC {
 			foreign, err := hasIngress(link)
 			if err != nil {
@@ -231,6 +232,10 @@ func (n *Network) connect(ctx context.Context, link netlink.Link, r record) (_ *
 			return nil, err
 		}
 	}
+	// Before frames flow, so that none passes without the limit.
+	if err := n.limitLink(ctx, link); err != nil {
+		return nil, err
+	}
 	if r.Model == ModelMacvtap {
 		return i, n.connectMacvtap(link, i)
 	}
@@ -239,6 +244,9 @@ func (n *Network) connect(ctx context.Context, link netlink.Link, r record) (_ *
 	}
 	tap, err := upTap(r.Tap, a.MTU)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.limitTap(ctx, tap); err != nil {
 		return nil, err
 	}
 	if err := addQdisc(ctx, tap); err != nil {
@@ -267,7 +275,7 @@ func (n *Network) connectMacvtap(link netlink.Link, i *Interface) error {
 		return err
 	}
 	// On a thread of its own, because it leaves its view of the files changed.
-	return n.ns.do(func() (err error) {
+	return n.ns.Do(func() (err error) {
 		i.files.taps, err = openMacvtap(i.Tap, n.cfg.Queues)
 		return err
 	})
@@ -357,6 +365,6 @@ func (n *Network) Detach(ctx context.Context) error {
 		return fmt.Errorf("detaching the pod's network: %w", err)
 	}
 	n.detached = true
-	n.ns.close()
+	n.ns.Close()
 	return removeState(n.cfg.StateFile)
 }

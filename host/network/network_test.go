@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/wire/agent"
 )
 
 // What works on real namespaces is tested in test/podnet.
@@ -29,7 +31,10 @@ func TestValidate(t *testing.T) {
 			t.Errorf("got %v, expected %s", err, want)
 		}
 	}
-	for _, c := range []Config{{NetNS: "/a\x00b", StateFile: "/s"}, {NetNS: "/a", StateFile: "/s", Queues: -1}} {
+	for _, c := range []Config{
+		{NetNS: "/a\x00b", StateFile: "/s"}, {NetNS: "/a", StateFile: "/s", Queues: -1}, {NetNS: "/a", StateFile: "/s", TxBitsPerSecond: 7999},
+		{NetNS: "/a", StateFile: "/s", RxBitsPerSecond: -1}, {NetNS: "/a", StateFile: "/s", RxBitsPerSecond: 1e6, Model: ModelMacvtap},
+	} {
 		if err := c.Validate(); err == nil {
 			t.Errorf("%+v was accepted", c)
 		}
@@ -48,7 +53,7 @@ func TestHostNetwork(t *testing.T) {
 	}
 	for path, want := range map[string]error{
 		"": ErrHostNetwork, "/proc/self/ns/net": ErrHostNetwork, "/proc/self/ns/uts": nil, "/dev/null": nil,
-		filepath.Join(dir, "missing"): errGone, plain: errGone, pipe: errGone,
+		filepath.Join(dir, "missing"): ErrGone, plain: ErrGone, pipe: ErrGone,
 	} {
 		state := filepath.Join(dir, "state")
 		n, err := Attach(t.Context(), Config{NetNS: path, StateFile: state})
@@ -242,4 +247,27 @@ func FuzzParseAddr(f *testing.F) {
 		}
 		_ = a.String()
 	})
+}
+
+func TestFromSpec(t *testing.T) {
+	spec := func(namespaces ...*agent.LinuxNamespace) *agent.Spec {
+		return &agent.Spec{Linux: &agent.Linux{Namespaces: namespaces}}
+	}
+	network := func(path string) *agent.LinuxNamespace { return &agent.LinuxNamespace{Type: "network", Path: path} }
+	if path, err := FromSpec(spec(network("/run/netns/x"), &agent.LinuxNamespace{Type: "pid"})); path != "/run/netns/x" || err != nil {
+		t.Errorf("got %q, %v", path, err)
+	}
+	for _, s := range []*agent.Spec{{}, spec(&agent.LinuxNamespace{Type: "pid"})} {
+		if _, err := FromSpec(s); !errors.Is(err, ErrHostNetwork) {
+			t.Errorf("got %v, expected ErrHostNetwork", err)
+		}
+	}
+	for _, s := range []*agent.Spec{spec(network("/a"), network("/a")), spec(network("x"))} {
+		if path, err := FromSpec(s); err == nil || errors.Is(err, ErrHostNetwork) {
+			t.Errorf("got %q, %v", path, err)
+		}
+	}
+	if err := Remove(filepath.Join(t.TempDir(), "never")); err != nil {
+		t.Error(err)
+	}
 }

@@ -43,6 +43,8 @@ type record struct {
 	QueueLen int `json:"queue_len"`
 	// OwnQdisc says that the interface had no ingress qdisc before.
 	OwnQdisc bool `json:"own_qdisc,omitempty"`
+	// Limit says that what the interface sends is limited.
+	Limit bool `json:"limit,omitempty"`
 }
 
 // save replaces the file in one step. No fsync: what it describes does not outlive the kernel either.
@@ -110,13 +112,13 @@ func Cleanup(ctx context.Context, stateFile string) error {
 	} else if err != nil {
 		return err
 	}
-	ns, err := openNamespace(s.NetNS)
-	if errors.Is(err, errGone) {
+	ns, err := OpenNamespace(s.NetNS)
+	if errors.Is(err, ErrGone) {
 		return removeState(stateFile) // with the namespace went what was in it
 	} else if err != nil {
 		return fmt.Errorf("cleaning up a pod's network: %w", err)
 	}
-	defer ns.close()
+	defer ns.Close()
 	if ns.id != s.Namespace {
 		return removeState(stateFile) // the path is that of another pod by now
 	}
@@ -136,8 +138,8 @@ func removeState(path string) error {
 }
 
 // undo removes what was made for these links, as far as it is there, and goes on when something cannot be removed.
-func undo(ctx context.Context, ns *namespace, links []record) error {
-	return ns.do(func() error {
+func undo(ctx context.Context, ns *Namespace, links []record) error {
+	return ns.Do(func() error {
 		var errs []error
 		for _, r := range links {
 			errs = append(errs, r.undo(ctx))
@@ -153,10 +155,15 @@ func (r record) undo(ctx context.Context) error {
 	case isNotFound(err):
 	case err != nil:
 		errs = append(errs, fmt.Errorf("looking up %s: %w", r.Name, err))
-	case r.Model == ModelTC && (link.Attrs().Name == r.Name || link.Attrs().HardwareAddr.String() == r.MAC):
+	case link.Attrs().Name == r.Name || link.Attrs().HardwareAddr.String() == r.MAC:
 		// Either may have been changed since; another link with this number would have neither.
-		errs = append(errs, removeRedirect(ctx, link, r.OwnQdisc))
-		if r.OwnQdisc && link.Attrs().TxQLen != r.QueueLen {
+		if r.Model == ModelTC {
+			errs = append(errs, removeRedirect(ctx, link, r.OwnQdisc))
+		}
+		if r.Limit {
+			errs = append(errs, removeLimit(ctx, link))
+		}
+		if (r.OwnQdisc || r.Limit) && link.Attrs().TxQLen != r.QueueLen {
 			if err := netlink.LinkSetTxQLen(link, r.QueueLen); err != nil {
 				errs = append(errs, fmt.Errorf("setting the queue length of %s back: %w", r.Name, err))
 			}

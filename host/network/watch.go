@@ -22,7 +22,7 @@ const (
 // and Watch. The end of ctx is not an error.
 func (n *Network) Watch(ctx context.Context, changed func(Change, error) error) error {
 	var socket *nl.NetlinkSocket
-	err := n.ns.do(func() (err error) {
+	err := n.ns.Do(func() (err error) {
 		socket, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 		return err

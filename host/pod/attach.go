@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	client "github.com/cloister/cloister/host/agent"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/internal/paths"
@@ -20,15 +22,15 @@ import (
 )
 
 // Attach connects to the agent of a running pod through its supervisor.
-func Attach(ctx context.Context, dirs paths.Dirs, name string) (*Agent, error) {
+func Attach(ctx context.Context, dirs paths.Dirs, name string) (*client.Client, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	conn, err := dialControl(ctx, dirs.Run, name, fmt.Sprintf("CONNECT %d", portAgent))
+	conn, err := dialControl(ctx, dirs.Run, name, fmt.Sprintf("CONNECT %d", client.PortAgent))
 	if err != nil {
 		return nil, err
 	}
-	return newAgent(conn, nil), nil
+	return client.New(conn, nil), nil
 }
 
 // Stop ends a pod and waits until nothing is left of it. A negative grace leaves the pod's own grace period.
@@ -147,13 +149,13 @@ func hasEnv(env []string, name string) bool {
 }
 
 type execution struct {
-	a               *Agent
+	a               *client.Client
 	container, exec string
 	opts            *ExecOptions
 }
 
 func (x *execution) run(ctx context.Context, doing string, process *agent.Process) (int, error) {
-	err := x.a.call(ctx, callTimeout, doing, func(c context.Context) error {
+	err := x.a.Call(ctx, client.CallTimeout, doing, func(c context.Context) error {
 		_, err := x.a.ExecProcess(c, &agent.ExecProcessRequest{ContainerId: x.container, ExecId: x.exec, Process: process})
 		return err
 	})
@@ -174,7 +176,7 @@ func (x *execution) run(ctx context.Context, doing string, process *agent.Proces
 		go x.resize(rctx)
 	}
 	var code int
-	err = x.a.call(ctx, 0, doing, func(c context.Context) error {
+	err = x.a.Call(ctx, 0, doing, func(c context.Context) error {
 		r, err := x.a.WaitProcess(c, &agent.WaitProcessRequest{ContainerId: x.container, ExecId: x.exec})
 		code = int(r.GetStatus())
 		return err

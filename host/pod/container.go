@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	client "github.com/cloister/cloister/host/agent"
+
 	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/launch"
 )
@@ -118,7 +120,7 @@ func (s *supervisor) initContainer(ctx, life context.Context, c *managed) (int, 
 func (s *supervisor) createAndStart(ctx context.Context, c *managed) error {
 	a, req := s.agent, c.request()
 	err := s.step(StepCreate, c.Name, func() error {
-		return a.call(ctx, s.opts.CreateTimeout, "creating container "+c.Name, func(cc context.Context) error {
+		return a.Call(ctx, s.opts.CreateTimeout, "creating container "+c.Name, func(cc context.Context) error {
 			_, err := a.CreateContainer(cc, req)
 			return err
 		})
@@ -128,7 +130,7 @@ func (s *supervisor) createAndStart(ctx context.Context, c *managed) error {
 	}
 	s.state.container(c.Name, func(x *ContainerState) { x.State, x.ID = ContainerCreated, req.GetContainerId() })
 	return s.step(StepStart, c.Name, func() error {
-		err := a.call(ctx, callTimeout, "starting container "+c.Name, func(cc context.Context) error {
+		err := a.Call(ctx, client.CallTimeout, "starting container "+c.Name, func(cc context.Context) error {
 			_, err := a.StartContainer(cc, &agent.StartContainerRequest{ContainerId: req.GetContainerId()})
 			return err
 		})
@@ -169,7 +171,7 @@ func (s *supervisor) follow(ctx, life context.Context, c *managed) (int, error) 
 // restart takes an ended container away and makes the next one of the same entry in the policy.
 func (s *supervisor) restart(ctx context.Context, c *managed) error {
 	err := s.step(StepRestart, c.Name, func() error {
-		return s.agent.call(ctx, callTimeout, "removing container "+c.Name+" for its restart", func(cc context.Context) error {
+		return s.agent.Call(ctx, client.CallTimeout, "removing container "+c.Name+" for its restart", func(cc context.Context) error {
 			_, err := s.agent.RemoveContainer(cc, &agent.RemoveContainerRequest{ContainerId: c.id()})
 			return err
 		})
@@ -204,7 +206,7 @@ func (s *supervisor) waitExit(life context.Context, c *managed) (int, error) {
 	s.feed(rctx, c)
 	var code int
 	start := time.Now()
-	err = s.agent.call(life, 0, "waiting for container "+c.Name, func(cc context.Context) error {
+	err = s.agent.Call(life, 0, "waiting for container "+c.Name, func(cc context.Context) error {
 		r, err := s.agent.WaitProcess(cc, &agent.WaitProcessRequest{ContainerId: id, ExecId: exec})
 		code = int(r.GetStatus())
 		return err
@@ -273,7 +275,7 @@ func (s *supervisor) signal(ctx context.Context, c *managed, sig uint32, firstOn
 	if firstOnly {
 		req.ExecId = c.execID()
 	}
-	err := s.agent.call(ctx, callTimeout, fmt.Sprintf("sending signal %d to container %s", sig, c.Name), func(cc context.Context) error {
+	err := s.agent.Call(ctx, client.CallTimeout, fmt.Sprintf("sending signal %d to container %s", sig, c.Name), func(cc context.Context) error {
 		_, err := s.agent.SignalProcess(cc, req)
 		return err
 	})

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	client "github.com/cloister/cloister/host/agent"
 )
 
 // Bounds of what a guest can make the host store.
@@ -18,6 +20,9 @@ const (
 	logLineLimit = 16 << 10 // longer lines are stored in parts
 	guestLogMax  = 8 << 20
 )
+
+// GuestLog is the file in a pod's log directory with what the guest's own services log.
+const GuestLog = "guest.log"
 
 // entry is one line of a container's log file.
 type entry struct {
@@ -182,12 +187,12 @@ func (s *logStream) show(p []byte) {
 
 // collectGuestLog keeps what the guest's own services log, up to a limit.
 func (s *supervisor) collectGuestLog(ctx context.Context) {
-	conn, err := s.vm.Dial(ctx, portLog)
+	conn, err := s.vm.Dial(ctx, client.PortLog)
 	if err != nil {
 		s.opts.Logger.Debug("no guest log", "pod", s.opts.Plan.Name, "error", err)
 		return
 	}
-	f, err := os.OpenFile(filepath.Join(s.opts.LogDir, "guest.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(filepath.Join(s.opts.LogDir, GuestLog), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		conn.Close()
 		s.opts.Logger.Warn("keeping the guest log", "error", err)

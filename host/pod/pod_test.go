@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	client "github.com/cloister/cloister/host/agent"
+
 	"github.com/hashicorp/yamux"
 
 	"github.com/cloister/cloister/host/vmm"
@@ -311,7 +313,7 @@ func TestReboot(t *testing.T) {
 func TestLongAnswer(t *testing.T) {
 	e := newEnv(t, container("app", false, ""))
 	e.guest.Denied = map[string]string{"CreateSandboxRequest": strings.Repeat("<", 3<<20)}
-	if _, err := Run(t.Context(), e.opts); err == nil || !IsDenied(err) {
+	if _, err := Run(t.Context(), e.opts); err == nil || !client.IsDenied(err) {
 		t.Errorf("error %.200v, want a denial", err)
 	}
 	if _, err := List(e.dirs); err != nil {
@@ -329,7 +331,7 @@ func TestDenialsAreVerbatim(t *testing.T) {
 			e := newEnv(t, container("app", false, ""))
 			e.guest.Denied = map[string]string{request: text + "\x1b[2J"}
 			_, err := Run(t.Context(), e.opts)
-			if err == nil || !strings.Contains(err.Error(), doing+": "+text) || !IsDenied(err) || strings.Contains(err.Error(), "\x1b") {
+			if err == nil || !strings.Contains(err.Error(), doing+": "+text) || !client.IsDenied(err) || strings.Contains(err.Error(), "\x1b") {
 				t.Errorf("got %v", err)
 			}
 			if s := e.gone(t); s.Phase != Failed || !strings.Contains(s.Error, text) {
@@ -528,7 +530,7 @@ func TestExecDenied(t *testing.T) {
 	e.waitStep(t, StepRunning)
 	_, err := Exec(t.Context(), e.dirs, "web", ExecOptions{Argv: []string{"sh"}})
 	want := `running "sh" in container app of pod web: ExecProcessRequest is blocked by policy: sh`
-	if !IsDenied(err) || err.Error() != want {
+	if !client.IsDenied(err) || err.Error() != want {
 		t.Errorf("got %v", err)
 	}
 	if err := Stop(t.Context(), e.dirs, "web", -1); err != nil {

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	client "github.com/cloister/cloister/host/agent"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/host/vmm"
@@ -34,7 +36,7 @@ type supervisor struct {
 	state *stateKeeper
 	ctl   *control
 	vm    Machine
-	agent *Agent
+	agent *client.Client
 	out   *output
 	logs  sync.WaitGroup
 
@@ -128,7 +130,7 @@ func (s *supervisor) run(ctx, base context.Context) (int, error) {
 		return 0, err
 	}
 	err := s.step(StepSandbox, "", func() error {
-		return a.call(ctx, callTimeout, "creating the sandbox", func(c context.Context) error {
+		return a.Call(ctx, client.CallTimeout, "creating the sandbox", func(c context.Context) error {
 			_, err := a.CreateSandbox(c, plan.Sandbox)
 			return err
 		})
@@ -161,14 +163,14 @@ func (s *supervisor) boot(ctx context.Context) error {
 	}
 	s.ctl.serveGuest(s.vm)
 	return s.step(StepGuestReady, "", func() error {
-		conn, err := s.vm.Dial(ctx, portAgent)
+		conn, err := s.vm.Dial(ctx, client.PortAgent)
 		if err != nil {
 			return fmt.Errorf("connecting to the agent: %w", err)
 		}
-		s.agent = newAgent(conn, s.gone)
+		s.agent = client.New(conn, s.gone)
 		rctx, cancel := context.WithTimeout(ctx, s.opts.ReadyTimeout)
 		defer cancel()
-		err = s.agent.call(rctx, 0, "waiting for the guest", func(c context.Context) error {
+		err = s.agent.Call(rctx, 0, "waiting for the guest", func(c context.Context) error {
 			_, err := s.agent.Health.Check(c, &agent.CheckRequest{})
 			return err
 		})
@@ -202,7 +204,7 @@ func (s *supervisor) gone() error {
 
 // network gives the guest its address in QEMU's user-mode network.
 func (s *supervisor) network(ctx context.Context) error {
-	err := s.agent.call(ctx, callTimeout, "configuring the network interface", func(c context.Context) error {
+	err := s.agent.Call(ctx, client.CallTimeout, "configuring the network interface", func(c context.Context) error {
 		_, err := s.agent.UpdateInterface(c, &agent.UpdateInterfaceRequest{Interface: &agent.Interface{
 			Device: "eth0", Name: "eth0", Mtu: 1500, HwAddr: vmm.GuestMAC, Type: "veth",
 			IPAddresses: []*agent.IPAddress{{Family: agent.IPFamily_v4, Address: "10.0.2.15", Mask: "24"}},
@@ -212,7 +214,7 @@ func (s *supervisor) network(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.agent.call(ctx, callTimeout, "configuring the default route", func(c context.Context) error {
+	return s.agent.Call(ctx, client.CallTimeout, "configuring the default route", func(c context.Context) error {
 		_, err := s.agent.UpdateRoutes(c, &agent.UpdateRoutesRequest{Routes: &agent.Routes{
 			Routes: []*agent.Route{{Gateway: "10.0.2.2", Device: "eth0"}},
 		}})
@@ -223,7 +225,7 @@ func (s *supervisor) network(ctx context.Context) error {
 func (s *supervisor) copyFiles(ctx context.Context) error {
 	for _, f := range s.opts.Plan.Files {
 		for _, part := range splitFile(f.Request) {
-			err := s.agent.call(ctx, callTimeout, "copying "+part.GetPath(), func(c context.Context) error {
+			err := s.agent.Call(ctx, client.CallTimeout, "copying "+part.GetPath(), func(c context.Context) error {
 				_, err := s.agent.CopyFile(c, part)
 				return err
 			})

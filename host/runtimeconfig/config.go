@@ -19,6 +19,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/cloister/cloister/host/trace"
 )
 
 //go:embed example.toml
@@ -37,6 +39,7 @@ type Config struct {
 	Timeouts    Timeouts
 	Cgroup      Cgroup
 	Logging     Logging
+	Tracing     Tracing
 	Debug       Debug
 	Annotations Annotations
 }
@@ -138,6 +141,17 @@ type Logging struct {
 	Level, GuestLevel string
 }
 
+// Tracing is what is recorded of how sandboxes come up (package trace).
+type Tracing struct {
+	// Steps keeps a file with the steps of each sandbox.
+	Steps bool
+	// OTLPEndpoint is the collector of OpenTelemetry spans; empty sends none.
+	OTLPEndpoint, OTLPCertificates, OTLPHeadersFile string
+	OTLPInsecureHTTP                                bool
+	// Ratio is the part of sandboxes whose spans are sent.
+	Ratio float64
+}
+
 // Debug is what helps to find faults.
 type Debug struct {
 	KeepFailed      bool
@@ -165,6 +179,7 @@ func Default() Config {
 			Hub: 50 * time.Second, GuestProcess: 6 * time.Second, Remote: 10 * time.Minute},
 		Cgroup:  Cgroup{SandboxOnly: true},
 		Logging: Logging{Level: "info", GuestLevel: "info"},
+		Tracing: Tracing{Steps: true, Ratio: 1},
 		Annotations: Annotations{Enabled: []string{"sandbox.vcpus", "sandbox.max_vcpus", "sandbox.memory_mib",
 			"timeouts.create_container", keyInitdata, keyPolicy}},
 	}
@@ -203,6 +218,9 @@ func (c *Config) Static() bool {
 // Insecure lists what is on and should not be in production.
 func (c *Config) Insecure() []string {
 	var on []string
+	if c.Tracing.OTLPInsecureHTTP {
+		on = append(on, "tracing.otlp_insecure_http: traces travel in the clear")
+	}
 	if c.Debug.InsecureConsole {
 		on = append(on, "debug.insecure_console: everybody who can reach the VM's console has a shell in the guest")
 	}
@@ -235,6 +253,12 @@ func (c *Config) validate(at func(key string) string) error {
 	}
 	if c.VMM.MachineType == "microvm" && c.Confidential() {
 		fault("vmm.machine_type", "is microvm, which has no firmware to measure: want another one for sandbox.tee %q", c.Sandbox.TEE)
+	}
+	if c.Tracing.OTLPEndpoint != "" {
+		t := trace.ExporterConfig{Endpoint: c.Tracing.OTLPEndpoint, InsecureHTTP: c.Tracing.OTLPInsecureHTTP, Ratio: c.Tracing.Ratio}
+		if err := t.Validate(); err != nil {
+			fault("tracing.otlp_endpoint", "cannot be used: %v", err)
+		}
 	}
 	if c.VMM.Kind == "remote" && c.Network.Model != "none" {
 		fault("network.model", "is %q, want \"none\" with vmm.kind \"remote\": the network is made by the remote side", c.Network.Model)

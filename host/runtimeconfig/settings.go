@@ -199,6 +199,14 @@ func settings() []setting {
 	put(setting{key: "logging.guest_level", field: func(c *Config) any { return &c.Logging.GuestLevel }, oneOf: levels,
 		kata: append(names("agent.log_level"), converted(debugLevel(), "agent.enable_debug")...)})
 
+	// tracing
+	put(setting{key: "tracing.steps", field: func(c *Config) any { return &c.Tracing.Steps }})
+	put(setting{key: "tracing.otlp_endpoint", field: func(c *Config) any { return &c.Tracing.OTLPEndpoint }})
+	put(setting{key: "tracing.otlp_certificates", field: func(c *Config) any { return &c.Tracing.OTLPCertificates }, file: true})
+	put(setting{key: "tracing.otlp_headers_file", field: func(c *Config) any { return &c.Tracing.OTLPHeadersFile }, file: true})
+	put(setting{key: "tracing.otlp_insecure_http", field: func(c *Config) any { return &c.Tracing.OTLPInsecureHTTP }})
+	put(setting{key: "tracing.ratio", field: func(c *Config) any { return &c.Tracing.Ratio }, max: 1})
+
 	// debug
 	put(setting{key: "debug.keep_failed", field: func(c *Config) any { return &c.Debug.KeepFailed },
 		kata: names("runtime.keep_abnormal")})

@@ -36,6 +36,9 @@ func (d Dirs) TPMCA() string { return filepath.Join(d.Home, "tpm-ca") }
 // Pods is where logs and final states of pods are kept.
 func (d Dirs) Pods() string { return filepath.Join(d.Home, "pods") }
 
+// CurrentImage is a link to the guest image that was built last.
+func (d Dirs) CurrentImage() string { return filepath.Join(d.Cache, "current-guest") }
+
 // Images is where guest images are cached.
 func (d Dirs) Images() string { return filepath.Join(d.Cache, "guest") }
 

@@ -21,11 +21,17 @@ type pod struct {
 // attachPod joins a namespace with a new guest and configures it.
 func attachPod(t *testing.T, ns *netns, model network.Model, queues int) *pod {
 	t.Helper()
+	return attachWith(t, ns, network.Config{Model: model, Queues: queues})
+}
+
+// attachWith is attachPod with more to configure.
+func attachWith(t *testing.T, ns *netns, cfg network.Config) *pod {
+	t.Helper()
 	ctx := testContext(t)
 	p := &pod{netns: ns, guest: newGuest(t, ns.name()+"-guest"), state: stateFile(t)}
+	cfg.NetNS, cfg.StateFile = ns.path, p.state
 	var err error
-	p.net, err = network.Attach(ctx, network.Config{NetNS: ns.path, StateFile: p.state, Model: model, Queues: queues})
-	if err != nil {
+	if p.net, err = network.Attach(ctx, cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -56,6 +62,7 @@ func TestBridge(t *testing.T) {
 				return second.run("ip -6 addr show tentative")+first.run("ip -6 addr show tentative") == ""
 			})
 			second.serve("second")
+			first.settle(ctx)
 			before := first.snapshot()
 			p := attachPod(t, first, model, 1)
 			p.guest.serve("first")
@@ -145,6 +152,7 @@ func TestPointToPoint(t *testing.T) {
 			ctx := testContext(t)
 			node, ns := newNetns(t, "node"), newNetns(t, "ptp")
 			newCNI(t, node, ptpNet).add(ns, "eth0")
+			ns.settle(ctx)
 			before := ns.snapshot()
 			p := attachPod(t, ns, model, 4)
 			p.guest.serve("ptp")

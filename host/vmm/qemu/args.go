@@ -5,24 +5,61 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/cloister/cloister/host/vmm"
-)
-
-// File descriptors that QEMU inherits, in the order in which Start passes them.
-const (
-	fdQMP = 3 + iota
-	fdConsole
-	fdAgent
-	fdTPM
 )
 
 // AgentPort is the name of the virtio-serial port on which the guest serves its streams.
 const AgentPort = "cloister.agent.0"
 
-// qemuArgs is the command line of the VM. vars and initdata are the VM's private files.
-func qemuArgs(c *vmm.Config, vars, initdata string) ([]string, error) {
-	machine := "q35,smm=off,vmport=off,usb=off,sata=off,graphics=off,dump-guest-core=off,pflash0=fwcode,pflash1=fwvars"
+// bootFiles is what the command line needs to know beyond the configuration: the VM's private files, and the numbers that its
+// inherited files have in QEMU; a number 0 is a file that there is not.
+type bootFiles struct {
+	vars, initdata string
+	// smallFirmware is the image that starts the kernel without OVMF; "" is what QEMU has by itself, SeaBIOS.
+	smallFirmware       string
+	qmp, console, agent int
+	tpm, share, vsock   int
+	cid                 uint32
+	nics                []nicFiles
+	isBlockDevice       map[string]bool // by path, of ExtraDisks
+	sev                 sevBits
+	quoteSocket         bool // the host has a socket of the quote service for TDX
+	paused              bool // the guest runs when it is told to
+}
+
+// nicFiles are the descriptors of a card's queues.
+type nicFiles struct{ taps, vhosts []int }
+
+// argList builds a command line.
+type argList struct {
+	c    *vmm.Config
+	f    *bootFiles
+	args []string
+}
+
+func (a *argList) add(args ...string) { a.args = append(a.args, args...) }
+
+// device adds a virtio device in the form the machine's bus needs.
+func (a *argList) device(name string, options ...string) {
+	a.add("-device", strings.Join(append([]string{name + "-" + transport(a.c)}, options...), ","))
+}
+
+// transport is the end of a virtio device's name.
+func transport(c *vmm.Config) string {
+	switch {
+	case c.Machine == vmm.MachineMicroVM:
+		return "device" // on virtio-mmio
+	case c.TEE != nil && c.TEE.Kind == kindSE:
+		return "ccw"
+	}
+	return "pci"
+}
+
+// qemuArgs is the command line of the VM. That of a VM with OVMF and without hot plug is measured in part, and is kept as it is.
+func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
+	a := &argList{c: c, f: f}
 	cpu, accel := "host", "kvm"
 	if c.Accel == vmm.AccelTCG {
 		// Five-level page tables cost emulation time and bring nothing to a small guest. CMPXCHG16B must stay off: with the
@@ -31,80 +68,182 @@ func qemuArgs(c *vmm.Config, vars, initdata string) ([]string, error) {
 		// own code (static keys), and the guest panics now and then.
 		cpu, accel = "max,la57=off,cx16=off", "tcg,thread=single"
 	}
-	a := []string{
-		"-name", "guest=" + c.Name,
-		"-machine", machine, "-accel", accel, "-cpu", cpu,
-		"-smp", strconv.Itoa(c.VCPUs), "-m", strconv.Itoa(c.MemoryMiB) + "M",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+	if c.TEE != nil {
+		cpu = teeCPU(c.TEE.Kind)
+	}
+	a.add("-name", "guest="+c.Name, "-machine", a.machine(), "-accel", accel, "-cpu", cpu)
+	a.size()
+	a.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
+	if !bareMachine(c) {
 		// Without sleep-to-memory the size of the memory stays out of PCR 0.
-		"-global", "ICH9-LPC.disable_s3=1",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
-		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole), "-serial", "chardev:console",
-		"-device", "virtio-serial-pci,max_ports=2",
-		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent),
-		"-device", "virtserialport,chardev=agent,name=" + AgentPort,
-		"-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0",
+		a.add("-global", "ICH9-LPC.disable_s3=1")
 	}
-	if c.UserNetwork {
-		a = append(a, "-netdev", "user,id=net0,ipv6=off", "-device", "virtio-net-pci,netdev=net0,romfile=,mac="+vmm.GuestMAC)
+	a.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", f.qmp), "-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", f.console), "-serial", "chardev:console")
+	if f.paused {
+		a.add("-S")
 	}
+	a.plugBridge() // before devices that take the next free slot
+	if c.Vsock {
+		a.device("vhost-vsock", fmt.Sprintf("vhostfd=%d", f.vsock), fmt.Sprintf("guest-cid=%d", f.cid))
+	} else {
+		a.device("virtio-serial", "max_ports=2")
+		a.add("-chardev", fmt.Sprintf("socket,id=agent,fd=%d", f.agent),
+			"-device", "virtserialport,chardev=agent,name="+AgentPort)
+	}
+	if c.TEE == nil { // a protected guest does not take its entropy from the host
+		a.add("-object", "rng-random,id=rng0,filename=/dev/urandom")
+		if whyNoPlug(c) == nil {
+			a.device("virtio-rng", "rng=rng0", "disable-legacy=on", "bus="+plugBus, fmt.Sprintf("addr=%#x", plugSlots+1))
+		} else {
+			a.device("virtio-rng", "rng=rng0")
+		}
+	}
+	if err := a.tee(); err != nil {
+		return nil, err
+	}
+	a.network()
+	a.shareAndBalloon()
 	if c.TPM != nil {
-		a = append(a, "-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", fdTPM),
+		a.add("-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", f.tpm),
 			"-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0")
 	}
-	drives := []struct {
-		node, path, serial string
-		readOnly           bool
-	}{{"fwcode", c.FirmwareCode, "", true}, {"fwvars", vars, "", false}}
-	if c.InitdataImage != nil {
-		drives = append(drives, struct {
-			node, path, serial string
-			readOnly           bool
-		}{"initdata", initdata, "initdata", true})
-	}
-	for i, d := range c.ExtraDisks {
-		drives = append(drives, struct {
-			node, path, serial string
-			readOnly           bool
-		}{fmt.Sprintf("disk%d", i), d.Path, d.Serial, d.ReadOnly})
-	}
-	for _, d := range drives {
-		spec, err := blockdev(d.node, d.path, d.readOnly)
-		if err != nil {
-			return nil, err
-		}
-		a = append(a, "-blockdev", spec)
-		if d.serial != "" {
-			a = append(a, "-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", d.node, d.serial))
-		}
+	if err := a.drives(); err != nil {
+		return nil, err
 	}
 	if c.Kernel != "" {
-		a = append(a, "-kernel", c.Kernel)
+		a.add("-kernel", c.Kernel)
 		if c.Initrd != "" {
-			a = append(a, "-initrd", c.Initrd)
+			a.add("-initrd", c.Initrd)
 		}
-		a = append(a, "-append", c.Cmdline)
+		a.add("-append", c.Cmdline)
 	}
-	return a, nil
+	return a.args, nil
 }
 
-// blockdev describes a raw image as JSON, in which any file name can be said.
-func blockdev(node, path string, readOnly bool) (string, error) {
-	abs, err := filepath.Abs(path)
+// bareMachine says whether the machine has none of the PC's chips that q35 has.
+func bareMachine(c *vmm.Config) bool {
+	return c.Machine == vmm.MachineMicroVM || c.TEE != nil && (c.TEE.Kind == kindSE || c.TEE.Kind == kindCCA)
+}
+
+// machine is the value of -machine.
+func (a *argList) machine() string {
+	c := a.c
+	m := "q35,smm=off,vmport=off,usb=off,sata=off,graphics=off,dump-guest-core=off"
+	switch {
+	case c.TEE != nil:
+		m = teeMachine(c.TEE.Kind)
+	case c.Machine == vmm.MachineMicroVM:
+		// The guest's kernel finds virtio-mmio devices and processors through ACPI alone.
+		m = "microvm,acpi=on,pcie=off,rtc=off,usb=off,graphics=off,dump-guest-core=off,x-option-roms=off,auto-kernel-cmdline=off,isa-serial=on"
+		if c.Accel == vmm.AccelTCG {
+			// Without KVM's clock the kernel needs the old timer to find out how fast the processor is.
+			m += ",pit=on,pic=on"
+		}
+	case c.FirmwareCode != "":
+		return m + ",pflash0=fwcode,pflash1=fwvars" + a.memoryLink()
+	}
+	return m + a.memoryLink()
+}
+
+func (a *argList) memoryLink() string {
+	if a.c.Share == nil && a.c.TEE == nil {
+		return ""
+	}
+	return ",memory-backend=mem"
+}
+
+// size adds processors and memory, and the firmware that is not in flash.
+func (a *argList) size() {
+	c := a.c
+	smp := strconv.Itoa(c.VCPUs)
+	if c.MaxVCPUs > c.VCPUs {
+		// Each processor in a socket of its own: a kernel that does not know its hypervisor, as with emulation, ignores places for
+		// processors in a socket that has some (Linux 6.9 and later, topology_register_apic).
+		smp = fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=%d,cores=1,threads=1", c.VCPUs, c.MaxVCPUs, c.MaxVCPUs)
+	}
+	mem := strconv.Itoa(c.MemoryMiB) + "M"
+	if room := pluggableMemory(c); room > 0 {
+		mem += fmt.Sprintf(",slots=%d,maxmem=%dM", memorySlots, c.MemoryMiB+room)
+	}
+	a.add("-smp", smp, "-m", mem)
+	switch {
+	case c.TEE != nil:
+		a.add("-object", fmt.Sprintf("memory-backend-ram,id=mem,size=%dM", c.MemoryMiB))
+	case c.Share != nil:
+		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", c.MemoryMiB))
+	}
+	switch {
+	case c.TEE != nil && c.FirmwareCode != "":
+		a.add("-bios", c.FirmwareCode)
+	case c.TEE == nil && c.FirmwareCode == "" && a.f.smallFirmware != "":
+		a.add("-bios", a.f.smallFirmware)
+	}
+}
+
+// drives adds the firmware's flash and the disks; initdata is the first disk.
+func (a *argList) drives() error {
+	c := a.c
+	type drive struct {
+		node, serial string
+		disk         vmm.Disk
+	}
+	var drives []drive
+	if c.FirmwareCode != "" && c.TEE == nil {
+		drives = append(drives, drive{node: "fwcode", disk: vmm.Disk{Path: c.FirmwareCode, ReadOnly: true}},
+			drive{node: "fwvars", disk: vmm.Disk{Path: a.f.vars}})
+	}
+	if c.InitdataImage != nil {
+		drives = append(drives, drive{"initdata", "initdata", vmm.Disk{Path: a.f.initdata, ReadOnly: true}})
+	}
+	for i, d := range c.ExtraDisks {
+		drives = append(drives, drive{fmt.Sprintf("disk%d", i), d.Serial, d})
+	}
+	for _, d := range drives {
+		node, err := blockdev(d.node, d.disk, a.f.isBlockDevice[d.disk.Path])
+		if err != nil {
+			return err
+		}
+		spec, err := json.Marshal(node)
+		if err != nil {
+			return err
+		}
+		a.add("-blockdev", string(spec))
+		if d.serial != "" {
+			a.device("virtio-blk", "drive="+d.node, "serial="+d.serial)
+		}
+	}
+	return nil
+}
+
+// blockNode is a raw image or block device as QEMU's JSON says it, in which any file name can be said.
+type blockNode struct {
+	Driver   string    `json:"driver"`
+	Node     string    `json:"node-name"`
+	ReadOnly bool      `json:"read-only"`
+	File     blockFile `json:"file"`
+	Discard  string    `json:"discard,omitempty"`
+}
+
+type blockFile struct {
+	Driver   string `json:"driver"`
+	Filename string `json:"filename"`
+	ReadOnly bool   `json:"read-only"`
+	Discard  string `json:"discard,omitempty"`
+}
+
+func blockdev(node string, d vmm.Disk, device bool) (blockNode, error) {
+	abs, err := filepath.Abs(d.Path)
 	if err != nil {
-		return "", fmt.Errorf("resolving %s: %w", path, err)
+		return blockNode{}, fmt.Errorf("resolving %s: %w", d.Path, err)
 	}
-	type file struct {
-		Driver   string `json:"driver"`
-		Filename string `json:"filename"`
-		ReadOnly bool   `json:"read-only"`
+	n := blockNode{"raw", node, d.ReadOnly, blockFile{"file", abs, d.ReadOnly, ""}, ""}
+	if device {
+		n.File.Driver = "host_device"
 	}
-	b, err := json.Marshal(struct {
-		Driver   string `json:"driver"`
-		Node     string `json:"node-name"`
-		ReadOnly bool   `json:"read-only"`
-		File     file   `json:"file"`
-	}{"raw", node, readOnly, file{"file", abs, readOnly}})
-	return string(b), err
+	if d.Discard {
+		n.Discard, n.File.Discard = "unmap", "unmap"
+	}
+	return n, nil
 }

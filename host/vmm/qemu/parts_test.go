@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,39 +17,6 @@ import (
 
 	"github.com/cloister/cloister/host/vmm"
 )
-
-func TestArgs(t *testing.T) {
-	c := vmm.Config{
-		Name: "web", Dir: "/r/vm", Kernel: "/k", Initrd: "/i", Cmdline: "console=ttyS0, quiet", FirmwareCode: "/fw,code", FirmwareVars: "/v",
-		VCPUs: 2, MemoryMiB: 512, Accel: vmm.AccelTCG, InitdataImage: make([]byte, 512), TPM: &vmm.TPM{CADir: "/ca"},
-		ExtraDisks: []vmm.Disk{{Path: "/layer", ReadOnly: true, Serial: "layer-0"}},
-	}
-	args, err := qemuArgs(&c, "/r/vm/vars.fd", "/r/vm/initdata.img")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		`tcg,thread=single`, `max,la57=off,cx16=off`, `console=ttyS0, quiet`, `socket,id=tpm,fd=6`, `virtio-blk-pci,drive=disk0,serial=layer-0`,
-		`{"driver":"raw","node-name":"fwcode","read-only":true,"file":{"driver":"file","filename":"/fw,code","read-only":true}}`,
-		`{"driver":"raw","node-name":"fwvars","read-only":false,"file":{"driver":"file","filename":"/r/vm/vars.fd","read-only":false}}`,
-	} {
-		if !slices.Contains(args, want) {
-			t.Errorf("missing argument %s", want)
-		}
-	}
-	all := strings.Join(args, "\n")
-	if i, d := strings.Index(all, "drive=initdata"), strings.Index(all, "drive=disk0"); i < 0 || d < i {
-		t.Error("initdata is not the first disk")
-	}
-	c.Accel, c.TPM, c.InitdataImage = vmm.AccelKVM, nil, nil
-	args, err = qemuArgs(&c, "/v", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if all := strings.Join(args, "\n"); strings.Contains(all, "tpm") || strings.Contains(all, "initdata") || !slices.Contains(args, "kvm") {
-		t.Errorf("arguments without TPM and initdata:\n%s", all)
-	}
-}
 
 func TestValidateReportsAll(t *testing.T) {
 	err := (&vmm.Config{Name: "a b", Dir: "rel", Cmdline: "x", InitdataImage: []byte{1}, TPM: &vmm.TPM{}}).Validate()

@@ -7,8 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/host/process"
 )
 
 // qmpClient speaks QEMU's machine protocol over one connection.
@@ -18,6 +24,8 @@ type qmpClient struct {
 
 	greeted chan struct{}
 	done    chan struct{} // closed when the connection has ended
+
+	writing sync.Mutex // held while a command is written
 
 	mu      sync.Mutex
 	next    uint64
@@ -110,8 +118,23 @@ func (q *qmpClient) handshake(ctx context.Context) error {
 	return q.execute(ctx, "qmp_capabilities")
 }
 
+// qmpError is QEMU's refusal of a command.
+type qmpError struct{ Command, Class, Desc string }
+
+func (e *qmpError) Error() string {
+	return fmt.Sprintf("%s was refused by the virtual machine monitor: %s", e.Command, process.Printable(e.Desc))
+}
+
+// classNotFound is the class of the error for a device that is not there.
+const classNotFound = "DeviceNotFound"
+
 // execute runs a command that has no arguments and no interesting answer.
 func (q *qmpClient) execute(ctx context.Context, command string) error {
+	return q.run(ctx, command, nil, nil)
+}
+
+// run runs a command. args are its arguments or nil, out takes its answer unless it is nil, files go along with it.
+func (q *qmpClient) run(ctx context.Context, command string, args, out any, files ...*os.File) error {
 	answer := make(chan qmpMessage, 1)
 	q.mu.Lock()
 	q.next++
@@ -124,25 +147,25 @@ func (q *qmpClient) execute(ctx context.Context, command string) error {
 		q.mu.Unlock()
 	}()
 	b, err := json.Marshal(struct {
-		Execute string `json:"execute"`
-		ID      uint64 `json:"id"`
-	}{command, id})
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        uint64 `json:"id"`
+	}{command, args, id})
 	if err != nil {
 		return err
 	}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(30 * time.Second)
-	}
-	if err := q.conn.SetWriteDeadline(deadline); err != nil {
-		return fmt.Errorf("sending %s: %w", command, err)
-	}
-	if _, err := q.conn.Write(append(b, '\n')); err != nil {
+	if err := q.send(ctx, append(b, '\n'), files); err != nil {
 		return fmt.Errorf("sending %s: %w", command, err)
 	}
 	verdict := func(m qmpMessage) error {
 		if m.Error != nil {
-			return fmt.Errorf("%s was refused by the virtual machine monitor: %s", command, m.Error.Desc)
+			return &qmpError{command, m.Error.Class, m.Error.Desc}
+		}
+		if out == nil {
+			return nil
+		}
+		if err := json.Unmarshal(m.Return, out); err != nil {
+			return fmt.Errorf("reading the answer to %s: %w", command, err)
 		}
 		return nil
 	}
@@ -160,6 +183,44 @@ func (q *qmpClient) execute(ctx context.Context, command string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the answer to %s: %w", command, ctx.Err())
 	}
+}
+
+// send writes one command, with its files.
+func (q *qmpClient) send(ctx context.Context, line []byte, files []*os.File) error {
+	q.writing.Lock()
+	defer q.writing.Unlock()
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(30 * time.Second)
+	}
+	if err := q.conn.SetWriteDeadline(deadline); err != nil {
+		return err
+	}
+	if len(files) == 0 {
+		_, err := q.conn.Write(line)
+		return err
+	}
+	conn, ok := q.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("files cannot be sent over this connection")
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		// Fd would make the file blocking, for the caller too.
+		if err := raw.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
+			return err
+		}
+	}
+	n, _, err := conn.WriteMsgUnix(line, unix.UnixRights(fds...), nil)
+	if err == nil && n < len(line) {
+		_, err = conn.Write(line[n:])
+	}
+	runtime.KeepAlive(files)
+	return err
 }
 
 func (q *qmpClient) failure() error {

@@ -30,6 +30,8 @@ const (
 	consoleLines = 20
 )
 
+var _ vmm.Machine = (*VM)(nil)
+
 // VM is a running virtual machine.
 type VM struct {
 	name    string
@@ -37,8 +39,15 @@ type VM struct {
 	qemu    *process.Child
 	tpm     *process.Child // nil without a TPM
 	qmp     *qmpClient
-	mux     *yamux.Session
+	mux     *yamux.Session // nil with vsock
+	guard   *guarded       // below mux
+	vsock   *vsockPort     // nil without
 	console *console.Console
+
+	cfg     vmm.Config
+	noPlug  error           // why no device can be added, or nil
+	atStart map[string]bool // disks and cards that are there since the start
+	plug    plugState
 
 	conns       []io.Closer
 	consoleDone chan struct{}
@@ -56,14 +65,20 @@ func Start(ctx context.Context, cfg vmm.Config) (_ *VM, err error) {
 		return nil, err
 	}
 	if cfg.Program == "" {
-		if cfg.Program, err = exec.LookPath("qemu-system-x86_64"); err != nil {
+		if cfg.Program, err = exec.LookPath(defaultProgram(&cfg)); err != nil {
 			return nil, fmt.Errorf("starting virtual machine %s: %w", cfg.Name, err)
 		}
+	}
+	if err := check(&cfg); err != nil {
+		return nil, fmt.Errorf("VM configuration: %w", err)
 	}
 	if err := os.Mkdir(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of virtual machine %s: %w", cfg.Name, err)
 	}
-	v := &VM{name: cfg.Name, dir: cfg.Dir, exited: make(chan struct{}), consoleDone: make(chan struct{})}
+	v := &VM{
+		name: cfg.Name, dir: cfg.Dir, exited: make(chan struct{}), consoleDone: make(chan struct{}),
+		noPlug: whyNoPlug(&cfg), atStart: coldDevices(&cfg), plug: plugState{resize: make(chan struct{}, 1)},
+	}
 	if err := v.start(ctx, &cfg); err != nil {
 		v.abandon()
 		return nil, fmt.Errorf("starting virtual machine %s: %w", cfg.Name, err)
@@ -72,7 +87,7 @@ func Start(ctx context.Context, cfg vmm.Config) (_ *VM, err error) {
 }
 
 func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
-	vars, initdata, err := prepareFiles(cfg)
+	boot, err := prepareFiles(cfg)
 	if err != nil {
 		return err
 	}
@@ -85,70 +100,85 @@ func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
 		return fmt.Errorf("opening the console log: %w", err)
 	}
 	v.console = console.New(log)
-
-	// Our ends of the channels stay in v; the other ends are closed here once the children have them.
-	var theirs []*os.File
-	defer func() {
-		for _, f := range theirs {
-			f.Close()
-		}
-	}()
-	channel := func(name string) (net.Conn, error) {
-		conn, other, err := socketPair(name)
-		if err != nil {
-			return nil, err
-		}
-		v.conns = append(v.conns, conn)
-		theirs = append(theirs, other)
-		return conn, nil
-	}
-	qmpConn, err := channel("qmp")
+	in := &inheritance{}
+	defer in.close()
+	ch, err := v.channels(cfg, boot, in)
 	if err != nil {
 		return err
 	}
-	consoleConn, err := channel("console")
-	if err != nil {
-		return err
-	}
-	agentConn, err := channel("agent")
-	if err != nil {
-		return err
-	}
-	files := theirs
 	if cfg.TPM != nil {
 		qemuEnd, err := v.startTPM(ctx, cfg)
 		if err != nil {
 			return err
 		}
-		theirs = append(theirs, qemuEnd)
-		files = theirs
+		boot.tpm = in.own(qemuEnd)
 	}
-	args, err := qemuArgs(cfg, vars, initdata)
+	if err := v.outside(ctx, cfg, boot, in); err != nil {
+		return err
+	}
+	// The guest waits where somebody has to look at the VM before it runs.
+	boot.paused = cfg.Started != nil || cfg.TEE != nil
+	args, err := qemuArgs(cfg, boot)
 	if err != nil {
 		return err
 	}
-	if v.qemu, err = process.Start(cfg.Program, args, process.Environment(cfg.Dir), files...); err != nil {
+	if v.qemu, err = process.StartIn(cfg.NetNS, cfg.Program, args, process.Environment(cfg.Dir), in.files...); err != nil {
 		return err
 	}
-	for _, f := range theirs {
-		f.Close()
-	}
-	theirs = nil
+	in.close()
+	v.keepConfig(cfg)
 	go func() {
 		defer close(v.consoleDone)
-		v.console.CopyFrom(consoleConn)
+		v.console.CopyFrom(ch.console)
 	}()
-	if v.mux, err = newMux(agentConn); err != nil {
-		return fmt.Errorf("opening the agent channel: %w", err)
+	if ch.agent != nil {
+		v.guard = &guarded{Conn: ch.agent}
+		if v.mux, err = newMux(v.guard); err != nil {
+			return fmt.Errorf("opening the agent channel: %w", err)
+		}
 	}
-	v.qmp = newQMP(qmpConn, v.event)
+	v.qmp = newQMP(ch.qmp, v.event)
 	hctx, cancel := context.WithTimeout(ctx, qmpTimeout)
 	defer cancel()
 	if err := v.qmp.handshake(hctx); err != nil {
 		return v.explainStart(err)
 	}
+	if boot.paused {
+		if err := v.letRun(hctx, cfg); err != nil {
+			return err
+		}
+	}
 	go v.watch()
 	return nil
+}
+
+// letRun lets a paused guest run, once what was asked for it is there.
+func (v *VM) letRun(ctx context.Context, cfg *vmm.Config) error {
+	if cfg.TEE != nil {
+		if err := v.confirmTEE(ctx, cfg.TEE.Kind); err != nil {
+			return err
+		}
+	}
+	if cfg.Started != nil {
+		for _, p := range []*process.Child{v.qemu, v.tpm} {
+			if p == nil {
+				continue
+			}
+			if err := cfg.Started(p.PID()); err != nil {
+				return fmt.Errorf("taking over process %d: %w", p.PID(), err)
+			}
+		}
+	}
+	if err := v.qmp.execute(ctx, "cont"); err != nil {
+		return v.explainStart(err)
+	}
+	return nil
+}
+
+// keepConfig keeps what later requests need, and no open file or large content.
+func (v *VM) keepConfig(cfg *vmm.Config) {
+	v.cfg = *cfg
+	v.cfg.InitdataImage, v.cfg.NICs, v.cfg.Started = nil, nil, nil
 }
 
 // startTPM starts the TPM and returns the end of its control channel that QEMU gets.
@@ -195,51 +225,10 @@ func (v *VM) explainStart(err error) error {
 	return e
 }
 
-// prepareFiles makes the VM's private files.
-func prepareFiles(cfg *vmm.Config) (vars, initdata string, err error) {
-	vars = filepath.Join(cfg.Dir, "vars.fd")
-	b, err := os.ReadFile(cfg.FirmwareVars)
-	if err != nil {
-		return "", "", fmt.Errorf("reading the firmware variables: %w", err)
-	}
-	if err := os.WriteFile(vars, b, 0o600); err != nil {
-		return "", "", fmt.Errorf("copying the firmware variables: %w", err)
-	}
-	for _, f := range []string{cfg.FirmwareCode, cfg.Kernel, cfg.Initrd} {
-		if f == "" {
-			continue
-		}
-		if _, err := os.Stat(f); err != nil {
-			return "", "", fmt.Errorf("boot file: %w", err)
-		}
-	}
-	if cfg.InitdataImage == nil {
-		return vars, "", nil
-	}
-	initdata = filepath.Join(cfg.Dir, "initdata.img")
-	if err := os.WriteFile(initdata, cfg.InitdataImage, 0o600); err != nil {
-		return "", "", fmt.Errorf("writing the initdata disk: %w", err)
-	}
-	return vars, initdata, nil
-}
-
-// socketPair returns one connected end as a connection and the other as a file for a child.
-func socketPair(name string) (net.Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making channel %s: %w", name, err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name)
-	conn, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		theirs.Close()
-		return nil, nil, fmt.Errorf("making channel %s: %w", name, err)
-	}
-	return conn, theirs, nil
-}
-
 func (v *VM) event(name string, data json.RawMessage) {
+	if name == "DEVICE_DELETED" {
+		v.plug.deleted(data)
+	}
 	if name != "SHUTDOWN" {
 		return
 	}
@@ -345,7 +334,7 @@ func (v *VM) abandon() {
 
 // Dial opens a connection to a port of the guest. It does not wait for the guest: the first answer is the sign that it is there.
 func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	conn, err := dialStream(ctx, v.mux, port)
+	conn, err := v.dial(ctx, port)
 	if err != nil {
 		select {
 		case <-v.exited:
@@ -357,6 +346,17 @@ func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 		return nil, err
 	}
 	return conn, nil
+}
+
+func (v *VM) dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if v.vsock != nil {
+		return v.vsock.dial(ctx, port, v.exited)
+	}
+	conn, err := dialStream(ctx, v.mux, port)
+	if fault := v.guard.broken(); err != nil && fault != nil {
+		return nil, fmt.Errorf("%w: %w", err, fault)
+	}
+	return conn, err
 }
 
 // Exited is closed when the VM has ended and nothing of it is left.
@@ -382,7 +382,9 @@ func (v *VM) PID() int { return v.qemu.PID() }
 // its agent channel and a press of the power button; then QEMU quits, and in the end is killed.
 func (v *VM) Stop(ctx context.Context) error {
 	v.stopping.Store(true)
-	v.mux.Close()
+	if v.mux != nil {
+		v.mux.Close()
+	}
 	if ctx.Err() == nil {
 		// A refused button press is no failure: the next steps do not depend on it.
 		_ = v.qmp.execute(ctx, "system_powerdown")

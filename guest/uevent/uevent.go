@@ -1,4 +1,5 @@
-package boot
+// Package uevent waits for devices: what an event says is not used, the state of the system is.
+package uevent
 
 import (
 	"context"
@@ -10,11 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Uevents is a subscription to the kernel's device events.
-type Uevents struct{ sock *os.File }
+// Events is a subscription to the kernel's device events, for one waiter at a time.
+type Events struct{ sock *os.File }
 
-// OpenUevents subscribes. Devices that appear from now on are not missed by WaitFor.
-func OpenUevents() (*Uevents, error) {
+// past is a deadline that is over.
+var past = time.Unix(1, 0)
+
+// Open subscribes. Devices that appear from now on are not missed by WaitFor.
+func Open() (*Events, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
 		return nil, fmt.Errorf("opening the device event socket: %w", err)
@@ -24,15 +28,15 @@ func OpenUevents() (*Uevents, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("subscribing to device events: %w", err)
 	}
-	return &Uevents{sock: os.NewFile(uintptr(fd), "uevents")}, nil
+	return &Events{sock: os.NewFile(uintptr(fd), "uevents")}, nil
 }
 
 // Close ends the subscription.
-func (u *Uevents) Close() error { return u.sock.Close() }
+func (u *Events) Close() error { return u.sock.Close() }
 
 // WaitFor returns when check says so. Check runs at once and again after every device event; what an event says is not
 // used, the state of the system is.
-func (u *Uevents) WaitFor(ctx context.Context, what string, check func() (bool, error)) error {
+func (u *Events) WaitFor(ctx context.Context, what string, check func() (bool, error)) error {
 	stop := context.AfterFunc(ctx, func() { _ = u.sock.SetReadDeadline(past) })
 	defer stop()
 	buf := make([]byte, 8<<10)
@@ -54,4 +58,17 @@ func (u *Uevents) WaitFor(ctx context.Context, what string, check func() (bool, 
 			return fmt.Errorf("waiting for %s: %w", what, err)
 		}
 	}
+}
+
+// WaitFor is that of Events, with a subscription of its own.
+func WaitFor(ctx context.Context, what string, check func() (bool, error)) error {
+	if ok, err := check(); err != nil || ok {
+		return err
+	}
+	u, err := Open()
+	if err != nil {
+		return err
+	}
+	defer u.Close()
+	return u.WaitFor(ctx, what, check)
 }

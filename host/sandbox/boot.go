@@ -1,0 +1,358 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cloister/cloister/host/agent"
+	"github.com/cloister/cloister/host/cgroup"
+	"github.com/cloister/cloister/host/doctor"
+	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/host/runtimeconfig"
+	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/cloudhypervisor"
+	"github.com/cloister/cloister/host/vmm/qemu"
+	"github.com/cloister/cloister/internal/paths"
+	pb "github.com/cloister/cloister/wire/agent"
+	"github.com/cloister/cloister/wire/guestimage"
+	"github.com/cloister/cloister/wire/initdata"
+)
+
+// TPMCA is where the certificate authority of the software TPMs lives; brokers that shall believe them get its root.
+const TPMCA = "/var/lib/cloister/tpm-ca"
+
+// sandboxedWord on the kernel command line starts a guest that trusts its host; it stops where it could prove something.
+const sandboxedWord = "cloister.sandboxed"
+
+// chooseTEE decides "auto". What was asked for and is not there is an error, never something weaker.
+func chooseTEE(want string) (string, error) {
+	switch want {
+	case runtimeconfig.TEENone, runtimeconfig.TEETPM:
+		return want, nil
+	}
+	return doctor.HardwareTEE(doctor.Host{}, want)
+}
+
+// guestFiles are what boots.
+type guestFiles struct {
+	kernel, initrd, firmware, firmwareVars, cmdline string
+}
+
+// ImageDirs are where a guest image is looked for when the configuration names no files, in this order.
+func ImageDirs() []string {
+	dirs := []string{"/etc/cloister/guest", "/usr/share/cloister/guest", "/opt/cloister/guest"}
+	if d, err := paths.Default(); err == nil {
+		dirs = append(dirs, d.CurrentImage())
+	}
+	return dirs
+}
+
+// files finds the guest: the configuration's files, or those of the image.
+func files(g *runtimeconfig.Guest) (guestFiles, error) {
+	f := guestFiles{kernel: g.Kernel, initrd: g.Initrd, firmware: g.Firmware, firmwareVars: g.FirmwareVars}
+	if f.kernel != "" {
+		if m, err := guestimage.Load(filepath.Dir(f.kernel)); err == nil {
+			f.cmdline = m.Cmdline
+		}
+		return f, nil
+	}
+	for _, dir := range ImageDirs() {
+		real, err := filepath.EvalSymlinks(dir)
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(real, guestimage.ManifestName)); err != nil {
+			continue
+		}
+		m, err := guestimage.Load(real)
+		if err != nil {
+			return guestFiles{}, err
+		}
+		f.kernel, f.cmdline = guestimage.Path(real, m.Kernel.Path), m.Cmdline
+		if f.initrd == "" && g.Image == "" {
+			f.initrd = guestimage.Path(real, m.Initrd.Path)
+		}
+		if f.firmware == "" {
+			f.firmware, f.firmwareVars = m.Firmware.CodePath, m.Firmware.VarsPath
+		}
+		return f, nil
+	}
+	return guestFiles{}, fmt.Errorf("there is no guest image in %s (hint: make one with `cloister guest build`, or name kernel and initrd "+
+		"in the runtime's configuration)", strings.Join(ImageDirs(), ", "))
+}
+
+// vmConfig describes the VM.
+func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
+	c := s.runtime
+	f, err := files(&c.Guest)
+	if err != nil {
+		return vmm.Config{}, err
+	}
+	accel, err := doctor.Accelerator(ctx, doctor.Host{}, c.VMM.Accel)
+	if err != nil {
+		return vmm.Config{}, err
+	}
+	cfg := vmm.Config{
+		Name: machineName(s.cfg.ID), Dir: filepath.Join(s.dir, vmDir), ConsoleLog: filepath.Join(s.dir, consoleFile),
+		Kernel: f.kernel, Initrd: f.initrd, Cmdline: strings.TrimSpace(f.cmdline + " " + c.Guest.KernelParams),
+		Machine: c.VMM.MachineType, Program: c.VMM.Path, Accel: accel, VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB,
+		Vsock: c.VMM.Kind == "qemu" && exists("/dev/vhost-vsock"), Started: s.enterCgroup,
+	}
+	if c.Guest.Image != "" {
+		cfg.ExtraDisks = append(cfg.ExtraDisks, vmm.Disk{Path: c.Guest.Image, ReadOnly: true, Serial: "guest-image"})
+	}
+	if s.net != nil {
+		for _, i := range s.net.Interfaces() {
+			cfg.NICs = append(cfg.NICs, nic(i))
+		}
+	}
+	if s.tee == runtimeconfig.TEENone {
+		cfg.Cmdline += " " + sandboxedWord + " agent.log=" + c.Logging.GuestLevel
+		cfg.Balloon = true
+		if s.share != nil {
+			cfg.Share = &vmm.Share{Tag: shareTag, Socket: s.share.Socket()}
+		}
+		if !s.plan.Static {
+			cfg.MaxVCPUs, cfg.MaxMemoryMiB = s.plan.MaxVCPUs, s.plan.MaxMemoryMiB
+		}
+		return cfg, nil
+	}
+	return cfg, s.confidential(&cfg, f)
+}
+
+// shareTag is the name of the shared directory in the guest, as the agent's protocol has it.
+const shareTag = "kataShared"
+
+// confidential adds what proves the guest: initdata, and the TPM or TEE that vouches for it.
+func (s *Sandbox) confidential(cfg *vmm.Config, f guestFiles) error {
+	if len(s.cfg.Runtime.Initdata) == 0 {
+		return fmt.Errorf("the pod brings no initdata, which a %s sandbox needs: its policy is in there (hint: `cloister initdata new`, then the "+
+			"annotation cloister.dev/initdata)", s.tee)
+	}
+	_, digest, err := initdata.Digest(s.cfg.Runtime.Initdata)
+	if err != nil {
+		return fmt.Errorf("the pod's initdata: %w", err)
+	}
+	cfg.InitdataImage = initdata.EncodeDevice(s.cfg.Runtime.Initdata)
+	cfg.FirmwareCode, cfg.FirmwareVars = f.firmware, f.firmwareVars
+	if s.tee == runtimeconfig.TEETPM {
+		cfg.TPM = &vmm.TPM{CADir: TPMCA}
+		return nil
+	}
+	v := &s.runtime.VMM
+	cfg.FirmwareVars = ""
+	cfg.TEE = &vmm.TEE{
+		Kind: s.tee, InitdataDigest: digest, SNPPolicy: uint64(v.SNPPolicy),
+		SNPIDBlock: v.SNPIDBlock, SNPIDAuth: v.SNPIDAuth, TDXQuoteVsockPort: v.TDXQuotePort,
+	}
+	return nil
+}
+
+// machineName fits the names that monitors accept.
+func machineName(id string) string {
+	return "sandbox-" + strings.NewReplacer("_", "-", ".", "-").Replace(id[:min(len(id), 48)])
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+// startVM starts the monitor.
+func (s *Sandbox) startVM(ctx context.Context) error {
+	start, err := s.monitor(ctx)
+	if err != nil {
+		return err
+	}
+	vm, err := start(ctx)
+	if err != nil {
+		return err
+	}
+	s.vm = vm
+	go func() {
+		<-s.vm.Exited()
+		s.mu.Lock()
+		stopping, dead := s.stopping, s.dead
+		s.mu.Unlock()
+		switch {
+		case dead != nil:
+			s.endErr = dead
+		case !stopping:
+			s.endErr = errors.Join(s.outOfMemory(), s.vm.Err())
+		}
+		close(s.ended)
+	}()
+	s.mu.Lock()
+	s.state.VMM = s.vm.PID()
+	s.mu.Unlock()
+	return s.writeState()
+}
+
+// outOfMemory is the error that says so when the host's kernel has killed processes of the sandbox.
+func (s *Sandbox) outOfMemory() error {
+	s.mu.Lock()
+	group := s.group
+	s.mu.Unlock()
+	if group == nil {
+		return nil
+	}
+	err := group.OOMReason()
+	if e := (*cgroup.OOMError)(nil); errors.As(err, &e) {
+		return e
+	}
+	return nil // the group's own files say nothing about the VM
+}
+
+// monitor is the list of monitors.
+func (s *Sandbox) monitor(ctx context.Context) (func(context.Context) (vmm.Machine, error), error) {
+	kind := s.runtime.VMM.Kind
+	if kind == "remote" && s.cfg.StartVM == nil {
+		return s.startRemote, nil
+	}
+	cfg, err := s.vmConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.state.Accel = cfg.Accel
+	s.mu.Unlock()
+	closeTaps := func() {
+		if s.net != nil {
+			for _, i := range s.net.Interfaces() {
+				i.CloseFiles()
+			}
+		}
+	}
+	start := s.cfg.StartVM
+	if start == nil {
+		switch kind {
+		case "qemu":
+			start = machine(qemu.Start)
+		case "cloud-hypervisor":
+			start = machine(cloudhypervisor.Start)
+		default:
+			return nil, fmt.Errorf("virtual machine monitor %q: want qemu, cloud-hypervisor or remote", kind)
+		}
+	}
+	return func(ctx context.Context) (vmm.Machine, error) {
+		defer closeTaps()
+		return start(ctx, cfg)
+	}, nil
+}
+
+// starter starts a VM.
+type starter = func(context.Context, vmm.Config) (vmm.Machine, error)
+
+// machine is a monitor's start as a starter.
+func machine[M vmm.Machine](start func(context.Context, vmm.Config) (M, error)) starter {
+	return func(ctx context.Context, c vmm.Config) (vmm.Machine, error) {
+		vm, err := start(ctx, c)
+		if err != nil {
+			return nil, err // not a nil pointer in an interface
+		}
+		return vm, nil
+	}
+}
+
+// waitGuest connects to the agent and waits for its first answer.
+func (s *Sandbox) waitGuest(ctx context.Context) error {
+	ready, cancel := context.WithTimeout(ctx, s.runtime.Timeouts.Boot)
+	defer cancel()
+	late := func(err error) error {
+		if ready.Err() != nil && ctx.Err() == nil {
+			if r := s.vm.FatalReason(); r != "" {
+				return fmt.Errorf("the guest is ending: %s", r)
+			}
+			return fmt.Errorf("the guest did not answer within %s; %s", s.runtime.Timeouts.Boot, s.console())
+		}
+		return err
+	}
+	conn, err := s.vm.Dial(ready, agent.PortAgent)
+	if err != nil {
+		return late(fmt.Errorf("connecting to the guest's agent: %w", err))
+	}
+	s.agent = agent.New(conn, s.gone, s.durations.Interceptor())
+	err = s.agent.Call(ready, 0, "waiting for the guest", func(c context.Context) error {
+		_, err := s.agent.Health.Check(c, &pb.CheckRequest{})
+		return err
+	})
+	if err == nil {
+		s.ready = time.Now()
+	}
+	return late(err)
+}
+
+// gone is the reason of a broken connection: nearly always the end of the VM, which is seen a moment later.
+func (s *Sandbox) gone() error {
+	ctx, cancel := context.WithTimeout(s.background, goneTimeout)
+	defer cancel()
+	select {
+	case <-s.vm.Exited():
+		if err := errors.Join(s.outOfMemory(), s.vm.Err()); err != nil {
+			return err
+		}
+		return errEnded
+	case <-ctx.Done():
+		if r := s.vm.FatalReason(); r != "" {
+			return errors.New("the guest is ending: " + r)
+		}
+		return nil
+	}
+}
+
+// errEnded is what calls get after the end of the sandbox.
+var errEnded = errors.New("the sandbox has ended")
+
+// configureNetwork tells the guest its interfaces, routes and neighbours.
+func (s *Sandbox) configureNetwork(ctx context.Context) error {
+	if s.net == nil {
+		return nil
+	}
+	interfaces, routes, neighbors := s.net.Guest().Requests()
+	for _, i := range interfaces {
+		if err := s.call(ctx, "configuring interface "+i.GetInterface().GetName(), func(c context.Context) error {
+			_, err := s.agent.UpdateInterface(c, i)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if routes != nil && len(routes.GetRoutes().GetRoutes()) > 0 {
+		if err := s.call(ctx, "configuring the routes", func(c context.Context) error {
+			_, err := s.agent.UpdateRoutes(c, routes)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if neighbors == nil || len(neighbors.GetNeighbors().GetARPNeighbors()) == 0 {
+		return nil
+	}
+	return s.call(ctx, "configuring the neighbours", func(c context.Context) error {
+		_, err := s.agent.AddARPNeighbors(c, neighbors)
+		return err
+	})
+}
+
+// nic is the card of an interface.
+func nic(i *network.Interface) vmm.NIC {
+	taps, vhosts := i.Files()
+	return vmm.NIC{ID: i.Name, MAC: i.MAC, Taps: taps, Vhosts: vhosts, MTU: i.MTU}
+}
+
+// addNIC plugs the card of an interface that came later.
+func (s *Sandbox) addNIC(ctx context.Context, i *network.Interface) error {
+	defer i.CloseFiles()
+	_, err := s.vm.AddNIC(ctx, nic(i))
+	return err
+}
+
+// call asks the guest for something that does not wait for anything in the pod.
+func (s *Sandbox) call(ctx context.Context, doing string, f func(context.Context) error) error {
+	return s.agent.Call(ctx, s.runtime.Timeouts.Request, doing, f)
+}

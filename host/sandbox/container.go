@@ -1,0 +1,341 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+
+	"github.com/cloister/cloister/host/agent"
+	"github.com/cloister/cloister/host/cri"
+	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/host/sizing"
+	"github.com/cloister/cloister/host/trace"
+	"github.com/cloister/cloister/host/volume"
+	pb "github.com/cloister/cloister/wire/agent"
+)
+
+// Container is what CreateContainer makes.
+type Container struct {
+	ID     string
+	Bundle string
+	Spec   *specs.Spec
+	Rootfs []volume.Mount
+}
+
+// CreateContainer makes a container that waits for StartContainer. When it fails nothing of it is left.
+func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) {
+	ctx, end := s.trace.Step(ctx, "create", trace.String("container", containerName(c)))
+	defer func() { end(err) }()
+	need, err := specRequest(c.Spec)
+	if err != nil {
+		return fmt.Errorf("creating container %s: %w", c.ID, err)
+	}
+	s.mu.Lock()
+	if _, there := s.containers[c.ID]; there {
+		s.mu.Unlock()
+		return fmt.Errorf("creating container %s: %w", c.ID, ErrExists)
+	}
+	s.containers[c.ID] = &container{need: need}
+	s.mu.Unlock()
+	defer func() {
+		if err == nil {
+			return
+		}
+		s.mu.Lock()
+		delete(s.containers, c.ID)
+		s.mu.Unlock()
+	}()
+	kind := cri.Annotations(c.Spec.Annotations).Kind()
+	if kind == cri.KindContainer {
+		if err := s.grow(ctx); err != nil {
+			return fmt.Errorf("creating container %s: %w", c.ID, err)
+		}
+	}
+	var prepared *volume.Prepared
+	err = s.step(ctx, "volumes", func(ctx context.Context) (err error) {
+		prepared, err = s.volumes.Container(ctx, volume.Request{
+			ID: c.ID, Sandbox: kind == cri.KindSandbox, Bundle: c.Bundle, Spec: c.Spec, Rootfs: c.Rootfs,
+		})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("creating container %s: %w", c.ID, err)
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
+		defer cancel()
+		if rerr := s.volumes.Release(clean, c.ID); rerr != nil {
+			s.log.Warn("giving back the volumes of a container that could not be created", "container", c.ID, "error", rerr)
+		}
+	}()
+	req := &pb.CreateContainerRequest{
+		ContainerId: c.ID, ExecId: c.ID, Devices: prepared.Devices, Storages: prepared.Storages,
+		OCI: guestSpec(c.Spec, prepared, kind, c.Bundle, s.runtime.Guest.Seccomp), SandboxPidns: sharesPIDs(c.Spec),
+	}
+	return s.agent.Call(ctx, s.runtime.Timeouts.CreateContainer, "creating container "+c.ID, func(cc context.Context) error {
+		_, err := s.agent.CreateContainer(cc, req)
+		return err
+	})
+}
+
+// containerName is what people call a container.
+func containerName(c Container) string {
+	if name := cri.Annotations(c.Spec.Annotations).ContainerName(); name != "" {
+		return name
+	}
+	return c.ID
+}
+
+// ErrExists means that there is a container of that name.
+var ErrExists = errors.New("it exists already")
+
+// specRequest is what a container asks for.
+func specRequest(spec *specs.Spec) (sizing.Request, error) {
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return sizing.Request{}, err
+	}
+	return sizing.FromSpec(text)
+}
+
+// grow brings the VM to what all of its containers need together.
+func (s *Sandbox) grow(ctx context.Context) error {
+	if s.plan.Static {
+		return nil
+	}
+	s.growing.Lock()
+	defer s.growing.Unlock()
+	s.mu.Lock()
+	var all []sizing.Request
+	for _, c := range s.containers {
+		all = append(all, c.need)
+	}
+	vcpus, memory := s.vcpus, s.memoryMiB
+	s.mu.Unlock()
+	total, err := sizing.Sum("containers", all...)
+	if err != nil {
+		return err
+	}
+	change, err := s.plan.Grow(vcpus, memory, total)
+	if err != nil || change == (sizing.Change{}) {
+		return err
+	}
+	haveVCPUs, haveMemory, err := s.vm.Resize(ctx, vcpus+change.VCPUs, memory+change.MemoryMiB)
+	if errors.Is(err, errors.ErrUnsupported) {
+		s.log.Warn("the virtual machine keeps its size", "sandbox", s.cfg.ID, "want_vcpus", vcpus+change.VCPUs,
+			"want_memory_mib", memory+change.MemoryMiB, "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("growing the virtual machine: %w", err)
+	}
+	s.mu.Lock()
+	s.vcpus, s.memoryMiB = haveVCPUs, haveMemory
+	s.state.VCPUs, s.state.MemoryMiB = haveVCPUs, haveMemory
+	group := s.group
+	s.mu.Unlock()
+	s.log.Info("sandbox has grown", "sandbox", s.cfg.ID, "vcpus", haveVCPUs, "memory_mib", haveMemory)
+	if l := s.limits(); group != nil && l.MemoryBytes > 0 {
+		l.MemoryBytes += int64(haveMemory-s.plan.MemoryMiB) << 20
+		if err := group.Set(ctx, l); err != nil {
+			return fmt.Errorf("raising the sandbox's limits: %w", err)
+		}
+	}
+	if err := s.writeState(); err != nil {
+		return err
+	}
+	return s.call(ctx, "bringing processors and memory online", func(c context.Context) error {
+		_, err := s.agent.OnlineCPUMem(c, &pb.OnlineCPUMemRequest{Wait: false, NbCpus: uint32(haveVCPUs), CpuOnly: false})
+		return err
+	})
+}
+
+// StartContainer lets the container's first process run.
+func (s *Sandbox) StartContainer(ctx context.Context, id string) (err error) {
+	ctx, end := s.trace.Step(ctx, "start", trace.String("container", id))
+	defer func() { end(err) }()
+	return s.call(ctx, "starting container "+id, func(c context.Context) error {
+		_, err := s.agent.StartContainer(c, &pb.StartContainerRequest{ContainerId: id})
+		return err
+	})
+}
+
+// Exec starts one more process in a container.
+func (s *Sandbox) Exec(ctx context.Context, id, execID string, p *specs.Process) error {
+	return s.call(ctx, "starting a process in container "+id, func(c context.Context) error {
+		_, err := s.agent.ExecProcess(c, &pb.ExecProcessRequest{ContainerId: id, ExecId: execID, Process: guestProcess(p)})
+		return err
+	})
+}
+
+// Wait waits for the end of a process, execID being the container's for its first, and returns its exit code.
+func (s *Sandbox) Wait(ctx context.Context, id, execID string) (int, error) {
+	var code int
+	err := s.agent.Call(ctx, 0, "waiting for container "+id, func(c context.Context) error {
+		r, err := s.agent.WaitProcess(c, &pb.WaitProcessRequest{ContainerId: id, ExecId: execID})
+		code = int(r.GetStatus())
+		return err
+	})
+	return code, err
+}
+
+// maxTermination is what the kubelet reads of a termination message.
+const maxTermination = 4096
+
+// CollectTermination fetches the termination message of a container that has ended, where the guest has a copy of the host's file.
+// A policy may forbid it: then there is no message.
+func (s *Sandbox) CollectTermination(ctx context.Context, id string) {
+	if _, ok := s.volumes.TerminationLog(id); !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	defer cancel()
+	var text string
+	err := s.call(ctx, "reading the termination message of container "+id, func(c context.Context) error {
+		r, err := s.agent.GetDiagnosticData(c, &pb.GetDiagnosticDataRequest{LogType: "termination_log", ContainerId: id})
+		text = r.GetData()
+		return err
+	})
+	if err == nil {
+		err = s.volumes.WriteTerminationLog(id, []byte(text[:min(len(text), maxTermination)]))
+	}
+	if err != nil {
+		s.log.Warn("a termination message was lost", "container", id, "error", err)
+	}
+}
+
+// Signal sends a signal to one process, or with all to every process of the container.
+func (s *Sandbox) Signal(ctx context.Context, id, execID string, signal uint32, all bool) error {
+	if all {
+		execID = ""
+	}
+	return s.call(ctx, fmt.Sprintf("sending signal %d to container %s", signal, id), func(c context.Context) error {
+		_, err := s.agent.SignalProcess(c, &pb.SignalProcessRequest{ContainerId: id, ExecId: execID, Signal: signal})
+		return err
+	})
+}
+
+// ResizeTerminal sets the size of a process's terminal.
+func (s *Sandbox) ResizeTerminal(ctx context.Context, id, execID string, rows, columns uint32) error {
+	return s.call(ctx, "resizing the terminal of container "+id, func(c context.Context) error {
+		_, err := s.agent.TtyWinResize(c, &pb.TtyWinResizeRequest{ContainerId: id, ExecId: execID, Row: rows, Column: columns})
+		return err
+	})
+}
+
+// UpdateContainer changes the limits of a container, and brings the VM to the size that takes.
+func (s *Sandbox) UpdateContainer(ctx context.Context, id string, r *specs.LinuxResources) error {
+	s.mu.Lock()
+	c, ok := s.containers[id]
+	if ok {
+		need, err := specRequest(&specs.Spec{Linux: &specs.Linux{Resources: r}})
+		if err != nil {
+			s.mu.Unlock()
+			return fmt.Errorf("updating container %s: %w", id, err)
+		}
+		c.need = merge(c.need, need)
+	}
+	s.mu.Unlock()
+	if !ok {
+		return unknown(id)
+	}
+	if err := s.grow(ctx); err != nil {
+		return fmt.Errorf("updating container %s: %w", id, err)
+	}
+	return s.call(ctx, "updating container "+id, func(cc context.Context) error {
+		_, err := s.agent.UpdateContainer(cc, &pb.UpdateContainerRequest{ContainerId: id, Resources: guestResources(r)})
+		return err
+	})
+}
+
+// merge keeps what an update does not name.
+func merge(old, update sizing.Request) sizing.Request {
+	for _, x := range []struct{ to, from *int64 }{
+		{&old.CPULimit, &update.CPULimit}, {&old.CPURequest, &update.CPURequest},
+		{&old.MemoryLimit, &update.MemoryLimit}, {&old.MemoryRequest, &update.MemoryRequest},
+	} {
+		if *x.from > 0 {
+			*x.to = *x.from
+		}
+	}
+	return old
+}
+
+// Pause freezes a container, Resume thaws it.
+func (s *Sandbox) Pause(ctx context.Context, id string) error {
+	return s.call(ctx, "pausing container "+id, func(c context.Context) error {
+		_, err := s.agent.PauseContainer(c, &pb.PauseContainerRequest{ContainerId: id})
+		return err
+	})
+}
+
+// Resume lets a paused container run again.
+func (s *Sandbox) Resume(ctx context.Context, id string) error {
+	return s.call(ctx, "resuming container "+id, func(c context.Context) error {
+		_, err := s.agent.ResumeContainer(c, &pb.ResumeContainerRequest{ContainerId: id})
+		return err
+	})
+}
+
+// Stats is what a container uses, as the guest says.
+func (s *Sandbox) Stats(ctx context.Context, id string) (*pb.StatsContainerResponse, error) {
+	var r *pb.StatsContainerResponse
+	err := s.call(ctx, "reading the usage of container "+id, func(c context.Context) (err error) {
+		r, err = s.agent.StatsContainer(c, &pb.StatsContainerRequest{ContainerId: id})
+		return err
+	})
+	return r, err
+}
+
+// RemoveContainer removes a container and gives back its volumes.
+func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
+	s.mu.Lock()
+	_, ok := s.containers[id]
+	s.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	var errs []error
+	select {
+	case <-s.ended: // the guest's part went with the guest
+	default:
+		err := s.call(ctx, "removing container "+id, func(c context.Context) error {
+			_, err := s.agent.RemoveContainer(c, &pb.RemoveContainerRequest{ContainerId: id})
+			return err
+		})
+		if e := (*agent.Error)(nil); errors.As(err, &e) && (e.Code == codes.NotFound || e.Code == codes.InvalidArgument) {
+			err = nil // it is gone
+		}
+		errs = append(errs, err)
+	}
+	errs = append(errs, s.volumes.Release(ctx, id))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.containers, id)
+	s.mu.Unlock()
+	return nil
+}
+
+// networkChanged brings the VM and the guest to the new state of the pod's network.
+func (s *Sandbox) networkChanged(ctx context.Context, c network.Change) error {
+	var errs []error
+	for _, i := range c.Removed {
+		errs = append(errs, s.vm.RemoveNIC(ctx, i.Name))
+	}
+	for _, i := range c.Added {
+		errs = append(errs, s.addNIC(ctx, i))
+	}
+	return errors.Join(append(errs, s.configureNetwork(ctx))...)
+}
+
+// Agent is the connection to the guest, for the streams of its processes.
+func (s *Sandbox) Agent() *agent.Client { return s.agent }

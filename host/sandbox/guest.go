@@ -1,0 +1,237 @@
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/cloister/cloister/host/agent"
+	"github.com/cloister/cloister/host/health"
+	"github.com/cloister/cloister/host/manage"
+	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/host/portforward"
+	"github.com/cloister/cloister/host/volume"
+	pb "github.com/cloister/cloister/wire/agent"
+)
+
+// Bounds of what is waited for around the end of a guest.
+const (
+	goneTimeout    = 10 * time.Second // from a broken connection to the end of the VM
+	destroyTimeout = 5 * time.Second  // the guest's own end
+	maxGuestLine   = 16 << 10         // one line of the guest's log
+)
+
+// createInGuest makes what the containers share.
+func (s *Sandbox) createInGuest(ctx context.Context) error {
+	var err error
+	s.volumes, err = volume.New(volume.Options{
+		Dir: filepath.Join(s.dir, volumeDir), SandboxID: s.cfg.ID, Config: s.runtime, Share: s.share, Disks: s.vm, Logger: s.log,
+		CopyFile: func(ctx context.Context, r *pb.CopyFileRequest) error {
+			return s.call(ctx, "copying "+r.GetPath(), func(c context.Context) error {
+				_, err := s.agent.CopyFile(c, r)
+				return err
+			})
+		},
+	})
+	if err != nil {
+		return err
+	}
+	storages, err := s.volumes.Sandbox(s.cfg.Spec)
+	if err != nil {
+		return err
+	}
+	hostname := s.cfg.Spec.Hostname
+	if hostname == "" {
+		hostname = s.cfg.ID[:min(len(s.cfg.ID), 12)]
+	}
+	if policy := s.cfg.Runtime.Policy; len(policy) > 0 {
+		if err := s.call(ctx, "setting the pod's policy", func(c context.Context) error {
+			_, err := s.agent.SetPolicy(c, &pb.SetPolicyRequest{Policy: string(policy)})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	dns := s.cfg.DNS
+	if len(dns) == 0 {
+		if dns, err = network.DNS(&pb.Spec{Mounts: guestMounts(s.cfg.Spec.Mounts)}); err != nil {
+			return err
+		}
+	}
+	return s.call(ctx, "creating the sandbox in the guest", func(c context.Context) error {
+		_, err := s.agent.CreateSandbox(c, &pb.CreateSandboxRequest{
+			Hostname: hostname, Dns: dns, Storages: storages, SandboxId: s.cfg.ID,
+		})
+		return err
+	})
+}
+
+// watch starts what runs beside the calls until the sandbox ends.
+func (s *Sandbox) watch() {
+	s.workers.Go(s.watchOOM)
+	s.workers.Go(s.collectLog)
+	s.workers.Go(s.watchHealth)
+	s.forwardPorts()
+	s.openManagement()
+	if s.net != nil {
+		s.workers.Go(s.watchNetwork)
+	}
+}
+
+// watchOOM waits for containers that run out of memory. A policy may forbid to ask: then their end alone tells.
+func (s *Sandbox) watchOOM() {
+	for s.background.Err() == nil {
+		e, err := s.agent.GetOOMEvent(s.background, &pb.GetOOMEventRequest{})
+		if err != nil {
+			s.log.Debug("waiting for containers that run out of memory", "sandbox", s.cfg.ID, "error", err)
+			return
+		}
+		s.mu.Lock()
+		_, known := s.containers[e.GetContainerId()]
+		s.mu.Unlock()
+		if known && s.cfg.OOM != nil { // the guest may name what it likes
+			s.cfg.OOM(e.GetContainerId())
+		}
+	}
+}
+
+// collectLog reads the guest's log: for the times of its boot, and for those who look for faults all of it.
+func (s *Sandbox) collectLog() {
+	conn, err := s.vm.Dial(s.background, agent.PortLog)
+	if err != nil {
+		if !errors.Is(err, errors.ErrUnsupported) {
+			s.log.Debug("connecting to the guest's log", "sandbox", s.cfg.ID, "error", err)
+		}
+		return
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(s.background, func() { conn.Close() })
+	defer stop()
+	boot := s.trace.GuestLog(s.ready)
+	r := bufio.NewReaderSize(conn, maxGuestLine)
+	for {
+		line, err := r.ReadSlice('\n')
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return // it ends with the guest
+		}
+		_, _ = boot.Write(line)
+		if !s.log.Enabled(s.background, slog.LevelDebug) {
+			continue
+		}
+		var m struct {
+			Msg string `json:"msg"`
+		}
+		if json.Unmarshal(line, &m) == nil {
+			s.log.Debug("guest: "+agent.Clean(m.Msg), "sandbox", s.cfg.ID, "line", agent.Clean(string(line)))
+		}
+	}
+}
+
+// watchNetwork follows changes of the pod's network: some engines configure it after the sandbox was made.
+func (s *Sandbox) watchNetwork() {
+	err := s.net.Watch(s.background, func(change network.Change, err error) error {
+		if err != nil {
+			s.log.Warn("looking at the pod's network", "sandbox", s.cfg.ID, "error", err)
+			return nil
+		}
+		if err := s.networkChanged(s.background, change); err != nil {
+			s.log.Warn("following a change of the pod's network", "sandbox", s.cfg.ID, "error", err)
+		}
+		return nil
+	})
+	if err != nil && s.background.Err() == nil {
+		s.log.Warn("watching the pod's network", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+// destroyInGuest lets the guest unmount its volumes and say goodbye; one that does not answer loses that chance.
+func (s *Sandbox) destroyInGuest(ctx context.Context) {
+	if s.agent == nil {
+		return
+	}
+	dctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.agent.DestroySandbox(dctx, &pb.DestroySandboxRequest{})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		s.log.Debug("destroying the sandbox in the guest", "sandbox", s.cfg.ID, "error", err)
+	case <-s.vm.Exited():
+	case <-dctx.Done():
+	}
+}
+
+// unknown is the error for a container that is not there.
+func unknown(id string) error { return fmt.Errorf("container %s is not in this sandbox", id) }
+
+// watchHealth ends the VM of a guest that gives no answer any more: nothing else would tell that its pod is dead.
+func (s *Sandbox) watchHealth() {
+	m, err := health.New(health.Config{Check: health.Agent(s.agent.Health), Timeout: s.runtime.Timeouts.HealthCheck})
+	if err != nil {
+		s.log.Warn("watching the guest's health", "sandbox", s.cfg.ID, "error", err)
+		return
+	}
+	err = m.Run(s.background)
+	if err == nil || s.background.Err() != nil {
+		return
+	}
+	s.mu.Lock()
+	s.dead = err
+	s.mu.Unlock()
+	s.log.Error("the guest is dead", "sandbox", s.cfg.ID, "error", err, "console", s.vm.ConsoleTail(20))
+	now, cancel := context.WithCancel(s.background)
+	cancel()
+	if err := s.vm.Stop(now); err != nil {
+		s.log.Error("ending the virtual machine of a dead guest", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+// forwardPorts lets connections to localhost in the pod's network namespace reach the pod. Without it the pod runs all the same.
+func (s *Sandbox) forwardPorts() {
+	netns, err := s.netns()
+	if s.net == nil || err != nil || netns == "" {
+		return
+	}
+	s.forward, err = portforward.Start(s.background, portforward.Config{NetNS: netns, Dial: s.vm.Dial, Logger: s.log})
+	if err != nil {
+		s.log.Warn("this pod has no port-forward", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+// openManagement opens the sandbox's own socket. The pod does not need it.
+func (s *Sandbox) openManagement() {
+	var err error
+	s.manage, err = manage.Start(s.background, manage.Config{
+		Dir: s.dir, Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
+		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
+	})
+	if err != nil {
+		s.log.Warn("this sandbox has no management socket", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+// processes are those of the sandbox on the host.
+func (s *Sandbox) processes() []manage.Process {
+	list := []manage.Process{{Role: "hypervisor", PID: s.vm.PID()}}
+	if s.share != nil {
+		list = append(list, manage.Process{Role: "virtiofsd", PID: s.share.PID()})
+	}
+	return list
+}
+
+// guestVolume is where the guest has a volume of the host.
+func (s *Sandbox) guestVolume(path string) (string, error) {
+	if guest, ok := s.volumes.GuestPath(path); ok {
+		return guest, nil
+	}
+	return "", fmt.Errorf("volume %s: %w", path, fs.ErrNotExist)
+}

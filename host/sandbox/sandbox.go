@@ -1,0 +1,447 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cloister/cloister/host/agent"
+	"github.com/cloister/cloister/host/cgroup"
+	"github.com/cloister/cloister/host/cri"
+	"github.com/cloister/cloister/host/manage"
+	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/host/portforward"
+	"github.com/cloister/cloister/host/runtimeconfig"
+	"github.com/cloister/cloister/host/share"
+	"github.com/cloister/cloister/host/sizing"
+	"github.com/cloister/cloister/host/trace"
+	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/volume"
+)
+
+// Config says which sandbox to make.
+type Config struct {
+	// Root is the folder of all sandboxes; empty is Root.
+	Root          string
+	Namespace, ID string
+	// Spec is that of the pod's first container, or of the only one.
+	Spec *specs.Spec
+	// NetNS replaces the network namespace of Spec; it comes with the sandbox service.
+	NetNS string
+	// DNS replaces the resolver configuration that Spec mounts; it comes with the sandbox service, too.
+	DNS     []string
+	Runtime *runtimeconfig.Effective
+	// Version is that of this program, for traces.
+	Version string
+	Logger  *slog.Logger
+	// StartVM replaces the monitor that the configuration names; tests use it.
+	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
+	// OOM is called when a container has run out of memory.
+	OOM func(containerID string)
+}
+
+// Sandbox is a pod that runs. Its methods may be called at the same time.
+type Sandbox struct {
+	cfg     Config
+	dir     string
+	log     *slog.Logger
+	runtime *runtimeconfig.Config
+	tee     string // what protects the VM, once "auto" has been decided
+	plan    sizing.Plan
+
+	group   *cgroup.Group
+	net     *network.Network
+	share   *share.Share
+	volumes *volume.Set
+	vm      vmm.Machine
+	agent   *agent.Client
+	forward *portforward.Forwarder // nil without
+	trace   *trace.Recorder
+	manage  *manage.Server // nil without
+	// durations are how long the guest takes to answer, for the metrics.
+	durations manage.Durations
+	ready     time.Time // when the guest gave its first answer
+
+	// background ends what runs beside the calls: watchers and long polls.
+	background context.Context
+	stop       context.CancelFunc
+	workers    sync.WaitGroup
+	ended      chan struct{} // closed when the VM has ended, for whatever reason
+	endErr     error         // why, valid once ended is closed
+
+	mu         sync.Mutex
+	state      State
+	containers map[string]*container
+	vcpus      int
+	memoryMiB  int
+	stopping   bool
+	dead       error // why the VM was ended without being asked
+
+	growing  sync.Mutex // one growth at a time
+	teardown sync.Once
+	downErr  error
+}
+
+// container is what is remembered of a container of the guest.
+type container struct {
+	need sizing.Request
+}
+
+// Create makes the sandbox and returns when its guest is ready for containers. When it fails nothing of it is left.
+func Create(ctx context.Context, cfg Config) (_ *Sandbox, err error) {
+	if cfg.Root == "" {
+		cfg.Root = Root
+	}
+	dir, err := Dir(cfg.Root, cfg.Namespace, cfg.ID)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sandbox{
+		cfg: cfg, dir: dir, log: cfg.Logger, runtime: &cfg.Runtime.Config, containers: map[string]*container{}, ended: make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.background, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := s.makeDir(ctx); err != nil {
+		s.stop()
+		return nil, fmt.Errorf("creating sandbox %s: %w", cfg.ID, err)
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		err = fmt.Errorf("creating sandbox %s: %w", cfg.ID, err)
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
+		defer cancel()
+		if derr := s.Stop(clean); derr != nil {
+			s.log.Error("removing a sandbox that could not be created", "sandbox", cfg.ID, "error", derr)
+		}
+	}()
+	if err := s.startTrace(ctx); err != nil {
+		return nil, err
+	}
+	ctx, done := s.trace.Step(ctx, "sandbox")
+	defer func() { done(err) }()
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"size", s.size},
+		{"cgroup", s.planCgroup},
+		{"network", s.attachNetwork},
+		{"share", s.startShare},
+		{"vm", s.startVM},
+		{"guest", s.waitGuest},
+		{"guest network", s.configureNetwork},
+		{"guest sandbox", s.createInGuest},
+	} {
+		if err := s.step(ctx, step.name, step.do); err != nil {
+			return nil, err
+		}
+	}
+	s.watch()
+	return s, nil
+}
+
+// downTimeout bounds the removal of a sandbox.
+const downTimeout = 30 * time.Second
+
+// step runs one part of the start and says how long it took.
+func (s *Sandbox) step(ctx context.Context, name string, do func(context.Context) error) error {
+	ctx, end := trace.Step(ctx, name)
+	err := do(ctx)
+	end(err)
+	return err
+}
+
+// startTrace records the steps from here on, for `cloister trace` and, where the configuration has one, for a collector.
+func (s *Sandbox) startTrace(ctx context.Context) error {
+	exporter, err := s.runtime.TraceExporter(s.cfg.Version, s.log)
+	if err != nil {
+		return err
+	}
+	file := ""
+	if s.runtime.Tracing.Steps {
+		file = filepath.Join(s.dir, trace.FileName)
+	}
+	s.trace = trace.New(trace.Config{
+		File: file, Name: s.state.PodName, Namespace: s.state.PodNamespace, ID: s.cfg.ID,
+		Attrs:    []trace.Attr{trace.String("tee", s.runtime.Sandbox.TEE), trace.String("vmm", s.runtime.VMM.Kind)},
+		Exporter: exporter, Traceparent: trace.Incoming(ctx),
+	})
+	return nil
+}
+
+// endTrace writes out what is left, and keeps the trace of a sandbox that failed to start.
+func (s *Sandbox) endTrace(ctx context.Context) {
+	if err := s.trace.Close(ctx); err != nil {
+		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
+	}
+	if s.ready.IsZero() {
+		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), filepath.Join(filepath.Dir(s.cfg.Root), "traces"), s.cfg.ID, keptTraces); err != nil {
+			s.log.Debug("keeping the trace of a sandbox that failed", "sandbox", s.cfg.ID, "error", err)
+		}
+	}
+}
+
+// keptTraces is how many traces of failed sandboxes a node keeps.
+const keptTraces = 16
+
+// makeDir takes the sandbox's directory. One that is there was left by a shim that is gone: containerd has one sandbox of an ID at a time.
+func (s *Sandbox) makeDir(ctx context.Context) error {
+	if err := Cleanup(ctx, s.dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("making its directory: %w", err)
+	}
+	if err := os.Mkdir(filepath.Join(s.dir, volumeDir), 0o700); err != nil {
+		return fmt.Errorf("making its directory: %w", err)
+	}
+	a := cri.Annotations(s.cfg.Spec.Annotations)
+	s.state = State{
+		Namespace: s.cfg.Namespace, ID: s.cfg.ID, PodName: a.PodName(), PodNamespace: a.PodNamespace(), TEE: s.runtime.Sandbox.TEE,
+		Monitor: s.runtime.VMM.Kind, Shim: os.Getpid(), Started: time.Now().UTC(),
+	}
+	return s.writeState()
+}
+
+// size decides how large the VM is, once it is known what protects it.
+func (s *Sandbox) size(ctx context.Context) error {
+	var err error
+	if s.tee, err = chooseTEE(s.runtime.Sandbox.TEE); err != nil {
+		return err
+	}
+	request, err := s.request()
+	if err != nil {
+		return err
+	}
+	if s.plan, err = Size(s.runtime, s.tee, request); err != nil {
+		return err
+	}
+	s.vcpus, s.memoryMiB = s.plan.VCPUs, s.plan.MemoryMiB
+	s.state.TEE, s.state.VCPUs, s.state.MemoryMiB = s.tee, s.vcpus, s.memoryMiB
+	return nil
+}
+
+// Size computes the size of a sandbox with this configuration on this host.
+func Size(c *runtimeconfig.Config, tee string, r sizing.Request) (sizing.Plan, error) {
+	host, err := sizing.ThisHost()
+	if err != nil {
+		return sizing.Plan{}, err
+	}
+	o, err := sizing.OverheadOf(tee)
+	if err != nil {
+		return sizing.Plan{}, err
+	}
+	return sizing.Compute(sizing.Input{
+		Request: r, DefaultVCPUs: c.Sandbox.VCPUs, DefaultMemoryMiB: c.Sandbox.MemoryMiB, MaxVCPUs: c.Sandbox.MaxVCPUs,
+		MaxMemoryMiB: c.Sandbox.MaxMemoryMiB, Overhead: o.Replace(c.Sandbox.OverheadVCPUs, c.Sandbox.OverheadMemoryMiB),
+		Static: c.Static(), BlockMiB: c.Sandbox.MemoryBlockMiB, Host: host,
+	})
+}
+
+// request is what is known of the pod's size when it starts.
+func (s *Sandbox) request() (sizing.Request, error) {
+	if cri.Annotations(s.cfg.Spec.Annotations).Kind() == cri.KindSandbox {
+		return sizing.FromAnnotations(s.cfg.Spec.Annotations)
+	}
+	return specRequest(s.cfg.Spec)
+}
+
+// planCgroup writes down where the control group will be; it is made with its first process.
+func (s *Sandbox) planCgroup(context.Context) error {
+	where := ""
+	if s.cfg.Spec.Linux != nil {
+		where = s.cfg.Spec.Linux.CgroupsPath
+	}
+	if where == "" {
+		where = "/cloister/" + s.cfg.Namespace + "-" + s.cfg.ID
+	}
+	location, err := cgroup.ParseLocation(where)
+	if err != nil {
+		return err
+	}
+	plan, err := cgroup.Plan(location)
+	if err != nil {
+		return fmt.Errorf("planning the control group: %w", err)
+	}
+	s.mu.Lock()
+	s.state.Cgroup = &plan
+	s.mu.Unlock()
+	return s.writeState()
+}
+
+// enterCgroup puts a process of the sandbox into its control group.
+func (s *Sandbox) enterCgroup(pid int) error {
+	ctx, cancel := context.WithTimeout(s.background, downTimeout)
+	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.group != nil {
+		return s.group.Add(ctx, pid)
+	}
+	var err error
+	s.group, err = cgroup.Create(ctx, s.state.Cgroup.Location, s.limits(), pid)
+	return err
+}
+
+// limits are those of the whole sandbox on the host. Without a memory limit of the pod there is none: then the node's own applies.
+func (s *Sandbox) limits() cgroup.Limits {
+	var l cgroup.Limits
+	if s.plan.Static || s.hasMemoryLimit() {
+		l.MemoryBytes = int64(s.plan.HostMemoryMiB) << 20
+	}
+	if s.cfg.Spec.Linux != nil && s.cfg.Spec.Linux.Resources != nil && s.cfg.Spec.Linux.Resources.CPU != nil {
+		cpu := s.cfg.Spec.Linux.Resources.CPU
+		l.CPUShares, l.CPUs, l.MemoryNodes = value(cpu.Shares), cpu.Cpus, cpu.Mems
+	}
+	return l
+}
+
+func (s *Sandbox) hasMemoryLimit() bool {
+	r, err := s.request()
+	return err == nil && r.MemoryLimit > 0
+}
+
+// attachNetwork joins the pod's interfaces with taps.
+func (s *Sandbox) attachNetwork(ctx context.Context) error {
+	if s.runtime.Network.Model == "none" || s.runtime.VMM.Kind == "remote" {
+		return nil
+	}
+	netns, err := s.netns()
+	if err != nil || netns == "" {
+		return err
+	}
+	s.net, err = network.Attach(ctx, network.Config{
+		NetNS: netns, StateFile: filepath.Join(s.dir, networkFile), Model: networkModel(s.runtime.Network.Model),
+		Queues: min(s.runtime.Network.Queues, s.plan.VCPUs), WithoutVhost: !s.runtime.Network.Vhost,
+	})
+	return err
+}
+
+func networkModel(name string) network.Model {
+	if name == "macvtap" {
+		return network.ModelMacvtap
+	}
+	return network.ModelTC
+}
+
+// netns is the pod's network namespace; "" is a pod without a network. That of the host is refused: a VM has no part in it.
+func (s *Sandbox) netns() (string, error) {
+	if s.cfg.NetNS != "" {
+		return s.cfg.NetNS, nil
+	}
+	path, own := networkNamespace(s.cfg.Spec)
+	if !own {
+		return "", fmt.Errorf("%w (hint: take hostNetwork from the pod, or run it with another RuntimeClass)", network.ErrHostNetwork)
+	}
+	return path, nil
+}
+
+// startShare starts the file server of the shared directory, where the sandbox may have one.
+func (s *Sandbox) startShare(ctx context.Context) error {
+	var err error
+	if s.runtime.SharedFS() == runtimeconfig.SharedFSVirtiofs {
+		st := &s.runtime.Storage
+		s.share, err = share.Start(ctx, share.Config{
+			Dir: filepath.Join(s.dir, shareDir), Program: st.Virtiofsd, Args: st.VirtiofsdArgs, Cache: st.VirtiofsCache,
+			Started: s.enterCgroup,
+		})
+	}
+	return err
+}
+
+// Ended is closed when the VM has ended; Err says why, nil when it was stopped.
+func (s *Sandbox) Ended() <-chan struct{} { return s.ended }
+
+// Err is valid once Ended is closed.
+func (s *Sandbox) Err() error { return s.endErr }
+
+// PID is the process number of the monitor, which stands for the pod's processes on the host; 0 when the VM runs elsewhere.
+func (s *Sandbox) PID() int { return s.vm.PID() }
+
+// Dir is the sandbox's directory.
+func (s *Sandbox) Dir() string { return s.dir }
+
+// StopVM ends the guest and the VM at once; what was made on the host stays until Stop.
+func (s *Sandbox) StopVM(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+	if s.vm == nil {
+		return nil
+	}
+	select {
+	case <-s.vm.Exited():
+	default:
+		s.destroyInGuest(ctx)
+	}
+	now, cancel := context.WithCancel(ctx)
+	cancel() // the guest has ended in order, or will not
+	err := s.vm.Stop(now)
+	if s.agent != nil {
+		s.agent.Close()
+	}
+	return err
+}
+
+// Stop ends the VM and removes everything of the sandbox. What was done is not done again; a part that fails does not keep the others.
+func (s *Sandbox) Stop(ctx context.Context) error {
+	s.teardown.Do(func() {
+		s.stop()
+		var errs []error
+		add := func(what string, err error) {
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			}
+		}
+		if s.forward != nil {
+			add("port forwarding", s.forward.Close())
+		}
+		add("virtual machine", s.StopVM(ctx))
+		if s.volumes != nil {
+			add("volumes", s.volumes.Close(ctx))
+		}
+		if s.share != nil {
+			add("shared directory", s.share.Close(ctx))
+		}
+		if s.net != nil {
+			add("network", s.net.Detach(ctx))
+		}
+		if s.manage != nil {
+			add("management socket", s.manage.Close())
+		}
+		s.workers.Wait()
+		s.mu.Lock()
+		group := s.group
+		s.mu.Unlock()
+		if group != nil {
+			add("control group", group.Destroy(ctx))
+		}
+		s.endTrace(ctx)
+		add("the rest", Cleanup(ctx, s.dir))
+		if err := errors.Join(errs...); err != nil {
+			s.downErr = fmt.Errorf("removing sandbox %s: %w", s.cfg.ID, err)
+		}
+	})
+	return s.downErr
+}
+
+// console is the end of the guest's console as a paragraph of an error.
+func (s *Sandbox) console() string {
+	lines := s.vm.ConsoleTail(20)
+	if len(lines) == 0 {
+		return "its console is empty"
+	}
+	return "end of its console:\n  " + strings.Join(lines, "\n  ")
+}

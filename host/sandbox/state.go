@@ -1,0 +1,154 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/cloister/cloister/host/cgroup"
+	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/host/share"
+	"github.com/cloister/cloister/host/vmm/qemu"
+	"github.com/cloister/cloister/host/volume"
+	"github.com/cloister/cloister/internal/paths"
+)
+
+// Root is where sandboxes have their directories.
+const Root = "/run/cloister/sandboxes"
+
+// Names in a sandbox's directory.
+const (
+	stateFile   = "state.json"
+	networkFile = "network.json"
+	vmDir       = "vm"
+	shareDir    = "share"
+	volumeDir   = "volumes"
+	consoleFile = "console.log"
+	// TraceFile is what host/trace writes.
+	TraceFile = "trace.jsonl"
+)
+
+// State is what the directory says of a sandbox.
+type State struct {
+	Namespace string `json:"namespace"`
+	ID        string `json:"id"`
+	// PodName and PodNamespace are Kubernetes', or "".
+	PodName      string        `json:"pod_name,omitempty"`
+	PodNamespace string        `json:"pod_namespace,omitempty"`
+	TEE          string        `json:"tee"`
+	Monitor      string        `json:"monitor"`
+	Accel        string        `json:"accel,omitempty"`
+	VCPUs        int           `json:"vcpus"`
+	MemoryMiB    int           `json:"memory_mib"`
+	Shim         int           `json:"shim"`
+	VMM          int           `json:"vmm,omitempty"`
+	Started      time.Time     `json:"started"`
+	Cgroup       *cgroup.State `json:"cgroup,omitempty"`
+	// RemoteSocket is where a remote hypervisor is asked to end the VM.
+	RemoteSocket string `json:"remote_socket,omitempty"`
+}
+
+// names of sandboxes become directories: containerd's identifiers.
+var safeID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// Dir is the directory of a sandbox below root.
+func Dir(root, namespace, id string) (string, error) {
+	for _, s := range []string{namespace, id} {
+		if !safeID.MatchString(s) || strings.Contains(s, "..") {
+			return "", fmt.Errorf("%q cannot name a sandbox: want letters, digits, dots, dashes and underscores", s)
+		}
+	}
+	return filepath.Join(root, namespace, id), nil
+}
+
+// ReadState reads what a sandbox's directory says.
+func ReadState(dir string) (*State, error) {
+	f, err := os.Open(filepath.Join(dir, stateFile))
+	if err != nil {
+		return nil, fmt.Errorf("reading the sandbox's state: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("reading the sandbox's state: %w", err)
+	}
+	var s State
+	if err := json.Unmarshal(text, &s); err != nil {
+		return nil, fmt.Errorf("reading the sandbox's state: %w", err)
+	}
+	return &s, nil
+}
+
+func (s *Sandbox) writeState() error {
+	s.mu.Lock()
+	text, err := json.Marshal(&s.state)
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("writing the sandbox's state: %w", err)
+	}
+	return paths.WriteFile(filepath.Join(s.dir, stateFile), text, 0o600)
+}
+
+// Cleanup removes what a sandbox has left whose shim is gone. It can be called again, and for a sandbox that never was. What cannot be
+// removed is reported, and stays with the directory, so that the next call tries again.
+func Cleanup(ctx context.Context, dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	state, err := ReadState(dir)
+	if err != nil {
+		state = &State{} // it was killed before it had written: then nothing was made that the state would name
+	}
+	var errs []error
+	add := func(what string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	add("virtual machine", qemu.CleanStale(ctx, filepath.Join(dir, vmDir)))
+	if state.RemoteSocket != "" {
+		add("virtual machine", stopRemote(ctx, state.RemoteSocket, state.ID))
+	}
+	add("volumes", volume.Cleanup(ctx, filepath.Join(dir, volumeDir)))
+	add("shared directory", share.Cleanup(ctx, filepath.Join(dir, shareDir)))
+	if _, err := os.Lstat(filepath.Join(dir, networkFile)); err == nil {
+		add("network", network.Cleanup(ctx, filepath.Join(dir, networkFile)))
+	}
+	if state.Cgroup != nil {
+		g, err := cgroup.Open(*state.Cgroup)
+		if err == nil {
+			err = g.Destroy(ctx)
+		}
+		add("control group", err)
+	}
+	if len(errs) == 0 {
+		add("directory", removeDir(dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("cleaning up sandbox %s: %w", filepath.Base(dir), err)
+	}
+	_ = os.Remove(filepath.Dir(dir)) // the namespace's directory goes with its last sandbox
+	return nil
+}
+
+// removeDir removes the directory, unless something is still mounted below it: those files may be the user's.
+func removeDir(dir string) error {
+	mounted, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("looking for mounts: %w", err)
+	}
+	if len(mounted) > 0 {
+		return fmt.Errorf("%s is still mounted", mounted[0].Mountpoint)
+	}
+	return os.RemoveAll(dir)
+}

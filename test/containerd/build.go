@@ -1,0 +1,128 @@
+package containerd
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/cloister/cloister/internal/paths"
+)
+
+// Need skips a test that runs containerd when something for it is missing, and says what. In CI everything has to be there.
+func Need(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("runs containerd, left out by -short")
+	}
+	if os.Getuid() != 0 {
+		missing(t, "root, which containerd needs,")
+	}
+	for _, file := range []string{"/usr/bin/containerd", "/usr/bin/ctr", "/usr/lib/cni/bridge", "/usr/lib/cni/portmap", "/bin/busybox"} {
+		if _, err := os.Stat(file); err != nil {
+			missing(t, file)
+		}
+	}
+	for _, program := range []string{"runc", "go", "iptables", "ip"} {
+		if _, err := exec.LookPath(program); err != nil {
+			missing(t, program)
+		}
+	}
+}
+
+func missing(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is missing, in CI everything has to be there", what)
+	}
+	t.Skipf("%s is missing; `make test-deps` installs what can be installed", what)
+}
+
+// binaries is the folder with containerd, ctr and runc's shim of a version.
+func binaries(t testing.TB, version string) string {
+	t.Helper()
+	switch version {
+	case V16:
+		return "/usr/bin"
+	case V2:
+		return current(t)
+	}
+	t.Fatalf("containerd version %q is not one of %s, %s", version, V16, V2)
+	return ""
+}
+
+// current is the folder with the release that tools/go.mod names. It is built when it is not there.
+func current(t testing.TB) string {
+	t.Helper()
+	tools := toolsDir(t)
+	h := sha256.New()
+	h.Write([]byte(runtime.Version()))
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(tools, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Write(data)
+	}
+	cache := filepath.Join(home(t), "cache", "containerd")
+	dir := filepath.Join(cache, hex.EncodeToString(h.Sum(nil))[:32])
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := paths.WaitLock(t.Context(), filepath.Join(cache, "lock")) // another test binary may build the same
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Unlock()
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	tmp, err := os.MkdirTemp(cache, "building-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(tmp)
+	t.Log("building containerd; the next run finds it in", dir)
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", tmp+"/", "tool")
+	cmd.Dir = tools
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building containerd: %v\n%s", err, out)
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// home is the user's own CLOISTER_HOME, so that containerd is built once.
+func home(t testing.TB) string {
+	t.Helper()
+	if home := os.Getenv("CLOISTER_HOME"); home != "" {
+		return home
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(home, ".cloister")
+}
+
+// toolsDir is the folder with the module that names containerd's release.
+func toolsDir(t testing.TB) string {
+	t.Helper()
+	_, self, _, ok := runtime.Caller(0)
+	if !ok {
+		t.Fatal("the place of this source file is unknown")
+	}
+	return filepath.Join(filepath.Dir(self), "tools")
+}

@@ -1,0 +1,7 @@
+// Package containerd runs private containerd daemons for tests: each with its own root, state, socket, configuration, CNI network and
+// CNI records, so that the machine's own containerd, if there is one, is left alone.
+//
+// Version "1.6" is the distribution's package. Version "2" is the release that tools/go.mod names, built from the Go module proxy once
+// and kept below the user's CLOISTER_HOME. When a test ends, what its daemon left behind is listed and fails the test: processes,
+// mounts, network interfaces, addresses, cgroups and files.
+package containerd

@@ -1,0 +1,135 @@
+package containerd
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+)
+
+// The versions that Start knows.
+const (
+	V16 = "1.6" // the distribution's package
+	V2  = "2"   // the release of tools/go.mod
+)
+
+// Options say what Start starts.
+type Options struct {
+	Version  string            // V16 or V2
+	Runtimes []Runtime         // beside runc
+	IPv6     bool              // pods get an IPv6 address too
+	Mirrors  map[string]string // registry host of image names: URL that is asked instead, http or https
+	Env      []string          // more environment for containerd and, through it, for shims
+	Pause    string            // name of the pause image, default PauseImage
+}
+
+// Runtime is one runtime handler of the CRI plugin. The fields are those of containerd's configuration.
+type Runtime struct {
+	Handler     string   // the name that a pod asks for
+	Type        string   // io.containerd.X.v2
+	Path        string   // the shim's binary, absolute
+	ConfigPath  string   // the runtime's own configuration file; empty is the runtime's default
+	Annotations []string // patterns of pod annotations that are passed on
+	Snapshotter string   // empty is containerd's default
+	Sandboxer   string   // "shim" or "podsandbox", for version 2 only; empty is containerd's default
+}
+
+// PauseImage is the name of the image for sandbox containers when Options.Pause is empty. Whoever starts a daemon imports it.
+const PauseImage = "registry.cloister.test/pause:1"
+
+const cri = `plugins."io.containerd.grpc.v1.cri"`
+
+// drop-ins of version 2 are merged key by key; version 1.6 replaces the whole section of a plugin by that of the last file that has
+// one, so that there all of it has to be in one file. Both read configurations of version 2.
+func (d *Daemon) dropIns() map[string]string {
+	base := d.criBase()
+	files := map[string]string{}
+	for _, r := range d.opts.Runtimes {
+		if d.opts.Version == V16 {
+			base += r.toml(V16)
+		} else {
+			files["50-"+r.Handler+".toml"] = "version = 2\n" + r.toml(V2)
+		}
+	}
+	files["10-cri.toml"] = base
+	return files
+}
+
+func (d *Daemon) mainConfig() string {
+	return fmt.Sprintf(`version = 2
+root = %q
+state = %q
+imports = [%q]
+[grpc]
+  address = %q
+[plugins."io.containerd.internal.v1.opt"]
+  path = %q
+`, d.path("root"), d.path("state"), d.path("conf.d/*.toml"), d.Address, d.path("opt"))
+}
+
+func (d *Daemon) criBase() string {
+	return fmt.Sprintf(`version = 2
+[%[1]s]
+  sandbox_image = %[2]q
+  netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = true
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  enable_unprivileged_ports = true
+  enable_unprivileged_icmp = true
+[%[1]s.cni]
+  bin_dir = %[3]q
+  conf_dir = %[4]q
+[%[1]s.registry]
+  config_path = %[5]q
+[%[1]s.containerd]
+  default_runtime_name = "runc"
+[%[1]s.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+`, cri, d.opts.Pause, cniPlugins, d.path("cni"), d.path("certs.d"))
+}
+
+func (r Runtime) toml(version string) string {
+	var b strings.Builder
+	line := func(key, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "  %s = %q\n", key, value)
+		}
+	}
+	fmt.Fprintf(&b, "[%s.containerd.runtimes.%s]\n", cri, r.Handler)
+	line("runtime_type", r.Type)
+	line("runtime_path", r.Path)
+	if version != V16 {
+		line("sandboxer", r.Sandboxer)
+	}
+	line("snapshotter", r.Snapshotter)
+	b.WriteString("  privileged_without_host_devices = true\n")
+	if len(r.Annotations) > 0 {
+		fmt.Fprintf(&b, "  pod_annotations = [%s]\n  container_annotations = [%[1]s]\n", quoted(r.Annotations))
+	}
+	if r.ConfigPath != "" {
+		fmt.Fprintf(&b, "[%s.containerd.runtimes.%s.options]\n  ConfigPath = %q\n", cri, r.Handler, r.ConfigPath)
+	}
+	return b.String()
+}
+
+func quoted(words []string) string {
+	q := make([]string, len(words))
+	for i, w := range words {
+		q[i] = fmt.Sprintf("%q", w)
+	}
+	return strings.Join(q, ", ")
+}
+
+// hosts are the mirrors as files of certs.d: path below it and content.
+func (o Options) hosts() map[string]string {
+	files := map[string]string{}
+	names := make([]string, 0, len(o.Mirrors))
+	for name := range o.Mirrors {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		files[name+"/hosts.toml"] = fmt.Sprintf("server = %q\n[host.%[1]q]\n  capabilities = [\"pull\", \"resolve\"]\n", o.Mirrors[name])
+	}
+	return files
+}

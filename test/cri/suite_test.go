@@ -1,0 +1,61 @@
+package cri
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/cloister/cloister/test/containerd"
+)
+
+// world is what a scenario runs in: a daemon and the handler that pods ask for.
+type world struct {
+	*Client
+	handler string
+	runtime string // the type that ctr is told
+}
+
+// virtual says that pods are virtual machines.
+func (w *world) virtual() bool { return w.handler != "runc" }
+
+// scenario is one story, with its own pods.
+type scenario struct {
+	name string
+	run  func(*testing.T, *world)
+}
+
+// scenarios are all of them, the cheap before the disruptive.
+func scenarios() []scenario {
+	return []scenario{
+		{"life", life},
+		{"pod", onePod},
+		{"network", network},
+		{"pidNamespaces", pidNamespaces},
+		{"restarts", restarts},
+		{"kills", kills},
+		{"ctr", ctrScenario},
+	}
+}
+
+// start starts a daemon of a version with the images that scenarios use.
+func start(t *testing.T, opts containerd.Options) *Client {
+	t.Helper()
+	d := containerd.Start(t, opts)
+	root, err := filepath.Abs(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Import(containerd.Pause(t), containerd.Busybox(t, BusyboxImage), containerd.Program(ProgramImage, containerd.GoProgram(t, root, "./testprog")))
+	return Dial(t, d)
+}
+
+// TestRunc shows that the scenarios describe what runc does, so that they can be asked of another runtime.
+func TestRunc(t *testing.T) {
+	for _, version := range []string{containerd.V16, containerd.V2} {
+		t.Run(version, func(t *testing.T) {
+			w := &world{Client: start(t, containerd.Options{Version: version, IPv6: true}), handler: "runc", runtime: "io.containerd.runc.v2"}
+			for _, s := range scenarios() {
+				t.Run(s.name, func(t *testing.T) { s.run(t, w) })
+			}
+		})
+	}
+}

@@ -1,0 +1,306 @@
+package hotplug
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/author/guestimage"
+	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/qemu"
+	"github.com/cloister/cloister/host/vmm/vmmtest"
+	"github.com/cloister/cloister/test/vmtest"
+)
+
+// limit is far more than a test takes, on a busy machine too.
+const limit = 5 * time.Minute
+
+func testContext(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// probeImage is a guest image with the probe in the place of the guest's program.
+func probeImage(t testing.TB) *guestimage.Result {
+	t.Helper()
+	vmtest.Need(t)
+	bin := filepath.Join(t.TempDir(), "probe")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./probe")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building the probe: %v\n%s", err, out)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = t.TempDir()
+	}
+	r, err := guestimage.Build(testContext(t), guestimage.Options{
+		CacheDir: filepath.Join(cache, "cloister", "test-kernels"), LockPath: "../../guest.lock", GuestBinary: bin,
+	})
+	if err != nil {
+		t.Fatalf("building the image: %v", err)
+	}
+	return r
+}
+
+// config is the VM of sandboxed mode with the probe in it.
+func config(t testing.TB, image *guestimage.Result, word string) vmm.Config {
+	t.Helper()
+	base, err := os.MkdirTemp("/tmp", "hp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	return vmm.Config{
+		Name: "probe", Dir: filepath.Join(base, "vm"), ConsoleLog: filepath.Join(base, "console.log"),
+		Kernel: filepath.Join(image.Dir, image.Manifest.Kernel.Path), Initrd: filepath.Join(image.Dir, image.Manifest.Initrd.Path),
+		Cmdline: "console=ttyS0 quiet panic=-1 probe=" + word,
+		VCPUs:   1, MemoryMiB: 256, Accel: vmm.AccelTCG,
+	}
+}
+
+func start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) { return qemu.Start(ctx, cfg) }
+
+func TestGuestConformance(t *testing.T) {
+	image := probeImage(t)
+	vmmtest.RunGuest(t, vmmtest.Guest{
+		Monitor:     vmmtest.Monitor{Start: start},
+		GuestConfig: func(t *testing.T, word string) vmm.Config { return config(t, image, word) },
+	})
+}
+
+// guest is a VM with a line to its probe.
+type guest struct {
+	*qemu.VM
+	t     testing.TB
+	conn  net.Conn
+	lines *bufio.Reader
+}
+
+type state struct {
+	Disks []struct{ Name, Serial, PCI, Content string }
+	Cards []struct {
+		Name, MAC, PCI string
+		MTU, Queues    int
+	}
+	CPUs, MiB int
+}
+
+func boot(t testing.TB, cfg vmm.Config) *guest {
+	t.Helper()
+	ctx := testContext(t)
+	vm, err := qemu.Start(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		if err := vm.Stop(now); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("console:\n%s", strings.Join(vm.ConsoleTail(60), "\n"))
+		}
+	})
+	conn, err := vm.Dial(ctx, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	return &guest{vm, t, conn, bufio.NewReader(conn)}
+}
+
+// ask sends a line and reads the state that answers it.
+func (g *guest) ask(format string, args ...any) state {
+	g.t.Helper()
+	line := fmt.Sprintf(format, args...)
+	if _, err := io.WriteString(g.conn, line+"\n"); err != nil {
+		g.t.Fatalf("asking %q: %v", line, err)
+	}
+	answer, err := g.lines.ReadString('\n')
+	var s state
+	if err == nil {
+		err = json.Unmarshal([]byte(answer), &s)
+	}
+	if err != nil {
+		g.t.Fatalf("asking %q: %v (%.300s)", line, err, answer)
+	}
+	return s
+}
+
+func TestHotPlug(t *testing.T) {
+	image := probeImage(t)
+	for name, edit := range map[string]func(*vmm.Config){
+		"small firmware": func(*vmm.Config) {},
+		"OVMF": func(c *vmm.Config) {
+			c.FirmwareCode, c.FirmwareVars = image.Manifest.Firmware.CodePath, image.Manifest.Firmware.VarsPath
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config(t, image, "serve")
+			cfg.MaxVCPUs, cfg.MaxMemoryMiB, cfg.Balloon = 3, 1024, true
+			cfg.ExtraDisks = []vmm.Disk{{Path: diskImage(t, "first"), Serial: "cold"}}
+			cfg.NICs = []vmm.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Taps: taps(t, "hp0", 1)}}
+			edit(&cfg)
+			g := boot(t, cfg)
+			ctx := testContext(t)
+			if s := g.ask("wait disk cold"); len(s.Cards) != 1 || s.CPUs != 1 || s.MiB != 256 {
+				t.Errorf("at the start: %+v", s)
+			}
+			g.disks(ctx)
+			g.cards(ctx)
+			for _, size := range [][2]int{{2, 512}, {3, 1024}} {
+				cpus, mib, err := g.Resize(ctx, size[0], size[1])
+				if err != nil || cpus != size[0] || mib != size[1] {
+					t.Fatalf("resizing gave %d processors, %d MiB, %v", cpus, mib, err)
+				}
+				g.ask("size %d %d", cpus, mib)
+			}
+		})
+	}
+}
+
+// disks adds disks, finds them at their places with their content, removes one and gives its place to another.
+func (g *guest) disks(ctx context.Context) {
+	t := g.t
+	add := func(serial string, d vmm.Disk) vmm.Place {
+		t.Helper()
+		d.Serial = serial
+		place, err := g.AddDisk(ctx, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range g.ask("wait disk %s", serial).Disks {
+			if found.Serial == serial && found.PCI == place.Address && found.Content == "this is "+serial {
+				return place
+			}
+		}
+		t.Fatalf("disk %s is not at %+v", serial, place)
+		return place
+	}
+	one := add("one", vmm.Disk{Path: diskImage(t, "one"), Discard: true})
+	add("two", vmm.Disk{Path: diskImage(t, "two"), ReadOnly: true})
+	if err := g.RemoveDisk(ctx, "one"); err != nil {
+		t.Fatal(err)
+	}
+	g.ask("gone disk one")
+	if three := add("three", vmm.Disk{Path: diskImage(t, "three")}); three != one {
+		t.Errorf("disk three is at %+v, the free place is %+v", three, one)
+	}
+	if device := loopDevice(t, diskImage(t, "device")); device != "" {
+		add("device", vmm.Disk{Path: device})
+		if err := g.RemoveDisk(ctx, "device"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (g *guest) cards(ctx context.Context) {
+	t := g.t
+	for _, queues := range []int{1, 2} {
+		n := vmm.NIC{ID: fmt.Sprint("hot", queues), MAC: fmt.Sprintf("02:00:00:00:02:%02x", queues), Taps: taps(t, fmt.Sprint("hp", queues), queues), MTU: 1450}
+		place, err := g.AddNIC(ctx, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, c := range g.ask("wait card %s", n.MAC).Cards {
+			found = found || c.MAC == n.MAC && c.PCI == place.Address && c.MTU == 1450
+		}
+		if !found {
+			t.Errorf("card %s is not at %+v", n.ID, place)
+		}
+		if err := g.RemoveNIC(ctx, n.ID); err != nil {
+			t.Fatal(err)
+		}
+		g.ask("gone card %s", n.MAC)
+	}
+}
+
+// diskImage makes a disk image that says its name.
+func diskImage(t testing.TB, name string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name+".img")
+	if err := os.WriteFile(path, append([]byte("this is "+name), make([]byte, 1<<20)...)[:1<<20], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// loopDevice makes a block device of an image, or returns "" where that is not possible.
+func loopDevice(t testing.TB, path string) string {
+	out, err := exec.Command("losetup", "--find", "--show", path).Output()
+	if err != nil {
+		t.Logf("no loop device: %v", err)
+		return ""
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if err := exec.Command("losetup", "--detach", device).Run(); err != nil {
+			t.Errorf("detaching %s: %v", device, err)
+		}
+	})
+	return device
+}
+
+// taps makes a tap with several queues in a network namespace of its own, which ends with the test.
+func taps(t testing.TB, name string, queues int) []*os.File {
+	t.Helper()
+	var files []*os.File
+	done, end := make(chan error, 1), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		for i := 0; i < queues && err == nil; i++ {
+			var f *os.File
+			if f, err = openTap(name, queues > 1); err == nil {
+				files = append(files, f)
+			}
+		}
+		done <- err
+		<-end
+	}()
+	t.Cleanup(func() {
+		close(end)
+		for _, f := range files {
+			f.Close()
+		}
+	})
+	if err := <-done; err != nil {
+		t.Skipf("making a tap: %v", err)
+	}
+	return files
+}
+
+func openTap(name string, multi bool) (*os.File, error) {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, err
+	}
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if multi {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	ifr.SetUint16(flags)
+	return f, unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr)
+}
