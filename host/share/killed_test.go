@@ -49,7 +49,7 @@ func live(stage, dir, data string) error {
 		}
 		reached("prepared")
 	}
-	s, err := Start(context.Background(), Config{Dir: dir + "/share"})
+	s, err := Start(context.Background(), Config{Dir: dir + "/share", Program: os.Getenv(programEnv)})
 	if err != nil {
 		return err
 	}

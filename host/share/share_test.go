@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// programEnv names another virtiofsd than the one that is installed.
+const programEnv = "CLOISTER_TEST_VIRTIOFSD"
+
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -53,7 +56,7 @@ func testContext(t *testing.T) context.Context {
 
 func start(t *testing.T, dir string) *Share {
 	t.Helper()
-	s, err := Start(testContext(t), Config{Dir: dir, Args: []string{"--thread-pool-size=1", "--announce-submounts"}})
+	s, err := Start(testContext(t), Config{Dir: dir, Program: os.Getenv(programEnv), Args: []string{"--thread-pool-size=1", "--announce-submounts"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func start(t *testing.T, dir, words string, args ...string) *machine {
 	t.Helper()
 	v := &machine{t: t, dir: t.TempDir(), console: &console{}, exited: make(chan error, 1)}
 	qemu := exec.Command("qemu-system-x86_64", append([]string{
-		"-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=single", "-cpu", "max,la57=off,cx16=off", "-smp", "1,sockets=2,cores=1,threads=1,maxcpus=2",
+		"-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=single", "-cpu", "max,la57=off,cx16=off", "-smp", "1",
 		"-m", "768,slots=2,maxmem=2G", "-object", "memory-backend-memfd,id=mem,size=768M,share=on",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-monitor", "unix:" + v.dir + "/monitor,server,nowait",
 		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", filepath.Join(dir, "initrd.img"), "-append", "console=ttyS0 quiet panic=-1 " + words,

@@ -159,9 +159,7 @@ func (a *argList) size() {
 	c := a.c
 	smp := strconv.Itoa(c.VCPUs)
 	if c.MaxVCPUs > c.VCPUs {
-		// Each processor in a socket of its own: a kernel that does not know its hypervisor, as with emulation, ignores places for
-		// processors in a socket that has some (Linux 6.9 and later, topology_register_apic).
-		smp = fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=%d,cores=1,threads=1", c.VCPUs, c.MaxVCPUs, c.MaxVCPUs)
+		smp = fmt.Sprintf("cpus=%d,maxcpus=%d", c.VCPUs, c.MaxVCPUs)
 	}
 	mem := strconv.Itoa(c.MemoryMiB) + "M"
 	if room := pluggableMemory(c); room > 0 {
