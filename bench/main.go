@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -22,7 +23,11 @@ func main() {
 	defer stop()
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
-	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify and boot, separated by commas")
+	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, boot, sandbox and kernel, separated by commas")
+	var pods sandboxOptions
+	flag.StringVar(&pods.shim, "shim", "", "-what sandbox: `program` of the shim (default: the one in the folder of -bin)")
+	flag.IntVar(&pods.pods, "pods", 50, "-what sandbox: pods that are started and deleted in a row")
+	flag.Int64Var(&pods.bytes, "bytes", 64<<20, "-what sandbox: bytes that go through a process's streams")
 	var o other
 	flag.StringVar(&o.URL, "beside", "",
 		"`URL` of another key broker of this protocol on this machine: -what broker and -what beside measure ours beside it")
@@ -30,13 +35,13 @@ func main() {
 	flag.StringVar(&o.Token, "beside-admin-token", "", "`file` with its administrator's token")
 	flag.IntVar(&o.PID, "beside-pid", 0, "its process `id`")
 	flag.Parse()
-	if err := run(ctx, *bin, *runs, strings.Split(*what, ","), o); err != nil {
+	if err := run(ctx, *bin, *runs, strings.Split(*what, ","), o, pods); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin string, runs int, what []string, o other) error {
+func run(ctx context.Context, bin string, runs int, what []string, o other, pods sandboxOptions) error {
 	if o.URL != "" && o.PID == 0 {
 		return errors.New("-beside needs -beside-pid, the process whose time and memory are compared")
 	}
@@ -72,8 +77,19 @@ func run(ctx context.Context, bin string, runs int, what []string, o other) erro
 			if err := runBoot(ctx, bin, runs); err != nil {
 				return err
 			}
+		case "sandbox":
+			if pods.shim == "" {
+				pods.shim = filepath.Join(bin, "containerd-shim-cloister-v2")
+			}
+			if err := runSandbox(ctx, bin, runs, pods); err != nil {
+				return err
+			}
+		case "kernel":
+			if err := runKernels(ctx, bin, runs); err != nil {
+				return err
+			}
 		default:
-			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify or boot", name)
+			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, boot, sandbox or kernel", name)
 		}
 	}
 	return nil

@@ -21,10 +21,12 @@ if [ "${1:-}" = test ]; then
   need[chromium]=/usr/bin/chromium
   need[containernetworking-plugins]=/usr/lib/cni/bridge
   need[iproute2]=/usr/sbin/tc
+  need[qemu-system-common]=/usr/lib/qemu/virtiofsd
   need[iptables]=/usr/sbin/iptables
   need[containerd]=/usr/bin/containerd
   need[runc]=/usr/sbin/runc
   need[busybox-static]=/bin/busybox
+  need[e2fsprogs]=/usr/sbin/e2fsck
 fi
 missing=()
 for package in "${!need[@]}"; do

@@ -37,7 +37,7 @@ func wantedModules() []wantedModule {
 		{Name: "virtio_net", Device: true},
 		{Name: "tpm_tis", Boot: true},
 		{Name: "tpm_crb", Boot: true},
-		{Name: "overlay", Boot: true},
+		{Name: "overlay"},
 		{Name: "af_packet", Boot: true},
 		{Name: "vmw_vsock_virtio_transport", Device: true},
 		{Name: "virtio_mmio", Device: true},

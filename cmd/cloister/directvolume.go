@@ -99,4 +99,3 @@ func directListCmd(a *app) *cobra.Command {
 	directFlags(c, &dir, nil)
 	return c
 }
-

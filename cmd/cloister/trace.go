@@ -95,7 +95,7 @@ func unreadable(dir string) bool {
 func fits(t *trace.Trace, name string) bool {
 	namespace, rest, both := strings.Cut(name, "/")
 	const shortest = 4 // of ids, so that a name is rarely mistaken for one
-	return t.Name == name || both && t.Namespace == namespace && t.Name == rest || len(name) >= shortest && strings.HasPrefix(t.ID, name)
+	return t.Name == name || t.ID == name || both && t.Namespace == namespace && t.Name == rest || len(name) >= shortest && strings.HasPrefix(t.ID, name)
 }
 
 // podTrace makes a trace out of the events of a pod of `cloister run`, and of its guest's log.

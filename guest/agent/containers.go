@@ -237,12 +237,11 @@ func (a *Agent) removeBundle(id string) error {
 	dir := filepath.Join(a.cfg.Layout.Root, id)
 	rootfs := filepath.Join(dir, "rootfs")
 	for _, target := range []string{filepath.Join(rootfs, "pause"), rootfs} {
-		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("unmounting %s: %w", target, err)
+		if err := container.UnmountAll(target); err != nil && !errors.Is(err, unix.EPERM) {
+			return err
 		}
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := container.RemoveTree(dir); err != nil {
 		return fmt.Errorf("removing the container's directory: %w", err)
 	}
 	return nil

@@ -112,13 +112,23 @@ func copySymlink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 	if target == "" || len(target) >= unix.PathMax || strings.ContainsRune(target, 0) {
 		return invalid("symlink target %.120q", target)
 	}
-	if err := root.RemoveAll(rel); err != nil {
+	// A link that leads to another version of a volume is exchanged at once: its readers never find none.
+	tmp := temporaryName(rel)
+	if err := root.RemoveAll(tmp); err != nil {
 		return err
 	}
-	if err := root.Symlink(target, rel); err != nil {
+	if err := root.Symlink(target, tmp); err != nil {
 		return err
 	}
-	return root.Lchown(rel, int(req.GetUid()), int(req.GetGid()))
+	if err := root.Lchown(tmp, int(req.GetUid()), int(req.GetGid())); err != nil {
+		return err
+	}
+	if info, err := root.Lstat(rel); err == nil && info.IsDir() {
+		if err := root.RemoveAll(rel); err != nil {
+			return err
+		}
+	}
+	return root.Rename(tmp, rel)
 }
 
 // temporaryName is where the pieces of a file wait. No two files share it, and no file of a pod is called like that.

@@ -85,16 +85,23 @@ func (a *Agent) ReseedRandomDev(_ context.Context, req *agent.ReseedRandomDevReq
 	return &emptypb.Empty{}, nil
 }
 
-// OnlineCPUMem brings processors and memory that the host has added into use.
-func (a *Agent) OnlineCPUMem(_ context.Context, req *agent.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+// OnlineCPUMem brings processors and memory that the host has added into use. Processors that have not appeared yet are
+// waited for. Memory that the kernel takes into use by itself needs nothing.
+func (a *Agent) OnlineCPUMem(ctx context.Context, req *agent.OnlineCPUMemRequest) (*emptypb.Empty, error) {
 	const sys = "/sys/devices/system"
+	const maxCPUs = 8192
+	if req.GetNbCpus() > maxCPUs {
+		return nil, invalid("%d processors, at most %d are accepted", req.GetNbCpus(), maxCPUs)
+	}
 	if n := int(req.GetNbCpus()); n > 0 {
-		online, err := setOnline(filepath.Join(sys, "cpu"), "cpu", n)
+		online := 0
+		err := a.cfg.Devices.Wait(ctx, "processors", func() (bool, error) {
+			more, err := setOnline(filepath.Join(sys, "cpu"), "cpu", n-online)
+			online += more
+			return online == n, err
+		})
 		if err != nil {
-			return nil, err
-		}
-		if online < n {
-			return nil, fmt.Errorf("%d of %d processors could be brought online", online, n)
+			return nil, fmt.Errorf("%d of %d processors could be brought online: %w", online, n, err)
 		}
 	}
 	if !req.GetCpuOnly() {

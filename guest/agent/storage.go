@@ -143,6 +143,9 @@ func (a *Agent) provide(ctx context.Context, containerID string, s *agent.Storag
 // ephemeralStorage is a memory file system below the sandbox directory. It lives as long as the pod: a container that
 // is restarted finds its emptyDir again.
 func (a *Agent) ephemeralStorage(s *agent.Storage) (func() error, error) {
+	if s.GetFstype() == "hugetlbfs" {
+		return a.hugeStorage(s)
+	}
 	if t := s.GetFstype(); t != "tmpfs" {
 		return nil, fmt.Errorf("file system %.40q: %w", t, errUnsupported)
 	}

@@ -266,7 +266,7 @@ func (c *Container) discard(ctx context.Context) error {
 	if c.unstage != nil {
 		errs = append(errs, c.unstage())
 	}
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := RemoveTree(c.dir); err != nil {
 		errs = append(errs, fmt.Errorf("removing the state of container %s: %w", c.ID, err))
 	}
 	return errors.Join(errs...)

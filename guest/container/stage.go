@@ -20,9 +20,7 @@ func stageBinds(spec *Spec, roots []string, dir string) (undo func() error, err 
 	undo = func() error {
 		var errs []error
 		for _, target := range slices.Backward(staged) {
-			if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-				errs = append(errs, fmt.Errorf("unmounting %s: %w", target, err))
-			}
+			errs = append(errs, UnmountAll(target))
 		}
 		return errors.Join(errs...)
 	}
@@ -45,6 +43,23 @@ func stageBinds(spec *Spec, roots []string, dir string) (undo func() error, err 
 		m.Source = target
 	}
 	return undo, nil
+}
+
+// maxStacked bounds how many mounts may lie on one another.
+const maxStacked = 16
+
+// UnmountAll takes away every mount at target: also those that the kernel has put on top of ours. A target that is not mounted, or not
+// there, is not an error.
+func UnmountAll(target string) error {
+	for range maxStacked {
+		switch err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+			return nil
+		case err != nil:
+			return fmt.Errorf("unmounting %s: %w", target, err)
+		}
+	}
+	return fmt.Errorf("unmounting %s: more than %d mounts lie on one another", target, maxStacked)
 }
 
 // BindBeneath binds source, which must resolve beneath one of roots, to target, which it creates.
@@ -88,9 +103,15 @@ func OpenBeneath(p string, roots []string) (int, error) {
 			return -1, fmt.Errorf("opening %s: %w", root, err)
 		}
 		defer unix.Close(dir)
-		fd, err := unix.Openat2(dir, strings.TrimPrefix(p, root+"/"), &unix.OpenHow{
-			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
-		})
+		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+		// As a directory first: only so does the kernel go into what is mounted at the last name when that mount is made on first
+		// use, as those within a shared directory are. Otherwise the directory below it would be bound, and the mount come later.
+		asDir := how
+		asDir.Flags |= unix.O_DIRECTORY
+		fd, err := unix.Openat2(dir, strings.TrimPrefix(p, root+"/"), &asDir)
+		if errors.Is(err, unix.ENOTDIR) {
+			fd, err = unix.Openat2(dir, strings.TrimPrefix(p, root+"/"), &how)
+		}
 		if errors.Is(err, unix.EXDEV) {
 			return -1, refuse("%q leads out of %s", clip(p), root)
 		}
@@ -100,4 +121,20 @@ func OpenBeneath(p string, roots []string) (int, error) {
 		return fd, nil
 	}
 	return -1, refuse("%q is not in a directory of the pod", clip(p))
+}
+
+// RemoveTree removes a directory of the guest's own with everything in it, but never what is mounted below it: those files are a
+// volume's, and may be the host's.
+func RemoveTree(dir string) error {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("looking for mounts: %w", err)
+	}
+	for line := range strings.Lines(string(table)) {
+		// Names that the kernel would escape do not occur below directories of ours.
+		if fields := strings.Fields(line); len(fields) > 4 && below(fields[4], dir) {
+			return fmt.Errorf("%s is still mounted", fields[4])
+		}
+	}
+	return os.RemoveAll(dir)
 }

@@ -201,3 +201,36 @@ func TestHandlesSignal(t *testing.T) {
 		t.Error("signal masks are misread")
 	}
 }
+
+func TestRemoveTreeSparesMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	dir, volume := t.TempDir(), t.TempDir()
+	file := filepath.Join(volume, "file")
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at := filepath.Join(dir, "x")
+	if err := os.Mkdir(at, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // one on the other
+		if err := unix.Mount(volume, at, "", unix.MS_BIND, ""); err != nil {
+			t.Skipf("mounting: %v", err)
+		}
+	}
+	t.Cleanup(func() { _ = UnmountAll(at) })
+	if err := RemoveTree(dir); err == nil {
+		t.Error("a tree with a mount in it was removed")
+	}
+	if err := UnmountAll(at); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveTree(dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Errorf("the volume's file is gone: %v", err)
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -100,21 +99,10 @@ func (n *Namespace) Close() { n.file.Close() }
 // Do calls fn on a thread that is in the namespace. The thread ends with fn and is never given to other goroutines, so that nothing
 // else can find itself in the pod's network, whatever fails.
 func (n *Namespace) Do(fn func() error) error {
-	result := make(chan error, 1)
-	go func() { result <- n.enter(fn) }()
-	return <-result
-}
-
-func (n *Namespace) enter(fn func() error) error {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// The first thread of a process cannot end, and what /proc/self shows is its namespace. While it is held here, the
-		// goroutine of Do gets another.
-		defer runtime.UnlockOSThread()
-		return n.Do(fn)
-	}
-	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("entering %s: %w", n.file.Name(), err)
-	}
-	return fn()
+	return onThread(func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering %s: %w", n.file.Name(), err)
+		}
+		return fn()
+	})
 }

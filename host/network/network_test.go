@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/wire/agent"
 )
 
 // What works on real namespaces is tested in test/podnet.
@@ -245,4 +247,27 @@ func FuzzParseAddr(f *testing.F) {
 		}
 		_ = a.String()
 	})
+}
+
+func TestFromSpec(t *testing.T) {
+	spec := func(namespaces ...*agent.LinuxNamespace) *agent.Spec {
+		return &agent.Spec{Linux: &agent.Linux{Namespaces: namespaces}}
+	}
+	network := func(path string) *agent.LinuxNamespace { return &agent.LinuxNamespace{Type: "network", Path: path} }
+	if path, err := FromSpec(spec(network("/run/netns/x"), &agent.LinuxNamespace{Type: "pid"})); path != "/run/netns/x" || err != nil {
+		t.Errorf("got %q, %v", path, err)
+	}
+	for _, s := range []*agent.Spec{{}, spec(&agent.LinuxNamespace{Type: "pid"})} {
+		if _, err := FromSpec(s); !errors.Is(err, ErrHostNetwork) {
+			t.Errorf("got %v, expected ErrHostNetwork", err)
+		}
+	}
+	for _, s := range []*agent.Spec{spec(network("/a"), network("/a")), spec(network("x"))} {
+		if path, err := FromSpec(s); err == nil || errors.Is(err, ErrHostNetwork) {
+			t.Errorf("got %q, %v", path, err)
+		}
+	}
+	if err := Remove(filepath.Join(t.TempDir(), "never")); err != nil {
+		t.Error(err)
+	}
 }

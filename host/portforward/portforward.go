@@ -103,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (*Forwarder, error) {
 
 // listen makes the listeners and the rules that lead to them. The calling thread is in the namespace, and so are its sockets.
 func (f *Forwarder) listen(ctx context.Context) error {
-	if err := upLoopback(); err != nil {
+	if err := network.UpLoopback(); err != nil {
 		return err
 	}
 	for _, r := range families {

@@ -8,7 +8,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -95,16 +94,4 @@ func unsupported(err error) error {
 		}
 	}
 	return fmt.Errorf("redirecting connections in the pod's network: %w", err)
-}
-
-// upLoopback brings loopback up, as every program in a pod expects it. A CNI configuration without its plugin leaves it down.
-func upLoopback() error {
-	lo, err := netlink.LinkByName("lo")
-	if err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err != nil {
-		return fmt.Errorf("bringing the pod's loopback interface up: %w", err)
-	}
-	return nil
 }

@@ -112,7 +112,11 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 		}
 	}
 	if s.tee == runtimeconfig.TEENone {
-		cfg.Cmdline += " " + sandboxedWord + " agent.log=" + c.Logging.GuestLevel
+		cfg.Cmdline = strings.ReplaceAll(cfg.Cmdline, "cloister.initdata=required", sandboxedWord)
+		if !strings.Contains(cfg.Cmdline, sandboxedWord) {
+			cfg.Cmdline += " " + sandboxedWord
+		}
+		cfg.Cmdline += " agent.log=" + c.Logging.GuestLevel
 		cfg.Balloon = true
 		if s.share != nil {
 			cfg.Share = &vmm.Share{Tag: shareTag, Socket: s.share.Socket()}

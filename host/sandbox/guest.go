@@ -219,7 +219,7 @@ func (s *Sandbox) forwardPorts() {
 func (s *Sandbox) openManagement() {
 	var err error
 	s.manage, err = manage.Start(s.background, manage.Config{
-		Dir: s.dir, Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
+		Dir: s.dir, Link: manageLink(s.cfg.ID), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
 		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
 	})
 	if err != nil {

@@ -332,6 +332,7 @@ func (s *Sandbox) attachNetwork(ctx context.Context) error {
 	s.net, err = network.Attach(ctx, network.Config{
 		NetNS: netns, StateFile: filepath.Join(s.dir, networkFile), Model: networkModel(s.runtime.Network.Model),
 		Queues: min(s.runtime.Network.Queues, s.plan.VCPUs), WithoutVhost: !s.runtime.Network.Vhost,
+		RxBitsPerSecond: s.runtime.Network.RxBitsPerSecond, TxBitsPerSecond: s.runtime.Network.TxBitsPerSecond,
 	})
 	return err
 }

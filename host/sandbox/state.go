@@ -16,6 +16,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/cloister/cloister/host/cgroup"
+	"github.com/cloister/cloister/host/manage"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/share"
 	"github.com/cloister/cloister/host/vmm/qemu"
@@ -79,6 +80,9 @@ func Dir(root, namespace, id string) (string, error) {
 	return filepath.Join(root, namespace, id), nil
 }
 
+// manageLink is where tools made for Kata look for the management socket of a sandbox.
+func manageLink(id string) string { return "/run/kata/" + id + "/shim-monitor.sock" }
+
 // ReadState reads what a sandbox's directory says.
 func ReadState(dir string) (*State, error) {
 	f, err := os.Open(filepath.Join(dir, stateFile))
@@ -132,6 +136,7 @@ func Cleanup(ctx context.Context, dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, networkFile)); err == nil {
 		add("network", network.Cleanup(ctx, filepath.Join(dir, networkFile)))
 	}
+	add("management socket", manage.Cleanup(dir, manageLink(filepath.Base(dir))))
 	if state.Cgroup != nil {
 		g, err := cgroup.Open(*state.Cgroup)
 		if err == nil {

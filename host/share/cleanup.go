@@ -19,15 +19,23 @@ import (
 // deletes through a mount, never follows a symbolic link, and deletes no file that has content; what it cannot remove so is an error. A
 // directory that does not exist is none.
 func Cleanup(ctx context.Context, dir string) error {
-	real, err := filepath.EvalSymlinks(dir)
+	if dir = filepath.Clean(dir); dir == "/" || !filepath.IsAbs(dir) {
+		return fmt.Errorf("%q cannot be a shared directory", dir)
+	}
+	above, err := filepath.EvalSymlinks(filepath.Dir(dir)) // the kernel's list has paths without links
+	var info fs.FileInfo
+	real := filepath.Join(above, filepath.Base(dir))
+	if err == nil {
+		info, err = os.Lstat(real)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", dir, err)
 	}
-	if real == "/" {
-		return errors.New("the shared directory cannot be /")
+	if !info.IsDir() {
+		return fmt.Errorf("%s is no directory, and so not ours", dir)
 	}
 	if err := unmountBelow(ctx, real); err != nil {
 		return fmt.Errorf("unmounting below %s: %w", dir, err)

@@ -1,6 +1,8 @@
 package share
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -58,6 +60,42 @@ func TestShorten(t *testing.T) {
 	for _, same := range []string{"lowerdir=/a:/b", "x", "lowerdir=a:b", `lowerdir=/a/b\:c:/a/d`} {
 		if dir, short := shorten(same); dir != "" || short != same {
 			t.Errorf("%q: %q %q", same, dir, short)
+		}
+	}
+}
+
+func TestExamine(t *testing.T) {
+	for text, want := range map[string]kind{
+		"virtiofsd 1.10.1": kindRust,
+		"virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c) 2003-2022 Fabrice Bellard and the QEMU Project developers": kindC,
+		"rsync 3": -1,
+		"":        -1,
+	} {
+		program := filepath.Join(t.TempDir(), "virtiofsd")
+		if err := os.WriteFile(program, []byte("#!/bin/sh\ncat <<'E'\n"+text+"\nE\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		got, err := examine(t.Context(), program)
+		if (err == nil) != (want >= 0) || err == nil && got != want {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	if _, err := Find("/no/such/virtiofsd"); err == nil || !strings.Contains(err.Error(), "hint: ") {
+		t.Errorf("a missing program: %v", err)
+	}
+}
+
+func BenchmarkStart(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("mounts need root")
+	}
+	for b.Loop() {
+		s, err := Start(b.Context(), Config{Dir: b.TempDir() + "/share"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Close(b.Context()); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -40,12 +40,14 @@ func (s *Share) Bind(source *os.File, name string, o BindOptions) (guestPath str
 	if !info.IsDir() && !info.Mode().IsRegular() {
 		return "", fmt.Errorf("a %s cannot be shared with a guest", kindOf(info.Mode()))
 	}
+	s.ops.RLock()
+	defer s.ops.RUnlock()
 	if err := s.take(name); err != nil {
 		return "", err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Remove(name))
+			err = errors.Join(err, s.remove(name))
 		}
 	}()
 	if info.IsDir() {
@@ -100,12 +102,14 @@ func (s *Share) Mount(name string, mounts []Mount) (guestPath string, err error)
 	if len(mounts) == 0 || len(mounts) > maxMounts {
 		return "", fmt.Errorf("root file system of %d mounts: expected 1 to %d", len(mounts), maxMounts)
 	}
+	s.ops.RLock()
+	defer s.ops.RUnlock()
 	if err := s.take(name); err != nil {
 		return "", err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Remove(name))
+			err = errors.Join(err, s.remove(name))
 		}
 	}()
 	rel := path.Join(name, rootfsName)
@@ -232,11 +236,23 @@ func mountOptions(options []string) (uintptr, string, error) {
 }
 
 // Remove takes a name away from the guest. What the guest still has open stays readable to it until it closes it. A name that is not
-// shared is no error.
+// shared is no error, nor is one of a Share that is closed.
 func (s *Share) Remove(name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
+	s.ops.RLock()
+	defer s.ops.RUnlock()
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	return s.remove(name)
+}
+
+func (s *Share) remove(name string) error {
 	for _, rel := range []string{path.Join(name, rootfsName), name} {
 		// What exists in names is a place where we mount; below a volume nothing is.
 		var st unix.Stat_t

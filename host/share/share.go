@@ -72,6 +72,9 @@ type Share struct {
 	child  *process.Child
 	done   chan struct{}
 
+	// ops is held for reading while the files above are used, for writing when they are closed.
+	ops sync.RWMutex
+
 	mu     sync.Mutex
 	closed bool
 	used   map[string]bool
@@ -88,14 +91,21 @@ func Start(ctx context.Context, c Config) (_ *Share, err error) {
 	if err != nil {
 		return nil, err
 	}
-	kind, err := examine(ctx, program)
-	if err != nil {
-		return nil, err
+	// Asking the program takes as long as making the directory; both are on the way to the pod's start.
+	type answer struct {
+		args []string
+		err  error
 	}
-	args, err := arguments(kind, filepath.Join(c.Dir, sharedDir), c.Cache, c.Args)
-	if err != nil {
-		return nil, err
-	}
+	asked := make(chan answer, 1)
+	go func() {
+		kind, err := examine(ctx, program)
+		if err != nil {
+			asked <- answer{err: err}
+			return
+		}
+		args, err := arguments(kind, filepath.Join(c.Dir, sharedDir), c.Cache, c.Args)
+		asked <- answer{args, err}
+	}()
 	if err := Cleanup(ctx, c.Dir); err != nil {
 		return nil, fmt.Errorf("removing an earlier shared directory: %w", err)
 	}
@@ -109,15 +119,16 @@ func Start(ctx context.Context, c Config) (_ *Share, err error) {
 	if err := s.prepare(); err != nil {
 		return nil, fmt.Errorf("making the shared directory %s: %w", c.Dir, err)
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	said := <-asked
+	if said.err != nil {
+		return nil, said.err
 	}
 	socket, err := s.listen()
 	if err != nil {
 		return nil, fmt.Errorf("making the socket of virtiofsd: %w", err)
 	}
 	defer socket.Close()
-	s.child, err = process.Start(program, args, process.Environment("/"), socket)
+	s.child, err = process.Start(program, said.args, process.Environment("/"), socket)
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +251,9 @@ func (s *Share) Close(ctx context.Context) error {
 	s.child.Kill()
 	<-s.done
 	if first {
+		s.ops.Lock()
 		s.closeFiles()
+		s.ops.Unlock()
 	}
 	return Cleanup(ctx, s.dir)
 }

@@ -168,7 +168,8 @@ func (c *copier) publishedTree(ctx context.Context, dir *os.File, to string) err
 		if current == "" {
 			return nil
 		}
-		return c.link(ctx, dir, dataLink, path.Join(to, dataLink))
+		// The target that was copied, not the one there is by now.
+		return c.linkTo(ctx, dir, dataLink, current, path.Join(to, dataLink))
 	})
 	if err == nil {
 		c.sent = current
@@ -252,24 +253,30 @@ func (c *copier) directory(ctx context.Context, parent *os.File, name, to string
 
 // link copies a symbolic link that stays in its directory; others are left out, as policies want it.
 func (c *copier) link(ctx context.Context, dir *os.File, name, to string) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &os.PathError{Op: "stat", Path: name, Err: err}
-	}
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
 	if err != nil {
 		return &os.PathError{Op: "readlink", Path: name, Err: err}
 	}
-	target := string(buf[:n])
-	if path.IsAbs(target) || path.Clean(target) != target || target == ".." || strings.HasPrefix(target, "../") || n == len(buf) {
+	return c.linkTo(ctx, dir, name, string(buf[:n]), to)
+}
+
+func (c *copier) linkTo(ctx context.Context, dir *os.File, name, target, to string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return errChanged
+	}
+	if path.IsAbs(target) || path.Clean(target) != target || target == ".." || strings.HasPrefix(target, "../") || len(target) >= unix.PathMax {
 		c.log.Warn("a link that leads out of its directory is not copied", "name", name)
 		return nil
 	}
-	if err := c.count(int64(n)); err != nil {
+	if err := c.count(int64(len(target))); err != nil {
 		return err
 	}
-	return c.request(ctx, to, &st, int64(n), buf[:n], 0)
+	return c.request(ctx, to, &st, int64(len(target)), []byte(target), 0)
 }
 
 // file copies a regular file; name "." is parent itself.

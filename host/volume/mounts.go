@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -129,6 +130,9 @@ func (b *build) share(m specs.Mount, src *source) (string, error) {
 		src.fs.Type == unix.CGROUP_SUPER_MAGIC, src.fs.Type == unix.DEBUGFS_MAGIC, src.fs.Type == unix.TRACEFS_MAGIC:
 		return "", errors.New("this is the host's kernel, and the container runs under another one\nhint: a pod that watches the node belongs " +
 			"into a RuntimeClass without virtual machine")
+	case src.dir() && hostDevices(src):
+		return "", errors.New("these are the host's devices, and the virtual machine has its own\nhint: name a block device to give it to the pod; other " +
+			"devices need a device plugin")
 	case !src.dir() && !src.regular():
 		return "", errors.New("sockets, pipes and character devices of the host cannot be reached from a virtual machine\nhint: use the network, " +
 			"or for a device a device plugin")
@@ -150,6 +154,20 @@ func (b *build) share(m specs.Mount, src *source) (string, error) {
 	}
 	b.held.shared = append(b.held.shared, name)
 	return where, nil
+}
+
+// hostDevices says whether a directory is /dev or below it, except for what is memory there.
+func hostDevices(src *source) bool {
+	name, err := os.Readlink(fdPath(src.file))
+	if err != nil {
+		return true
+	}
+	for _, p := range []string{"/dev/shm", "/dev/hugepages"} {
+		if name == p || strings.HasPrefix(name, p+"/") {
+			return false
+		}
+	}
+	return name == "/dev" || strings.HasPrefix(name, "/dev/")
 }
 
 // guestName is the name of one mount of this container below the guest's shared directory, in the form that policies expect.

@@ -135,12 +135,12 @@ func findVirtualVolume(list []Mount) (*virtualVolume, error) {
 	return nil, nil
 }
 
-// blockFileSystems are those that a guest mounts from a disk.
-var blockFileSystems = []string{"ext4", "ext3", "ext2", "xfs", "btrfs"}
+// blockFileSystem is the one that the guest mounts writably from a disk. A disk with another one is mounted here, and shared.
+const blockFileSystem = "ext4"
 
 // blockRoot gives the guest a root file system that is a disk: of the devmapper or the blockfile snapshotter.
 func (b *build) blockRoot(ctx context.Context) (done bool, err error) {
-	if len(b.req.Rootfs) != 1 || !slices.Contains(blockFileSystems, b.req.Rootfs[0].Type) {
+	if len(b.req.Rootfs) != 1 || b.req.Rootfs[0].Type != blockFileSystem {
 		return false, nil
 	}
 	m := b.req.Rootfs[0]

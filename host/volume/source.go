@@ -136,9 +136,10 @@ func openBelow(dir *os.File, name string, flags int, resolve uint64) (*os.File, 
 	if flags&unix.O_CREAT != 0 {
 		how.Mode = 0o600
 	}
-	for {
+	for attempt := 0; ; attempt++ {
 		fd, err := unix.Openat2(at, name, &how)
-		if err == unix.EINTR || err == unix.EAGAIN { // EAGAIN: a rename elsewhere disturbed the look-up
+		// EAGAIN: a rename elsewhere disturbed the look-up; somebody may do that on purpose.
+		if err == unix.EINTR || err == unix.EAGAIN && attempt < 1000 {
 			continue
 		}
 		if err != nil {

@@ -216,6 +216,7 @@ func (d *Daemon) end() {
 		d.t.Errorf("left behind: %s", l)
 	}
 	if d.t.Failed() {
+		d.keepLog()
 		d.t.Logf("the end of containerd's log:\n%s", d.Tail(25))
 	}
 	d.scrub()
@@ -224,6 +225,18 @@ func (d *Daemon) end() {
 	}
 	if err := os.RemoveAll(d.dir); err != nil {
 		d.t.Error(err)
+	}
+}
+
+// keepLog writes the whole log into the folder that CLOISTER_TEST_LOGS names, for who looks for a fault.
+func (d *Daemon) keepLog() {
+	dir := os.Getenv("CLOISTER_TEST_LOGS")
+	if dir == "" {
+		return
+	}
+	name := filepath.Join(dir, strings.ReplaceAll(d.t.Name(), "/", "_")+".log")
+	if err := os.WriteFile(name, []byte(d.Logs()), 0o644); err != nil {
+		d.t.Log(err)
 	}
 }
 

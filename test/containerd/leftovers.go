@@ -61,8 +61,9 @@ func (d *Daemon) leftovers() []string {
 		}
 	}
 	var files []string
+	log := d.Logs()
 	for name := range takeSnapshot() {
-		if !d.before[name] && containerID.MatchString(name) { // other names are of the machine's other users
+		if id := containerID.FindString(name); !d.before[name] && id != "" && strings.Contains(log, id) { // not of the machine's other users
 			files = append(files, name)
 		}
 	}

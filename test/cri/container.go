@@ -39,7 +39,9 @@ func Program(name string, args ...string) *runtime.ContainerConfig {
 
 func linux() *runtime.LinuxContainerConfig {
 	return &runtime.LinuxContainerConfig{Resources: &runtime.LinuxContainerResources{}, SecurityContext: &runtime.LinuxContainerSecurityContext{
-		NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD}}}
+		NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD},
+		MaskedPaths:      []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
+		ReadonlyPaths:    []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}}}
 }
 
 // Sleeper is the script of a container that stays until it is stopped, and then goes at once.
@@ -102,7 +104,7 @@ func (k *Container) Status() *runtime.ContainerStatus {
 }
 
 // exitTimeout is how long a container may take to end that should do so by itself.
-const exitTimeout = 30 * time.Second
+const exitTimeout = time.Minute
 
 // Exit waits for the container's end and returns its last status.
 func (k *Container) Exit() *runtime.ContainerStatus {
@@ -150,7 +152,7 @@ type ExecResult struct {
 // Exec runs a command in it by ExecSync.
 func (k *Container) Exec(args ...string) ExecResult {
 	k.t.Helper()
-	r, err := k.TryExec(30, args...)
+	r, err := k.TryExec(60, args...)
 	if err != nil {
 		k.t.Fatalf("exec %q in %s: %v", args, k.Config.Metadata.Name, err)
 	}

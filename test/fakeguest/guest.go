@@ -36,6 +36,8 @@ type Guest struct {
 	Gate Gate
 	// Log is sent on the log port.
 	Log string
+	// Ports are the services that port forwarding reaches; any other port answers as one where nobody listens.
+	Ports map[uint16]func(net.Conn)
 	// Block, when not nil for a request's name, holds the request until the channel is closed.
 	Block map[string]chan struct{}
 	// Hook, when not nil, is called with each request's name before anything else is done about it; its error is the answer.
@@ -106,9 +108,29 @@ func (g *Guest) route(stream net.Conn, agentStreams *listener) {
 	case 1025:
 		_, _ = io.WriteString(stream, g.Log)
 		stream.Close()
+	case 1030:
+		g.forward(stream)
 	default:
 		stream.Close()
 	}
+}
+
+// forward answers as the guest's port forwarding does.
+func (g *Guest) forward(stream net.Conn) {
+	defer stream.Close()
+	var head [2]byte
+	if _, err := io.ReadFull(stream, head[:]); err != nil {
+		return
+	}
+	service := g.Ports[binary.BigEndian.Uint16(head[:])]
+	reason := g.Denied["PortForwardRequest"]
+	if reason == "" && service == nil {
+		reason = "nothing answers on this port"
+	}
+	if _, err := stream.Write(append([]byte{byte(len(reason))}, reason...)); err != nil || reason != "" {
+		return
+	}
+	service(stream)
 }
 
 // Calls returns the names of the requests so far, without reads and waits.

@@ -170,7 +170,9 @@ func TestHotPlug(t *testing.T) {
 				if err != nil || cpus != size[0] || mib != size[1] {
 					t.Fatalf("resizing gave %d processors, %d MiB, %v", cpus, mib, err)
 				}
-				g.ask("size %d %d", cpus, mib)
+				// Under emulation the guest's kernel keeps no place for processors ("plus 0 hotplug CPUs"), so that only QEMU's
+				// side of them is seen here.
+				g.ask("size 1 %d", mib)
 			}
 		})
 	}

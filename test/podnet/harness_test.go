@@ -167,6 +167,14 @@ func (n *netns) snapshot() string {
 	return text
 }
 
+// settle waits until the kernel has told eth0 its carrier and its addresses, which it does a while after they are there.
+func (n *netns) settle(ctx context.Context) {
+	n.t.Helper()
+	poll(n.t, ctx, "eth0", func() bool {
+		return strings.Contains(n.run("ip -br link show eth0"), " UP ") && n.run("ip -6 addr show tentative") == ""
+	})
+}
+
 func (n *netns) expectSnapshot(want, when string) {
 	n.t.Helper()
 	if got := n.snapshot(); got != want {

@@ -18,7 +18,7 @@ func TestLimits(t *testing.T) {
 			ctx := testContext(t)
 			node, ns := newNetns(t, "node"), newNetns(t, "pod")
 			newCNI(t, node, plainBridgeNet).add(ns, "eth0")
-			poll(t, ctx, "addresses", func() bool { return ns.run("ip -6 addr show tentative") == "" })
+			ns.settle(ctx)
 			before := ns.snapshot()
 			const bits = 64_000_000
 			// What a bucket of 20 ms and the answer's start take away from the time.
@@ -75,7 +75,7 @@ func TestForeignLimit(t *testing.T) {
 	ctx := testContext(t)
 	node, ns := newNetns(t, "node"), newNetns(t, "pod")
 	newCNI(t, node, plainBridgeNet).add(ns, "eth0")
-	poll(t, ctx, "addresses", func() bool { return ns.run("ip -6 addr show tentative") == "" })
+	ns.settle(ctx)
 	ns.run("tc qdisc add dev eth0 root handle 1: tbf rate 1mbit burst 32kbit latency 400ms")
 	before := ns.snapshot()
 	cfg := network.Config{NetNS: ns.path, StateFile: stateFile(t), TxBitsPerSecond: 1_000_000}

@@ -62,6 +62,7 @@ func TestBridge(t *testing.T) {
 				return second.run("ip -6 addr show tentative")+first.run("ip -6 addr show tentative") == ""
 			})
 			second.serve("second")
+			first.settle(ctx)
 			before := first.snapshot()
 			p := attachPod(t, first, model, 1)
 			p.guest.serve("first")
@@ -151,6 +152,7 @@ func TestPointToPoint(t *testing.T) {
 			ctx := testContext(t)
 			node, ns := newNetns(t, "node"), newNetns(t, "ptp")
 			newCNI(t, node, ptpNet).add(ns, "eth0")
+			ns.settle(ctx)
 			before := ns.snapshot()
 			p := attachPod(t, ns, model, 4)
 			p.guest.serve("ptp")

@@ -89,7 +89,7 @@ func TestRollback(t *testing.T) {
 	node, ns := newNetns(t, "node"), newNetns(t, "pod")
 	newCNI(t, node, plainBridgeNet).add(ns, "eth0")
 	newCNI(t, node, ptpNet).add(ns, "net1")
-	poll(t, testContext(t), "addresses", func() bool { return ns.run("ip -6 addr show tentative") == "" })
+	ns.settle(testContext(t))
 	before, state := ns.snapshot(), stateFile(t)
 	// A tap with the second name that is down and without address is not looked at, but is in the way.
 	ns.run("ip tuntap add mode tap")

@@ -17,9 +17,10 @@ func TestForeignQdisc(t *testing.T) {
 	node, ns := newNetns(t, "node"), newNetns(t, "pod")
 	newCNI(t, node, plainBridgeNet).add(ns, "eth0")
 	ns.run("tc qdisc add dev eth0 ingress\ntc filter add dev eth0 ingress protocol 0x88cc prio 1 u32 match u32 0 0 classid :1")
+	ctx := testContext(t)
+	ns.settle(ctx)
 	before := ns.snapshot()
 	p := attachPod(t, ns, network.ModelTC, 1)
-	ctx := testContext(t)
 	p.guest.serve("pod")
 	if got := node.get(ctx, "http://"+address(t, p.net, 0)); !strings.HasPrefix(got, "pod") {
 		t.Errorf("got %q", got)

@@ -111,6 +111,7 @@ func TestKinds(t *testing.T) {
 			}
 			newCNI(t, node, "["+strings.Replace(plugin, "IPAM", `"ipam":{"type":"host-local","dataDir":"DATA",
 				"ranges":[[{"subnet":"10.82.0.0/24","rangeStart":"10.82.0.10"}]]}`, 1)+"]").add(ns, "net1")
+			poll(t, ctx, "the interface", func() bool { return strings.Contains(ns.run("ip -br link show net1"), " UP ") })
 			before := ns.snapshot()
 			p := attachPod(t, ns, network.ModelTC, 1)
 			if got := p.net.Interfaces()[0].Kind; got != kind {
@@ -150,7 +151,7 @@ func TestNamespaceVanishes(t *testing.T) {
 	ctx := testContext(t)
 	node, ns := newNetns(t, "node"), newNetns(t, "pod")
 	newCNI(t, node, plainBridgeNet).add(ns, "eth0")
-	poll(t, ctx, "addresses", func() bool { return ns.run("ip -6 addr show tentative") == "" })
+	ns.settle(ctx)
 	before := ns.snapshot()
 	p := attachPod(t, ns, network.ModelTC, 1)
 	if err := errors.Join(unix.Unmount(ns.path, unix.MNT_DETACH), os.Remove(ns.path)); err != nil {

@@ -94,7 +94,11 @@ func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 	}
 	if c.TEE == nil { // a protected guest does not take its entropy from the host
 		a.add("-object", "rng-random,id=rng0,filename=/dev/urandom")
-		a.device("virtio-rng", "rng=rng0")
+		if whyNoPlug(c) == nil {
+			a.device("virtio-rng", "rng=rng0", "disable-legacy=on", "bus="+plugBus, fmt.Sprintf("addr=%#x", plugSlots+1))
+		} else {
+			a.device("virtio-rng", "rng=rng0")
+		}
 	}
 	if err := a.tee(); err != nil {
 		return nil, err

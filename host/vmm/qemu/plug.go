@@ -21,7 +21,7 @@ import (
 const (
 	plugBus     = "plug"
 	plugBusSlot = 2
-	plugSlots   = 31 // 1 to 31
+	plugSlots   = 30 // 1 to 30; 31 is taken from the start
 )
 
 // unplugTimeout bounds the wait for a guest that does not let go of a device, when the caller's context has no deadline.

@@ -134,7 +134,7 @@ func TestAllPlacesTaken(t *testing.T) {
 			t.Fatalf("disk %d: %+v, %v", i, place, err)
 		}
 	}
-	if _, err := vm.AddDisk(ctx, vmm.Disk{Path: image, Serial: "more", ReadOnly: true}); err == nil || !strings.Contains(err.Error(), "all 31 places") {
+	if _, err := vm.AddDisk(ctx, vmm.Disk{Path: image, Serial: "more", ReadOnly: true}); err == nil || !strings.Contains(err.Error(), "all 30 places") {
 		t.Errorf("one more disk: %v", err)
 	}
 }

@@ -25,6 +25,10 @@ func main() {
 	switch args := os.Args[2:]; os.Args[1] {
 	case "serve":
 		err = serve()
+	case "web":
+		err = web(args)
+	case "euid":
+		fmt.Printf("Effective uid: %d\n", os.Geteuid())
 	case "dial":
 		err = dial(args)
 	case "alloc":
@@ -49,7 +53,7 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: testprog serve | dial NETWORK ADDRESS TEXT | alloc MIB | spam MIB | zombies N | exit CODE | stubborn | facts")
+	fmt.Fprintln(os.Stderr, "usage: testprog serve | web PORT | euid | dial NETWORK ADDRESS TEXT | alloc MIB | spam MIB | zombies N | exit CODE | stubborn | facts")
 	os.Exit(2)
 }
 
@@ -113,6 +117,11 @@ func serve() error {
 	<-signals
 	fmt.Println("ending")
 	return nil
+}
+
+// web serves an empty page for ever.
+func web(args []string) error {
+	return http.ListenAndServe(fmt.Sprint(":", number(args)), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 }
 
 // dial sends a text and prints what comes back; network "http" gets a page instead.
