@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/doctor"
@@ -268,7 +270,9 @@ func (s *Sandbox) waitGuest(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, s.runtime.Timeouts.Boot)
 	defer cancel()
 	late := func(err error) error {
-		if ready.Err() != nil && ctx.Err() == nil {
+		var e *agent.Error // the guest knows the deadline, too, and may be the first to say that it has passed
+		passed := ready.Err() != nil || errors.As(err, &e) && e.Code == codes.DeadlineExceeded
+		if err != nil && passed && ctx.Err() == nil {
 			if r := s.vm.FatalReason(); r != "" {
 				return fmt.Errorf("the guest is ending: %s", r)
 			}
