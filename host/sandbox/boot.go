@@ -32,6 +32,10 @@ const TPMCA = "/var/lib/cloister/tpm-ca"
 // sandboxedWord on the kernel command line starts a guest that trusts its host; it stops where it could prove something.
 const sandboxedWord = "cloister.sandboxed"
 
+// quickBoot are words for kernels whose command line nobody measures: no waiting for devices that virtual machines do not have, nor for
+// self-tests, and no long grace periods while drivers load.
+const quickBoot = "rcupdate.rcu_expedited=1 cryptomgr.notests no_timer_check i8042.noaux i8042.nopnp edd=off"
+
 // chooseTEE decides "auto". What was asked for and is not there is an error, never something weaker.
 func chooseTEE(h doctor.Host, want string) (string, error) {
 	switch want {
@@ -126,6 +130,7 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 		if !strings.Contains(cfg.Cmdline, sandboxedWord) {
 			cfg.Cmdline = words(cfg.Cmdline, sandboxedWord)
 		}
+		cfg.Cmdline = words(quickBoot, cfg.Cmdline)
 		cfg.Balloon = true
 		cfg.FirmwareCode, cfg.FirmwareVars = c.Guest.Firmware, c.Guest.FirmwareVars // that of the guest image is for measuring it
 		if s.share != nil {
