@@ -219,8 +219,8 @@ func (s *Sandbox) forwardPorts() {
 func (s *Sandbox) openManagement() {
 	var err error
 	s.manage, err = manage.Start(s.background, manage.Config{
-		Dir: s.dir, Link: manageLink(s.cfg.ID), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
-		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
+		Dir: s.dir, Link: manageLink(s.dir), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume,
+		Durations: &s.durations, Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
 	})
 	if err != nil {
 		s.log.Warn("this sandbox has no management socket", "sandbox", s.cfg.ID, "error", err)
