@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -95,9 +94,11 @@ type Sandbox struct {
 	pinning sync.Mutex // guards pinned
 	pinned  bool       // each virtual CPU has a CPU of its own
 
-	growing  sync.Mutex // one growth at a time
-	teardown sync.Once
-	downErr  error
+	growing sync.Mutex // one growth at a time
+
+	teardown sync.Mutex // one removal at a time; it guards what follows
+	down     bool       // everything was tried once
+	removed  bool       // nothing is left
 }
 
 // container is what is remembered of a container of the guest.
@@ -212,13 +213,19 @@ func (s *Sandbox) endTrace(ctx context.Context) {
 const keptTraces = 16
 
 // makeDir takes the sandbox's directory. One that is there was left by a shim that is gone: containerd has one sandbox of an ID at a time.
-func (s *Sandbox) makeDir(ctx context.Context) error {
+func (s *Sandbox) makeDir(ctx context.Context) (err error) {
 	if err := Cleanup(ctx, s.dir); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("making its directory: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(s.dir)
+			_ = os.Remove(filepath.Dir(s.dir)) // when it is empty
+		}
+	}()
 	if err := os.Mkdir(filepath.Join(s.dir, volumeDir), 0o700); err != nil {
 		return fmt.Errorf("making its directory: %w", err)
 	}
@@ -397,70 +404,6 @@ func (s *Sandbox) PID() int { return s.vm.PID() }
 
 // Dir is the sandbox's directory.
 func (s *Sandbox) Dir() string { return s.dir }
-
-// StopVM ends the guest and the VM at once; what was made on the host stays until Stop.
-func (s *Sandbox) StopVM(ctx context.Context) error {
-	s.mu.Lock()
-	s.stopping = true
-	s.mu.Unlock()
-	if s.vm == nil {
-		return nil
-	}
-	select {
-	case <-s.vm.Exited():
-	default:
-		s.destroyInGuest(ctx)
-	}
-	now, cancel := context.WithCancel(ctx)
-	cancel() // the guest has ended in order, or will not
-	err := s.vm.Stop(now)
-	if s.agent != nil {
-		s.agent.Close()
-	}
-	return err
-}
-
-// Stop ends the VM and removes everything of the sandbox. What was done is not done again; a part that fails does not keep the others.
-func (s *Sandbox) Stop(ctx context.Context) error {
-	s.teardown.Do(func() {
-		s.stop()
-		var errs []error
-		add := func(what string, err error) {
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", what, err))
-			}
-		}
-		if s.forward != nil {
-			add("port forwarding", s.forward.Close())
-		}
-		add("virtual machine", s.StopVM(ctx))
-		if s.volumes != nil {
-			add("volumes", s.volumes.Close(ctx))
-		}
-		if s.share != nil {
-			add("shared directory", s.share.Close(ctx))
-		}
-		if s.net != nil {
-			add("network", s.net.Detach(ctx))
-		}
-		if s.manage != nil {
-			add("management socket", s.manage.Close())
-		}
-		s.workers.Wait()
-		s.mu.Lock()
-		group := s.group
-		s.mu.Unlock()
-		if group != nil {
-			add("control group", group.Destroy(ctx))
-		}
-		s.endTrace(ctx)
-		add("the rest", Cleanup(ctx, s.dir))
-		if err := errors.Join(errs...); err != nil {
-			s.downErr = fmt.Errorf("removing sandbox %s: %w", s.cfg.ID, err)
-		}
-	})
-	return s.downErr
-}
 
 // console is the end of the guest's console as a paragraph of an error.
 func (s *Sandbox) console() string {

@@ -63,11 +63,19 @@ type State struct {
 // names of sandboxes become directories: containerd's identifiers.
 var safeID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
+// CheckID says what is wrong with a name of a sandbox, a container or a process: containerd's are plain, and they become names of directories.
+func CheckID(id string) error {
+	if !safeID.MatchString(id) || strings.Contains(id, "..") {
+		return fmt.Errorf("%.100q is no name: want up to 128 letters, digits, dots, dashes and underscores", id)
+	}
+	return nil
+}
+
 // Dir is the directory of a sandbox below root.
 func Dir(root, namespace, id string) (string, error) {
 	for _, s := range []string{namespace, id} {
-		if !safeID.MatchString(s) || strings.Contains(s, "..") {
-			return "", fmt.Errorf("%q cannot name a sandbox: want letters, digits, dots, dashes and underscores", s)
+		if err := CheckID(s); err != nil {
+			return "", fmt.Errorf("naming a sandbox: %w", err)
 		}
 	}
 	return filepath.Join(root, namespace, id), nil

@@ -208,8 +208,30 @@ func (g *Guest) judge(ctx context.Context, name string, req proto.Message) error
 	return nil
 }
 
+// SetProgram is how Programs is changed while the guest runs.
+func (g *Guest) SetProgram(id string, p Program) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.Programs[id] = p
+}
+
+// SetDenied is how Denied is changed while the guest runs; an empty text takes the denial back.
+func (g *Guest) SetDenied(request, text string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.Denied == nil {
+		g.Denied = map[string]string{}
+	}
+	g.Denied[request] = text
+	if text == "" {
+		delete(g.Denied, request)
+	}
+}
+
 // program is what a container runs: that of its id, or of the id that it is a restart of.
 func (g *Guest) program(id string) Program {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if p, ok := g.Programs[id]; ok {
 		return p
 	}
