@@ -181,9 +181,13 @@ func (s *Sandbox) destroyInGuest(ctx context.Context) {
 // unknown is the error for a container that is not there.
 func unknown(id string) error { return fmt.Errorf("container %s is not in this sandbox", id) }
 
+func (s *Sandbox) healthConfig() health.Config {
+	return health.Config{Check: func(ctx context.Context) error { return health.Agent(s.agent.Health)(ctx) }, Timeout: s.runtime.Timeouts.HealthCheck}
+}
+
 // watchHealth ends the VM of a guest that gives no answer any more: nothing else would tell that its pod is dead.
 func (s *Sandbox) watchHealth() {
-	m, err := health.New(health.Config{Check: health.Agent(s.agent.Health), Timeout: s.runtime.Timeouts.HealthCheck})
+	m, err := health.New(s.healthConfig())
 	if err != nil {
 		s.log.Warn("watching the guest's health", "sandbox", s.cfg.ID, "error", err)
 		return
@@ -218,12 +222,16 @@ func (s *Sandbox) forwardPorts() {
 // openManagement opens the sandbox's own socket. The pod does not need it.
 func (s *Sandbox) openManagement() {
 	var err error
-	s.manage, err = manage.Start(s.background, manage.Config{
-		Dir: s.dir, Link: manageLink(s.dir), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume,
-		Durations: &s.durations, Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
-	})
+	s.manage, err = manage.Start(s.background, s.manageConfig())
 	if err != nil {
 		s.log.Warn("this sandbox has no management socket", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+func (s *Sandbox) manageConfig() manage.Config {
+	return manage.Config{
+		Dir: s.dir, Link: manageLink(s.dir), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
+		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
 	}
 }
 
