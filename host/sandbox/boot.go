@@ -38,9 +38,10 @@ func chooseTEE(want string) (string, error) {
 	return doctor.HardwareTEE(doctor.Host{}, want)
 }
 
-// guestFiles are what boots.
-type guestFiles struct {
-	kernel, initrd, firmware, firmwareVars, cmdline string
+// GuestFiles are what boots.
+type GuestFiles struct {
+	Kernel, Initrd, Firmware, FirmwareVars string // paths; empty where there is none
+	Cmdline                                string // of the kernel, with what the configuration adds
 }
 
 // ImageDirs are where a guest image is looked for when the configuration names no files, in this order.
@@ -52,13 +53,16 @@ func ImageDirs() []string {
 	return dirs
 }
 
-// files finds the guest: the configuration's files, or those of the image.
-func files(g *runtimeconfig.Guest) (guestFiles, error) {
-	f := guestFiles{kernel: g.Kernel, initrd: g.Initrd, firmware: g.Firmware, firmwareVars: g.FirmwareVars}
-	if f.kernel != "" {
-		if m, err := guestimage.Load(filepath.Dir(f.kernel)); err == nil {
-			f.cmdline = m.Cmdline
+// Files finds the guest: the configuration's files, or those of the image.
+func Files(g *runtimeconfig.Guest) (GuestFiles, error) {
+	f := GuestFiles{Kernel: g.Kernel, Initrd: g.Initrd, Firmware: g.Firmware, FirmwareVars: g.FirmwareVars}
+	if f.Kernel != "" {
+		// A kernel that lies in an image comes with its command line and its firmware.
+		if m, err := guestimage.Load(filepath.Dir(f.Kernel)); err == nil {
+			f.take(m, g.KernelParams)
+			return f, nil
 		}
+		f.Cmdline = g.KernelParams
 		return f, nil
 	}
 	for _, dir := range ImageDirs() {
@@ -71,25 +75,31 @@ func files(g *runtimeconfig.Guest) (guestFiles, error) {
 		}
 		m, err := guestimage.Load(real)
 		if err != nil {
-			return guestFiles{}, err
+			return GuestFiles{}, err
 		}
-		f.kernel, f.cmdline = guestimage.Path(real, m.Kernel.Path), m.Cmdline
-		if f.initrd == "" && g.Image == "" {
-			f.initrd = guestimage.Path(real, m.Initrd.Path)
+		f.Kernel = guestimage.Path(real, m.Kernel.Path)
+		if f.Initrd == "" && g.Image == "" {
+			f.Initrd = guestimage.Path(real, m.Initrd.Path)
 		}
-		if f.firmware == "" {
-			f.firmware, f.firmwareVars = m.Firmware.CodePath, m.Firmware.VarsPath
-		}
+		f.take(m, g.KernelParams)
 		return f, nil
 	}
-	return guestFiles{}, fmt.Errorf("there is no guest image in %s (hint: make one with `cloister guest build`, or name kernel and initrd "+
+	return GuestFiles{}, fmt.Errorf("there is no guest image in %s (hint: make one with `cloister guest build`, or name kernel and initrd "+
 		"in the runtime's configuration)", strings.Join(ImageDirs(), ", "))
+}
+
+// take completes the files by those of an image.
+func (f *GuestFiles) take(m *guestimage.Manifest, params string) {
+	f.Cmdline = strings.TrimSpace(m.Cmdline + " " + params)
+	if f.Firmware == "" {
+		f.Firmware, f.FirmwareVars = m.Firmware.CodePath, m.Firmware.VarsPath
+	}
 }
 
 // vmConfig describes the VM.
 func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	c := s.runtime
-	f, err := files(&c.Guest)
+	f, err := Files(&c.Guest)
 	if err != nil {
 		return vmm.Config{}, err
 	}
@@ -99,7 +109,7 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	}
 	cfg := vmm.Config{
 		Name: machineName(s.cfg.ID), Dir: filepath.Join(s.dir, vmDir), ConsoleLog: filepath.Join(s.dir, consoleFile),
-		Kernel: f.kernel, Initrd: f.initrd, Cmdline: strings.TrimSpace(f.cmdline + " " + c.Guest.KernelParams),
+		Kernel: f.Kernel, Initrd: f.Initrd, Cmdline: f.Cmdline,
 		Machine: c.VMM.MachineType, Program: c.VMM.Path, Accel: accel, VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB,
 		Vsock: c.VMM.Kind == "qemu" && exists("/dev/vhost-vsock"), Started: s.enterCgroup,
 	}
@@ -129,7 +139,7 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 const shareTag = "kataShared"
 
 // confidential adds what proves the guest: initdata, and the TPM or TEE that vouches for it.
-func (s *Sandbox) confidential(cfg *vmm.Config, f guestFiles) error {
+func (s *Sandbox) confidential(cfg *vmm.Config, f GuestFiles) error {
 	if len(s.cfg.Runtime.Initdata) == 0 {
 		return fmt.Errorf("the pod brings no initdata, which a %s sandbox needs: its policy is in there (hint: `cloister initdata new`, then the "+
 			"annotation cloister.dev/initdata)", s.tee)
@@ -139,7 +149,7 @@ func (s *Sandbox) confidential(cfg *vmm.Config, f guestFiles) error {
 		return fmt.Errorf("the pod's initdata: %w", err)
 	}
 	cfg.InitdataImage = initdata.EncodeDevice(s.cfg.Runtime.Initdata)
-	cfg.FirmwareCode, cfg.FirmwareVars = f.firmware, f.firmwareVars
+	cfg.FirmwareCode, cfg.FirmwareVars = f.Firmware, f.FirmwareVars
 	if s.tee == runtimeconfig.TEETPM {
 		cfg.TPM = &vmm.TPM{CADir: TPMCA}
 		return nil
