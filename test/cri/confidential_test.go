@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,12 @@ type secretPod struct {
 	dir     string            // for files of the test
 	images  map[string]string // by the name that other scenarios use: the name with a digest, as host and guest know it
 	address string            // of the registry, as the guest reaches it
+	broker  string            // its folder
+	kbs     string            // its URL, as the guest reaches it
+	admin   []string          // flags that name it to administrators
 }
+
+const theSecret = "only for the measured pod"
 
 // handlerTPM is the runtime handler of confidential pods.
 const handlerTPM = "cloister-tpm"
@@ -88,7 +94,47 @@ func newSecretPod(t *testing.T, version string) *secretPod {
 			t.Fatalf("pulling %s on the host, as the kubelet does: %v", ref, err)
 		}
 	}
+	w.startBroker(t, root)
 	return w
+}
+
+// startBroker starts a broker that believes this host's software TPMs, with one secret.
+func (w *secretPod) startBroker(t *testing.T, root string) {
+	t.Helper()
+	program := filepath.Join(w.dir, "cloister-broker")
+	if err := os.WriteFile(program, containerd.GoProgram(t, root, "./cmd/cloister-broker"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	gateway := w.Daemon.Network.Gateway()
+	config := w.file(t, "broker.toml", fmt.Sprintf("[server]\ntls_hosts = [\"127.0.0.1\", %q]\n", gateway))
+	w.run(t, "doctor", "--tpm-ca", "tpm-ca.pem")
+	w.broker = filepath.Join(w.dir, "broker")
+	cmd := exec.Command(program, "serve", "--data", w.broker, "--config", config, "--listen", "0.0.0.0:0", "--tpm-ek-roots", "tpm-ca.pem")
+	cmd.Dir = w.dir
+	ready, out := newExpect(t), newExpect(t)
+	cmd.Stdout, cmd.Stderr = ready, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("the broker said:\n%s", out.text())
+		}
+	})
+	ready.wait("\n")
+	text, err := os.ReadFile(filepath.Join(w.broker, "url"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.kbs = fmt.Sprint("https://", gateway, ":", u.Port())
+	w.admin = []string{"--broker-dir", w.broker, "--kbs", "https://127.0.0.1:" + u.Port()}
+	w.run(t, append([]string{"secret", "put", "kbs:///default/pod/secret", w.file(t, "secret", theSecret)}, w.admin...)...)
 }
 
 // run runs the user's program and returns what it printed.
@@ -150,12 +196,30 @@ func (w *secretPod) policy(t *testing.T, containers map[string]listed) string {
 	return old.ReplaceAllLiteralString(string(text), "\ncontainers := "+string(table)+"\n")
 }
 
-// initdata is the annotation with a policy.
-func (w *secretPod) initdata(t *testing.T, policy string, flags ...string) string {
+// manifest is the pod as its owner writes it, of a size of its own.
+const manifest = `apiVersion: v1
+kind: Pod
+metadata: {name: secret, annotations: {cloister.dev/initdata: "%s"}}
+spec:
+  runtimeClassName: cloister-tpm
+  containers:
+  - name: main
+    image: the policy names it
+    resources: {limits: {cpu: "1", memory: 192Mi}}
+`
+
+// resources are what the kubelet makes of the pod's size.
+func resources() *runtime.LinuxContainerResources {
+	return &runtime.LinuxContainerResources{CpuPeriod: 100_000, CpuQuota: 100_000, CpuShares: 1024, MemoryLimitInBytes: 192 << 20}
+}
+
+// initdata is the annotation with a policy, and the path of the pod's manifest with it.
+func (w *secretPod) initdata(t *testing.T, policy string) (annotation, pod string) {
 	t.Helper()
-	pod := w.file(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: secret}\nspec: {containers: [{name: main, image: unused}]}\n")
-	return strings.TrimSpace(w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "policy.rego", policy), "--insecure-registry", w.address,
-		"--annotation"}, append(flags, pod)...)...))
+	pod = w.file(t, "pod.yaml", fmt.Sprintf(manifest, ""))
+	annotation = strings.TrimSpace(w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "policy.rego", policy), "--insecure-registry", w.address,
+		"--guest-kbs", w.kbs, "--annotation", pod}, w.admin...)...))
+	return annotation, w.file(t, "pod.yaml", fmt.Sprintf(manifest, annotation))
 }
 
 // Shell is a container of the registry's busybox.
@@ -178,6 +242,7 @@ func TestConfidential(t *testing.T) {
 		refused(t, err, "brings no initdata", "hint: `cloister initdata new`", "cloister.dev/initdata")
 	})
 	t.Run("pod", func(t *testing.T) { confidential(t, w) })
+	t.Run("other policy", func(t *testing.T) { otherPolicy(t, w) })
 }
 
 // refused expects an error with parts of a text.
@@ -206,9 +271,13 @@ func attempt(t *testing.T, p *Pod, config *runtime.ContainerConfig) error {
 	return k.TryStart()
 }
 
+// fetch is a command that asks the guest for the secret.
+const fetch = "wget -q -O - http://127.0.0.1:8006/cdh/resource/default/pod/secret"
+
 // confidential is the life of one pod.
 func confidential(t *testing.T, w *secretPod) {
 	main := w.Shell("main", `echo "uid $(id -u)"
+echo "the secret is $(`+fetch+`)"
 echo note > /scratch/note && cat /scratch/note
 echo quick > /fast/note && cat /fast/note
 awk '$2 == "/scratch" || $2 == "/fast" {print $2, "is", $3}' /proc/mounts
@@ -220,8 +289,12 @@ exit 3`)
 	for _, rule := range []string{"GetOOMEventRequest", "StatsContainerRequest"} {
 		policy = strings.Replace(policy, "default "+rule+" := true", "default "+rule+" := false", 1)
 	}
+	annotation, manifest := w.initdata(t, policy)
+	w.run(t, "refvalue", "compute", "--runtime-config", w.config, "-o", "values.json", manifest)
+	w.run(t, append([]string{"refvalue", "add", "values.json"}, w.admin...)...)
 	p := w.NewPod(t, handlerTPM, "secret")
-	p.Config.Annotations["cloister.dev/initdata"] = w.initdata(t, policy)
+	p.Config.Annotations["cloister.dev/initdata"] = annotation
+	p.Config.Linux.Resources = resources()
 	p.Run()
 	settings := p.Volume(t, "configmap", "settings")
 	WriteAtomically(t, settings, map[string]string{"color": "red"})
@@ -256,7 +329,7 @@ exit 3`)
 	k.ExpectExit(3)
 	out := k.Output()
 	t.Log(out)
-	for _, want := range []string{"uid 0", "/fast is tmpfs"} {
+	for _, want := range []string{"uid 0", "the secret is " + theSecret, "/fast is tmpfs"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the container did not say %q", want)
 		}
@@ -266,5 +339,34 @@ exit 3`)
 	}
 	k.Remove()
 	unmount(memory)
+	p.Remove()
+}
+
+// otherPolicy is a host that gives the pod a policy of its own: it may do what that says, and the pod is another one for the broker.
+func otherPolicy(t *testing.T, w *secretPod) {
+	main := w.Shell("main", Sleeper)
+	policy := w.policy(t, map[string]listed{"main": w.entry(main, nil, nil)})
+	annotation, _ := w.initdata(t, strings.Replace(policy, "default ExecProcessRequest := false", "default ExecProcessRequest := true", 1))
+	p := w.NewPod(t, handlerTPM, "changed")
+	p.Config.Annotations["io.katacontainers.config.hypervisor.cc_init_data"] = annotation
+	p.Config.Linux.Resources = resources()
+	p.Run()
+	k := p.RunContainer(t, main)
+	r := k.Exec("sh", "-c", fetch)
+	if r.Code == 0 || strings.Contains(r.Stdout, theSecret) {
+		t.Errorf("a pod under another policy got the secret: %+v", r)
+	}
+	t.Log(r)
+	said := w.run(t, append([]string{"explain", "latest"}, w.admin...)...)
+	if !strings.Contains(said, "tpm_init_data") {
+		t.Errorf("the broker does not name the initdata as the reason:\n%s", said)
+	}
+	for _, pcr := range []string{"pcr00", "pcr04", "pcr07", "pcr09"} { // the rest of the boot is the same
+		if strings.Contains(said, "tpm_"+pcr) {
+			t.Errorf("the broker refuses %s:\n%s", pcr, said)
+		}
+	}
+	k.Stop(10)
+	k.ExpectExit(0)
 	p.Remove()
 }
