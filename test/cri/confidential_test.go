@@ -75,6 +75,7 @@ func newSecretPod(t *testing.T, version string) *secretPod {
 			Annotations: []string{"io.katacontainers.*", "cloister.dev/*"}}}})
 	w.address = fmt.Sprint(w.Daemon.Network.Gateway(), ":", port)
 	for _, image := range []containerd.Image{containerd.Busybox(t, BusyboxImage), containerd.Program(ProgramImage, containerd.GoProgram(t, ".", "./testprog"))} {
+		image.Config.Labels = map[string]string{"from": "the registry"} // else it is the daemon's own image, under two names
 		if err := containerd.Push(t.Context(), "127.0.0.1:"+port, image); err != nil {
 			t.Fatal(err)
 		}
