@@ -48,7 +48,6 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 		return err
 	}
 	defer s.close()
-	before := belongings()
 
 	var shell, made, pods, containers, execs []time.Duration
 	var memory []uint64
@@ -118,7 +117,7 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 	if err := s.row(ctx, o.pods); err != nil {
 		return err
 	}
-	if left := leftovers(before, belongings()); len(left) > 0 {
+	if left := s.belongings(); len(left) > 0 {
 		return fmt.Errorf("left behind are %d things, such as %v", len(left), left[:min(len(left), 10)])
 	}
 	fmt.Println("nothing is left of any of them")
@@ -132,7 +131,6 @@ func (s *shims) row(ctx context.Context, n int) error {
 	}
 	var first, last uint64
 	var took []time.Duration
-	before := belongings()
 	for i := range n {
 		began := time.Now()
 		p, err := s.start(ctx)
@@ -147,7 +145,7 @@ func (s *shims) row(ctx context.Context, n int) error {
 			return fmt.Errorf("pod %d of %d: %w", i+1, n, err)
 		}
 		took = append(took, time.Since(began))
-		if left := leftovers(before, belongings()); len(left) > 0 {
+		if left := s.belongings(); len(left) > 0 {
 			return fmt.Errorf("pod %d of %d has left %v", i+1, n, left[:min(len(left), 10)])
 		}
 	}

@@ -41,6 +41,7 @@ type shims struct {
 	dir     string // bundles, fifos, the root file system, the events' socket
 	config  string
 	events  *ttrpc.Server
+	sockets []string // of the shims so far
 	n       int
 }
 
@@ -135,7 +136,9 @@ func (s *shims) start(ctx context.Context) (*shimPod, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := net.Dial("unix", strings.TrimPrefix(strings.TrimSpace(address), "unix://"))
+	socket := strings.TrimPrefix(strings.TrimSpace(address), "unix://")
+	s.sockets = append(s.sockets, socket)
+	conn, err := net.Dial("unix", socket)
 	if err != nil {
 		return nil, err
 	}
@@ -370,53 +373,36 @@ func pss(pid int) (uint64, error) {
 	return 0, fmt.Errorf("process %d has no Pss", pid)
 }
 
-// belongings is all on this host that sandboxes may leave behind, by kind.
-func belongings() map[string]map[string]bool {
-	out := map[string]map[string]bool{"file": {}, "mount": {}, "interface": {}, "control group": {}, "process": {}}
-	for _, root := range []string{"/run/cloister", "/run/containerd/s"} {
-		_ = filepath.WalkDir(root, func(name string, _ fs.DirEntry, err error) error {
-			if err == nil {
-				out["file"][name] = true
+// belongings is all on this host that is, or was left, of the pods of this process, by kind.
+func (s *shims) belongings() []string {
+	var out []string
+	ours := func(text string) bool {
+		return strings.Contains(text, fmt.Sprintf("bench-%d-", os.Getpid())) || strings.Contains(text, s.dir+"/bundles")
+	}
+	for _, root := range []string{"/run/cloister", "/sys/fs/cgroup"} {
+		_ = filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+			if err == nil && ours(name) {
+				out = append(out, "file "+name)
 			}
 			return nil
 		})
 	}
-	_ = filepath.WalkDir("/sys/fs/cgroup", func(name string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && strings.Contains(name, shimNamespace) {
-			out["control group"][name] = true
-		}
-		return nil
-	})
-	if text, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if f := strings.Fields(line); len(f) > 4 && strings.Contains(f[4], "cloister") {
-				out["mount"][f[4]] = true
-			}
+	for _, socket := range s.sockets {
+		if _, err := os.Lstat(socket); err == nil {
+			out = append(out, "file "+socket)
 		}
 	}
-	for _, d := range []struct{ kind, dir string }{{"interface", "/sys/class/net"}} {
-		entries, _ := os.ReadDir(d.dir)
-		for _, e := range entries {
-			out[d.kind][e.Name()] = true
+	if text, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		for line := range strings.Lines(string(text)) {
+			if ours(line) {
+				out = append(out, "mount "+strings.TrimSpace(line))
+			}
 		}
 	}
 	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range processes {
-		if text, err := os.ReadFile(p); err == nil && bytes.Contains(text, []byte("bench-"+strconv.Itoa(os.Getpid())+"-")) {
-			out["process"][strings.ReplaceAll(string(text[:min(len(text), 200)]), "\x00", " ")] = true
-		}
-	}
-	return out
-}
-
-// leftovers is what is there now and was not before.
-func leftovers(before, now map[string]map[string]bool) []string {
-	var out []string
-	for kind, names := range now {
-		for n := range names {
-			if !before[kind][n] {
-				out = append(out, kind+" "+n)
-			}
+		if text, err := os.ReadFile(p); err == nil && ours(string(text)) {
+			out = append(out, "process "+strings.ReplaceAll(string(text[:min(len(text), 200)]), "\x00", " "))
 		}
 	}
 	return out

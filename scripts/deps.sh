@@ -26,6 +26,7 @@ if [ "${1:-}" = test ]; then
   need[containerd]=/usr/bin/containerd
   need[runc]=/usr/sbin/runc
   need[busybox-static]=/bin/busybox
+  need[e2fsprogs]=/usr/sbin/e2fsck
 fi
 missing=()
 for package in "${!need[@]}"; do

@@ -135,7 +135,7 @@ func runtimeBoot(file, pod string) (refvalue.Input, error) {
 		return refvalue.Input{}, hint(fmt.Errorf("the configuration %s has sandbox.tee = %q, whose measurements are not in a TPM", file, tee),
 			"this command knows tee = \"tpm\"")
 	}
-	f, err := sandbox.Files(&e.Config.Guest)
+	f, err := sandbox.Files(&e.Config)
 	if err != nil {
 		return refvalue.Input{}, err
 	}

@@ -10,13 +10,9 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// past is a deadline that wakes a blocked reader at once.
-var past = time.Unix(1, 0)
 
 // openConsole opens the kernel's console, which the host captures.
 func openConsole() (*os.File, error) {

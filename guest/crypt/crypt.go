@@ -92,15 +92,12 @@ func (d *Disk) addIntegrity(m *mapper, name, node string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("opening the disk: %w", err)
 	}
-	defer f.Close()
 	// The kernel formats a disk that begins with zeros.
-	if _, err := f.WriteAt(make([]byte, blockSize), 0); err == nil {
+	_, err = f.WriteAt(make([]byte, blockSize), 0)
+	if err == nil {
 		err = f.Sync()
 	}
-	if err != nil {
-		return "", fmt.Errorf("clearing the disk's start: %w", err)
-	}
-	if err := f.Close(); err != nil {
+	if err = errors.Join(err, f.Close()); err != nil {
 		return "", fmt.Errorf("clearing the disk's start: %w", err)
 	}
 	params := []byte(fmt.Sprintf("%s 0 %d D 2 block_size:%d journal_sectors:%d", node, tagSize, blockSize, 1024))

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/cgroup"
@@ -17,9 +20,7 @@ import (
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/cloudhypervisor"
 	"github.com/cloister/cloister/host/vmm/qemu"
-	"github.com/cloister/cloister/internal/paths"
 	pb "github.com/cloister/cloister/wire/agent"
-	"github.com/cloister/cloister/wire/guestimage"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -30,91 +31,36 @@ const TPMCA = "/var/lib/cloister/tpm-ca"
 const sandboxedWord = "cloister.sandboxed"
 
 // chooseTEE decides "auto". What was asked for and is not there is an error, never something weaker.
-func chooseTEE(want string) (string, error) {
+func chooseTEE(h doctor.Host, want string) (string, error) {
 	switch want {
 	case runtimeconfig.TEENone, runtimeconfig.TEETPM:
 		return want, nil
 	}
-	return doctor.HardwareTEE(doctor.Host{}, want)
-}
-
-// GuestFiles are what boots.
-type GuestFiles struct {
-	Kernel, Initrd, Firmware, FirmwareVars string // paths; empty where there is none
-	Cmdline                                string // of the kernel, with what the configuration adds
-}
-
-// ImageDirs are where a guest image is looked for when the configuration names no files, in this order.
-func ImageDirs() []string {
-	dirs := []string{"/etc/cloister/guest", "/usr/share/cloister/guest", "/opt/cloister/guest"}
-	if d, err := paths.Default(); err == nil {
-		dirs = append(dirs, d.CurrentImage())
-	}
-	return dirs
-}
-
-// Files finds the guest: the configuration's files, or those of the image.
-func Files(g *runtimeconfig.Guest) (GuestFiles, error) {
-	f := GuestFiles{Kernel: g.Kernel, Initrd: g.Initrd, Firmware: g.Firmware, FirmwareVars: g.FirmwareVars}
-	if f.Kernel != "" {
-		// A kernel that lies in an image comes with its command line and its firmware.
-		if m, err := guestimage.Load(filepath.Dir(f.Kernel)); err == nil {
-			f.take(m, g.KernelParams)
-			return f, nil
-		}
-		f.Cmdline = g.KernelParams
-		return f, nil
-	}
-	for _, dir := range ImageDirs() {
-		real, err := filepath.EvalSymlinks(dir)
-		if err != nil {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(real, guestimage.ManifestName)); err != nil {
-			continue
-		}
-		m, err := guestimage.Load(real)
-		if err != nil {
-			return GuestFiles{}, err
-		}
-		f.Kernel = guestimage.Path(real, m.Kernel.Path)
-		if f.Initrd == "" && g.Image == "" {
-			f.Initrd = guestimage.Path(real, m.Initrd.Path)
-		}
-		f.take(m, g.KernelParams)
-		return f, nil
-	}
-	return GuestFiles{}, fmt.Errorf("there is no guest image in %s (hint: make one with `cloister guest build`, or name kernel and initrd "+
-		"in the runtime's configuration)", strings.Join(ImageDirs(), ", "))
-}
-
-// take completes the files by those of an image.
-func (f *GuestFiles) take(m *guestimage.Manifest, params string) {
-	f.Cmdline = strings.TrimSpace(m.Cmdline + " " + params)
-	if f.Firmware == "" {
-		f.Firmware, f.FirmwareVars = m.Firmware.CodePath, m.Firmware.VarsPath
-	}
+	return doctor.HardwareTEE(h, want)
 }
 
 // vmConfig describes the VM.
 func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	c := s.runtime
-	f, err := Files(&c.Guest)
+	f, err := Files(c)
 	if err != nil {
 		return vmm.Config{}, err
 	}
-	accel, err := doctor.Accelerator(ctx, doctor.Host{}, c.VMM.Accel)
+	if err := runtimeconfig.FitsTEE(c.VMM.MachineType, s.tee); err != nil && c.VMM.Kind == "qemu" {
+		return vmm.Config{}, fmt.Errorf("vmm.machine_type %w", err)
+	}
+	accel, err := doctor.Accelerator(ctx, s.cfg.Host, c.VMM.Accel)
 	if err != nil {
 		return vmm.Config{}, err
 	}
 	cfg := vmm.Config{
 		Name: machineName(s.cfg.ID), Dir: filepath.Join(s.dir, vmDir), ConsoleLog: filepath.Join(s.dir, consoleFile),
-		Kernel: f.Kernel, Initrd: f.Initrd, Cmdline: f.Cmdline,
-		Machine: c.VMM.MachineType, Program: c.VMM.Path, Accel: accel, VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB,
+		Kernel: f.Kernel, Initrd: f.Initrd, Cmdline: f.Cmdline, Hugepages: c.Sandbox.Hugepages, CPUFeatures: c.VMM.CPUFeatures,
+		Machine: machineType(c.VMM.MachineType), Program: c.VMM.Path, Accel: accel, VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB,
 		Vsock: c.VMM.Kind == "qemu" && exists("/dev/vhost-vsock"), Started: s.enterCgroup,
 	}
 	if c.Guest.Image != "" {
-		cfg.ExtraDisks = append(cfg.ExtraDisks, vmm.Disk{Path: c.Guest.Image, ReadOnly: true, Serial: "guest-image"})
+		cfg.RootImage = c.Guest.Image
 	}
 	if s.net != nil {
 		for _, i := range s.net.Interfaces() {
@@ -122,8 +68,12 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 		}
 	}
 	if s.tee == runtimeconfig.TEENone {
-		cfg.Cmdline += " " + sandboxedWord + " agent.log=" + c.Logging.GuestLevel
+		cfg.Cmdline = strings.ReplaceAll(cfg.Cmdline, "cloister.initdata=required", sandboxedWord)
+		if !strings.Contains(cfg.Cmdline, sandboxedWord) {
+			cfg.Cmdline = words(cfg.Cmdline, sandboxedWord)
+		}
 		cfg.Balloon = true
+		cfg.FirmwareCode, cfg.FirmwareVars = c.Guest.Firmware, c.Guest.FirmwareVars // that of the guest image is for measuring it
 		if s.share != nil {
 			cfg.Share = &vmm.Share{Tag: shareTag, Socket: s.share.Socket()}
 		}
@@ -135,14 +85,35 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	return cfg, s.confidential(&cfg, f)
 }
 
+// machineType is that of vmm.Config; those of other architectures come with their TEE.
+func machineType(name string) string {
+	if name == vmm.MachineMicroVM {
+		return name
+	}
+	return ""
+}
+
+// words joins parts of a command line.
+func words(parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), " ")
+}
+
 // shareTag is the name of the shared directory in the guest, as the agent's protocol has it.
 const shareTag = "kataShared"
 
+// needInitdata refuses a confidential pod without.
+func (s *Sandbox) needInitdata() error {
+	if s.tee == runtimeconfig.TEENone || len(s.cfg.Runtime.Initdata) > 0 {
+		return nil
+	}
+	return fmt.Errorf("the pod brings no initdata, which a %s sandbox needs: its policy is in there (hint: `cloister initdata new`, then the "+
+		"annotation cloister.dev/initdata)", s.tee)
+}
+
 // confidential adds what proves the guest: initdata, and the TPM or TEE that vouches for it.
 func (s *Sandbox) confidential(cfg *vmm.Config, f GuestFiles) error {
-	if len(s.cfg.Runtime.Initdata) == 0 {
-		return fmt.Errorf("the pod brings no initdata, which a %s sandbox needs: its policy is in there (hint: `cloister initdata new`, then the "+
-			"annotation cloister.dev/initdata)", s.tee)
+	if err := s.needInitdata(); err != nil {
+		return err
 	}
 	_, digest, err := initdata.Digest(s.cfg.Runtime.Initdata)
 	if err != nil {
@@ -200,6 +171,7 @@ func (s *Sandbox) startVM(ctx context.Context) error {
 	s.mu.Lock()
 	s.state.VMM = s.vm.PID()
 	s.mu.Unlock()
+	s.pin(ctx)
 	return s.writeState()
 }
 
@@ -274,7 +246,9 @@ func (s *Sandbox) waitGuest(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, s.runtime.Timeouts.Boot)
 	defer cancel()
 	late := func(err error) error {
-		if ready.Err() != nil && ctx.Err() == nil {
+		var e *agent.Error // the guest knows the deadline, too, and may be the first to say that it has passed
+		passed := ready.Err() != nil || errors.As(err, &e) && e.Code == codes.DeadlineExceeded
+		if err != nil && passed && ctx.Err() == nil {
 			if r := s.vm.FatalReason(); r != "" {
 				return fmt.Errorf("the guest is ending: %s", r)
 			}

@@ -30,6 +30,9 @@ type Container struct {
 func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) {
 	ctx, end := s.trace.Step(ctx, "create", trace.String("container", containerName(c)))
 	defer func() { end(err) }()
+	if err := CheckID(c.ID); err != nil {
+		return fmt.Errorf("creating a container: %w", err)
+	}
 	need, err := specRequest(c.Spec)
 	if err != nil {
 		return fmt.Errorf("creating container %s: %w", c.ID, err)
@@ -39,7 +42,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 		s.mu.Unlock()
 		return fmt.Errorf("creating container %s: %w", c.ID, ErrExists)
 	}
-	s.containers[c.ID] = &container{need: need}
+	s.containers[c.ID] = &container{need: need, cpus: specCPUs(c.Spec)}
 	s.mu.Unlock()
 	defer func() {
 		if err == nil {
@@ -55,6 +58,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 			return fmt.Errorf("creating container %s: %w", c.ID, err)
 		}
 	}
+	s.pin(ctx)
 	var prepared *volume.Prepared
 	err = s.step(ctx, "volumes", func(ctx context.Context) (err error) {
 		prepared, err = s.volumes.Container(ctx, volume.Request{
@@ -103,6 +107,14 @@ func specRequest(spec *specs.Spec) (sizing.Request, error) {
 		return sizing.Request{}, err
 	}
 	return sizing.FromSpec(text)
+}
+
+// specCPUs is the CPU set that a container has on the host, or "".
+func specCPUs(spec *specs.Spec) string {
+	if spec.Linux == nil || spec.Linux.Resources == nil || spec.Linux.Resources.CPU == nil {
+		return ""
+	}
+	return spec.Linux.Resources.CPU.Cpus
 }
 
 // grow brings the VM to what all of its containers need together.
@@ -230,25 +242,40 @@ func (s *Sandbox) ResizeTerminal(ctx context.Context, id, execID string, rows, c
 	})
 }
 
-// UpdateContainer changes the limits of a container, and brings the VM to the size that takes.
-func (s *Sandbox) UpdateContainer(ctx context.Context, id string, r *specs.LinuxResources) error {
+// UpdateContainer changes the limits of a container, and brings the VM to the size that takes. When it fails the container counts as
+// before: a size that cannot be had must not be in the way of others.
+func (s *Sandbox) UpdateContainer(ctx context.Context, id string, r *specs.LinuxResources) (err error) {
+	need, err := specRequest(&specs.Spec{Linux: &specs.Linux{Resources: r}})
+	if err != nil {
+		return fmt.Errorf("updating container %s: %w", id, err)
+	}
 	s.mu.Lock()
 	c, ok := s.containers[id]
-	if ok {
-		need, err := specRequest(&specs.Spec{Linux: &specs.Linux{Resources: r}})
-		if err != nil {
-			s.mu.Unlock()
-			return fmt.Errorf("updating container %s: %w", id, err)
-		}
-		c.need = merge(c.need, need)
-	}
-	s.mu.Unlock()
 	if !ok {
+		s.mu.Unlock()
 		return unknown(id)
 	}
+	old := c.need
+	updated := merge(old, need)
+	c.need = updated
+	if r.CPU != nil && r.CPU.Cpus != "" {
+		c.cpus = r.CPU.Cpus
+	}
+	s.mu.Unlock()
+	defer func() {
+		if err == nil {
+			return
+		}
+		s.mu.Lock()
+		if c.need == updated {
+			c.need = old
+		}
+		s.mu.Unlock()
+	}()
 	if err := s.grow(ctx); err != nil {
 		return fmt.Errorf("updating container %s: %w", id, err)
 	}
+	s.pin(ctx)
 	return s.call(ctx, "updating container "+id, func(cc context.Context) error {
 		_, err := s.agent.UpdateContainer(cc, &pb.UpdateContainerRequest{ContainerId: id, Resources: guestResources(r)})
 		return err
@@ -312,6 +339,11 @@ func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
 		})
 		if e := (*agent.Error)(nil); errors.As(err, &e) && (e.Code == codes.NotFound || e.Code == codes.InvalidArgument) {
 			err = nil // it is gone
+		}
+		if agent.IsDenied(err) {
+			// Its processes have ended. A policy that keeps the rest in the guest does not keep the host's part.
+			s.log.Warn("the guest keeps a container until the pod ends", "container", id, "error", err)
+			err = nil
 		}
 		errs = append(errs, err)
 	}

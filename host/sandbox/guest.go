@@ -22,9 +22,10 @@ import (
 
 // Bounds of what is waited for around the end of a guest.
 const (
-	goneTimeout    = 10 * time.Second // from a broken connection to the end of the VM
-	destroyTimeout = 5 * time.Second  // the guest's own end
-	maxGuestLine   = 16 << 10         // one line of the guest's log
+	goneTimeout    = 10 * time.Second      // from a broken connection to the end of the VM
+	destroyTimeout = 5 * time.Second       // the guest's own end
+	maxGuestLine   = 16 << 10              // one line of the guest's log
+	oomPace        = 50 * time.Millisecond // between two events of containers without memory
 )
 
 // createInGuest makes what the containers share.
@@ -86,7 +87,9 @@ func (s *Sandbox) watch() {
 
 // watchOOM waits for containers that run out of memory. A policy may forbid to ask: then their end alone tells.
 func (s *Sandbox) watchOOM() {
-	for s.background.Err() == nil {
+	pace := time.NewTicker(oomPace)
+	defer pace.Stop()
+	for {
 		e, err := s.agent.GetOOMEvent(s.background, &pb.GetOOMEventRequest{})
 		if err != nil {
 			s.log.Debug("waiting for containers that run out of memory", "sandbox", s.cfg.ID, "error", err)
@@ -97,6 +100,11 @@ func (s *Sandbox) watchOOM() {
 		s.mu.Unlock()
 		if known && s.cfg.OOM != nil { // the guest may name what it likes
 			s.cfg.OOM(e.GetContainerId())
+		}
+		select { // one that invents events shall not keep the host busy
+		case <-pace.C:
+		case <-s.background.Done():
+			return
 		}
 	}
 }
@@ -211,8 +219,8 @@ func (s *Sandbox) forwardPorts() {
 func (s *Sandbox) openManagement() {
 	var err error
 	s.manage, err = manage.Start(s.background, manage.Config{
-		Dir: s.dir, Link: manageLink(s.cfg.ID), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
-		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
+		Dir: s.dir, Link: manageLink(s.dir), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume,
+		Durations: &s.durations, Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
 	})
 	if err != nil {
 		s.log.Warn("this sandbox has no management socket", "sandbox", s.cfg.ID, "error", err)

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/cri"
+	"github.com/cloister/cloister/host/doctor"
 	"github.com/cloister/cloister/host/manage"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/portforward"
@@ -42,6 +42,8 @@ type Config struct {
 	// Version is that of this program, for traces.
 	Version string
 	Logger  *slog.Logger
+	// Host is where the accelerator and TEE hardware are looked for; the zero value is this machine. Tests give others.
+	Host doctor.Host
 	// StartVM replaces the monitor that the configuration names; tests use it.
 	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 	// OOM is called when a container has run out of memory.
@@ -85,14 +87,24 @@ type Sandbox struct {
 	stopping   bool
 	dead       error // why the VM was ended without being asked
 
-	growing  sync.Mutex // one growth at a time
-	teardown sync.Once
-	downErr  error
+	// failure is why the sandbox did not start, failureLines what the monitor said then.
+	failure      error
+	failureLines []string
+
+	pinning sync.Mutex // guards pinned
+	pinned  bool       // each virtual CPU has a CPU of its own
+
+	growing sync.Mutex // one growth at a time
+
+	teardown sync.Mutex // one removal at a time; it guards what follows
+	down     bool       // everything was tried once
+	removed  bool       // nothing is left
 }
 
 // container is what is remembered of a container of the guest.
 type container struct {
 	need sizing.Request
+	cpus string // its CPU set on the host
 }
 
 // Create makes the sandbox and returns when its guest is ready for containers. When it fails nothing of it is left.
@@ -120,6 +132,7 @@ func Create(ctx context.Context, cfg Config) (_ *Sandbox, err error) {
 			return
 		}
 		err = fmt.Errorf("creating sandbox %s: %w", cfg.ID, err)
+		s.failed(err)
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
 		defer cancel()
 		if derr := s.Stop(clean); derr != nil {
@@ -183,11 +196,14 @@ func (s *Sandbox) startTrace(ctx context.Context) error {
 
 // endTrace writes out what is left, and keeps the trace of a sandbox that failed to start.
 func (s *Sandbox) endTrace(ctx context.Context) {
+	if err := s.keepFailed(); err != nil {
+		s.log.Warn("a sandbox failed", "sandbox", s.cfg.ID, "error", err)
+	}
 	if err := s.trace.Close(ctx); err != nil {
 		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
 	}
-	if s.ready.IsZero() {
-		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), filepath.Join(filepath.Dir(s.cfg.Root), "traces"), s.cfg.ID, keptTraces); err != nil {
+	if s.failure != nil {
+		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), s.tracesDir(), s.cfg.ID, keptTraces); err != nil {
 			s.log.Debug("keeping the trace of a sandbox that failed", "sandbox", s.cfg.ID, "error", err)
 		}
 	}
@@ -197,13 +213,19 @@ func (s *Sandbox) endTrace(ctx context.Context) {
 const keptTraces = 16
 
 // makeDir takes the sandbox's directory. One that is there was left by a shim that is gone: containerd has one sandbox of an ID at a time.
-func (s *Sandbox) makeDir(ctx context.Context) error {
+func (s *Sandbox) makeDir(ctx context.Context) (err error) {
 	if err := Cleanup(ctx, s.dir); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("making its directory: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(s.dir)
+			_ = os.Remove(filepath.Dir(s.dir)) // when it is empty
+		}
+	}()
 	if err := os.Mkdir(filepath.Join(s.dir, volumeDir), 0o700); err != nil {
 		return fmt.Errorf("making its directory: %w", err)
 	}
@@ -218,7 +240,9 @@ func (s *Sandbox) makeDir(ctx context.Context) error {
 // size decides how large the VM is, once it is known what protects it.
 func (s *Sandbox) size(ctx context.Context) error {
 	var err error
-	if s.tee, err = chooseTEE(s.runtime.Sandbox.TEE); err != nil {
+	if s.tee = s.runtime.Sandbox.TEE; s.runtime.VMM.Kind == "remote" {
+		// The hardware is elsewhere.
+	} else if s.tee, err = chooseTEE(s.cfg.Host, s.tee); err != nil {
 		return err
 	}
 	request, err := s.request()
@@ -322,12 +346,16 @@ func (s *Sandbox) attachNetwork(ctx context.Context) error {
 	if err != nil || netns == "" {
 		return err
 	}
-	s.net, err = network.Attach(ctx, network.Config{
-		NetNS: netns, StateFile: filepath.Join(s.dir, networkFile), Model: networkModel(s.runtime.Network.Model),
-		Queues: min(s.runtime.Network.Queues, s.plan.VCPUs), WithoutVhost: !s.runtime.Network.Vhost,
-		RxBitsPerSecond: s.runtime.Network.RxBitsPerSecond, TxBitsPerSecond: s.runtime.Network.TxBitsPerSecond,
-	})
+	s.net, err = network.Attach(ctx, s.networkConfig(netns))
 	return err
+}
+
+func (s *Sandbox) networkConfig(netns string) network.Config {
+	n := &s.runtime.Network
+	return network.Config{
+		NetNS: netns, StateFile: filepath.Join(s.dir, networkFile), Model: networkModel(n.Model), Queues: min(n.Queues, s.plan.VCPUs),
+		WithoutVhost: !n.Vhost, RxBitsPerSecond: n.RxBitsPerSecond, TxBitsPerSecond: n.TxBitsPerSecond,
+	}
 }
 
 func networkModel(name string) network.Model {
@@ -353,13 +381,16 @@ func (s *Sandbox) netns() (string, error) {
 func (s *Sandbox) startShare(ctx context.Context) error {
 	var err error
 	if s.runtime.SharedFS() == runtimeconfig.SharedFSVirtiofs {
-		st := &s.runtime.Storage
-		s.share, err = share.Start(ctx, share.Config{
-			Dir: filepath.Join(s.dir, shareDir), Program: st.Virtiofsd, Args: st.VirtiofsdArgs, Cache: st.VirtiofsCache,
-			Started: s.enterCgroup,
-		})
+		s.share, err = share.Start(ctx, s.shareConfig())
 	}
 	return err
+}
+
+func (s *Sandbox) shareConfig() share.Config {
+	st := &s.runtime.Storage
+	return share.Config{
+		Dir: filepath.Join(s.dir, shareDir), Program: st.Virtiofsd, Args: st.VirtiofsdArgs, Cache: st.VirtiofsCache, Started: s.enterCgroup,
+	}
 }
 
 // Ended is closed when the VM has ended; Err says why, nil when it was stopped.
@@ -373,70 +404,6 @@ func (s *Sandbox) PID() int { return s.vm.PID() }
 
 // Dir is the sandbox's directory.
 func (s *Sandbox) Dir() string { return s.dir }
-
-// StopVM ends the guest and the VM at once; what was made on the host stays until Stop.
-func (s *Sandbox) StopVM(ctx context.Context) error {
-	s.mu.Lock()
-	s.stopping = true
-	s.mu.Unlock()
-	if s.vm == nil {
-		return nil
-	}
-	select {
-	case <-s.vm.Exited():
-	default:
-		s.destroyInGuest(ctx)
-	}
-	now, cancel := context.WithCancel(ctx)
-	cancel() // the guest has ended in order, or will not
-	err := s.vm.Stop(now)
-	if s.agent != nil {
-		s.agent.Close()
-	}
-	return err
-}
-
-// Stop ends the VM and removes everything of the sandbox. What was done is not done again; a part that fails does not keep the others.
-func (s *Sandbox) Stop(ctx context.Context) error {
-	s.teardown.Do(func() {
-		s.stop()
-		var errs []error
-		add := func(what string, err error) {
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", what, err))
-			}
-		}
-		if s.forward != nil {
-			add("port forwarding", s.forward.Close())
-		}
-		add("virtual machine", s.StopVM(ctx))
-		if s.volumes != nil {
-			add("volumes", s.volumes.Close(ctx))
-		}
-		if s.share != nil {
-			add("shared directory", s.share.Close(ctx))
-		}
-		if s.net != nil {
-			add("network", s.net.Detach(ctx))
-		}
-		if s.manage != nil {
-			add("management socket", s.manage.Close())
-		}
-		s.workers.Wait()
-		s.mu.Lock()
-		group := s.group
-		s.mu.Unlock()
-		if group != nil {
-			add("control group", group.Destroy(ctx))
-		}
-		s.endTrace(ctx)
-		add("the rest", Cleanup(ctx, s.dir))
-		if err := errors.Join(errs...); err != nil {
-			s.downErr = fmt.Errorf("removing sandbox %s: %w", s.cfg.ID, err)
-		}
-	})
-	return s.downErr
-}
 
 // console is the end of the guest's console as a paragraph of an error.
 func (s *Sandbox) console() string {

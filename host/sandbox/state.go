@@ -19,6 +19,7 @@ import (
 	"github.com/cloister/cloister/host/manage"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/share"
+	"github.com/cloister/cloister/host/vmm/cloudhypervisor"
 	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/host/volume"
 	"github.com/cloister/cloister/internal/paths"
@@ -62,18 +63,31 @@ type State struct {
 // names of sandboxes become directories: containerd's identifiers.
 var safeID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
+// CheckID says what is wrong with a name of a sandbox, a container or a process: containerd's are plain, and they become names of directories.
+func CheckID(id string) error {
+	if !safeID.MatchString(id) || strings.Contains(id, "..") {
+		return fmt.Errorf("%.100q is no name: want up to 128 letters, digits, dots, dashes and underscores", id)
+	}
+	return nil
+}
+
 // Dir is the directory of a sandbox below root.
 func Dir(root, namespace, id string) (string, error) {
 	for _, s := range []string{namespace, id} {
-		if !safeID.MatchString(s) || strings.Contains(s, "..") {
-			return "", fmt.Errorf("%q cannot name a sandbox: want letters, digits, dots, dashes and underscores", s)
+		if err := CheckID(s); err != nil {
+			return "", fmt.Errorf("naming a sandbox: %w", err)
 		}
 	}
 	return filepath.Join(root, namespace, id), nil
 }
 
-// manageLink is where tools made for Kata look for the management socket of a sandbox.
-func manageLink(id string) string { return "/run/kata/" + id + "/shim-monitor.sock" }
+// manageLink is where tools made for Kata look for the management socket of a sandbox; "" is nowhere, for those outside of Root.
+func manageLink(dir string) string {
+	if filepath.Dir(filepath.Dir(dir)) != Root {
+		return ""
+	}
+	return "/run/kata/" + filepath.Base(dir) + "/shim-monitor.sock"
+}
 
 // ReadState reads what a sandbox's directory says.
 func ReadState(dir string) (*State, error) {
@@ -119,7 +133,12 @@ func Cleanup(ctx context.Context, dir string) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	add("virtual machine", qemu.CleanStale(ctx, filepath.Join(dir, vmDir)))
+	if state.Monitor != "qemu" {
+		add("virtual machine", cloudhypervisor.CleanStale(ctx, filepath.Join(dir, vmDir)))
+	}
+	if state.Monitor != "cloud-hypervisor" {
+		add("virtual machine", qemu.CleanStale(ctx, filepath.Join(dir, vmDir)))
+	}
 	if state.RemoteSocket != "" {
 		add("virtual machine", stopRemote(ctx, state.RemoteSocket, state.ID))
 	}
@@ -128,7 +147,7 @@ func Cleanup(ctx context.Context, dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, networkFile)); err == nil {
 		add("network", network.Cleanup(ctx, filepath.Join(dir, networkFile)))
 	}
-	add("management socket", manage.Cleanup(dir, manageLink(filepath.Base(dir))))
+	add("management socket", manage.Cleanup(dir, manageLink(dir)))
 	if state.Cgroup != nil {
 		g, err := cgroup.Open(*state.Cgroup)
 		if err == nil {

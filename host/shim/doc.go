@@ -4,7 +4,9 @@
 // One process serves one pod. containerd starts it with the pod's first container (package bootstrap), and asks it for everything
 // else over one socket:
 //
-//	service.go   requests on containers: create, delete, state, pause, stats, shutdown
+//	service.go   requests on containers: delete, state, pause, stats, shutdown
+//	create.go    a container is made
+//	start.go     the sandbox is made, and removed
 //	process.go   a process of a container: start, wait, signals, streams, exit
 //	pod.go       the sandbox service of containerd 2
 //	errors.go    what containerd is told when something fails

@@ -19,13 +19,14 @@ func answer(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := status.FromError(err); ok {
-		return err
-	}
 	code := codes.Unknown
+	if st, ok := status.FromError(err); ok {
+		code = st.Code()
+	}
 	var e *agent.Error
 	switch {
-	case errors.As(err, &e) && (e.Code == codes.PermissionDenied || e.Code == codes.NotFound || e.Code == codes.Unimplemented):
+	case errors.As(err, &e) && (e.Code == codes.PermissionDenied || e.Code == codes.NotFound || e.Code == codes.Unimplemented ||
+		e.Code == codes.DeadlineExceeded):
 		code = e.Code
 	case errors.Is(err, sandbox.ErrExists):
 		code = codes.AlreadyExists
@@ -36,11 +37,19 @@ func answer(err error) error {
 	case errors.Is(err, errors.ErrUnsupported):
 		code = codes.Unimplemented
 	}
+	return status.Error(code, errorText(err))
+}
+
+// errorText is the text of an error as far as it fits, in the characters that a message may have: some of it may be from the guest.
+func errorText(err error) string {
 	text := err.Error()
+	if st, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		text = st.GRPCStatus().Message() // without the words around it
+	}
 	if len(text) > maxErrorText {
 		text = text[:maxErrorText] + "..."
 	}
-	return status.Error(code, text)
+	return agent.Clean(text)
 }
 
 func notFound(format string, args ...any) error {

@@ -55,7 +55,7 @@ func serve(ctx context.Context, server *bootstrap.Server) error {
 	})
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if serr := service.stopPod(clean); serr != nil { // nothing, unless a signal ended us
+	if serr := service.shutPod(clean); serr != nil { // nothing, unless a signal ended us
 		log.Error("removing the sandbox", "error", serr)
 	}
 	if cerr := publisher.Close(clean); cerr != nil {

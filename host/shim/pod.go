@@ -20,6 +20,7 @@ type podState struct {
 	pod     podConfig
 	created time.Time
 	exited  time.Time
+	lost    bool          // the VM ended by itself
 	ended   chan struct{} // closed when the pod has ended
 }
 
@@ -126,10 +127,10 @@ func (p *Pod) StartSandbox(ctx context.Context, r *api.StartSandboxRequest) (*ap
 		return nil, err
 	}
 	s.mu.Lock()
-	running := s.pod != nil
+	over := !s.podState.exited.IsZero()
 	s.mu.Unlock()
-	if running {
-		return nil, precondition("sandbox %s runs already", s.cfg.ID)
+	if over {
+		return nil, precondition("sandbox %s has ended already", s.cfg.ID)
 	}
 	pod, err := s.startPod(ctx, st.pod, nil)
 	if err != nil {
@@ -153,12 +154,12 @@ func (p *Pod) state(id string) (podState, error) {
 	return s.podState, nil
 }
 
-// podEnded is called when the VM has ended.
-func (s *Service) podEnded() {
+// podEnded is called when the VM has ended; lost says that it did so by itself.
+func (s *Service) podEnded(lost bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.podState.made && s.podState.exited.IsZero() {
-		s.podState.exited = time.Now()
+		s.podState.exited, s.podState.lost = time.Now(), lost
 		close(s.podState.ended)
 	}
 }
@@ -168,7 +169,7 @@ func (p *Pod) Platform(context.Context, *api.PlatformRequest) (*api.PlatformResp
 	return &api.PlatformResponse{Platform: &types.Platform{OS: "linux", Architecture: runtime.GOARCH}}, nil
 }
 
-// StopSandbox ends the virtual machine; what was made for it on the host goes with ShutdownSandbox.
+// StopSandbox ends the virtual machine and removes what was made for it on the host: the pod's network is taken down next.
 func (p *Pod) StopSandbox(ctx context.Context, r *api.StopSandboxRequest) (*api.StopSandboxResponse, error) {
 	s := p.service
 	if _, err := p.state(r.GetSandboxID()); err != nil {
@@ -179,14 +180,11 @@ func (p *Pod) StopSandbox(ctx context.Context, r *api.StopSandboxRequest) (*api.
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(t)*time.Second)
 		defer cancel()
 	}
-	s.mu.Lock()
-	pod := s.pod
-	s.mu.Unlock()
-	if pod == nil {
-		s.podEnded() // it never ran
-		return &api.StopSandboxResponse{}, nil
+	if err := s.stopPod(ctx); err != nil {
+		return nil, answer(err)
 	}
-	return &api.StopSandboxResponse{}, answer(pod.Stop(ctx))
+	s.podEnded(false) // it may never have run
+	return &api.StopSandboxResponse{}, nil
 }
 
 // WaitSandbox waits for the end of the virtual machine.
@@ -203,19 +201,11 @@ func (p *Pod) WaitSandbox(ctx context.Context, r *api.WaitSandboxRequest) (*api.
 	if st, err = p.state(r.GetSandboxID()); err != nil {
 		return nil, err
 	}
-	return &api.WaitSandboxResponse{ExitStatus: p.exitCode(), ExitedAt: stamp(st.exited)}, nil
-}
-
-// exitCode is 0 for a pod that was stopped, and that of a lost process for one whose VM ended by itself.
-func (p *Pod) exitCode() uint32 {
-	s := p.service
-	s.mu.Lock()
-	pod := s.pod
-	s.mu.Unlock()
-	if pod != nil && pod.Err() != nil {
-		return lostCode
+	out := &api.WaitSandboxResponse{ExitedAt: stamp(st.exited)}
+	if st.lost {
+		out.ExitStatus = lostCode
 	}
-	return 0
+	return out, nil
 }
 
 // SandboxStatus tells about the pod. The words of the state are containerd's.
@@ -250,8 +240,8 @@ func (p *Pod) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxRequest
 	if r.GetSandboxID() != s.cfg.ID {
 		return nil, notFound("sandbox %.100q is not here", r.GetSandboxID())
 	}
-	err := s.stopPod(ctx)
-	s.podEnded()
+	err := s.shutPod(ctx)
+	s.podEnded(false)
 	if err != nil {
 		s.log.Error("removing the sandbox", "sandbox", s.cfg.ID, "error", err)
 		return nil, answer(err)

@@ -2,6 +2,8 @@ package shim
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -9,8 +11,10 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/shim/stdio"
 )
@@ -34,7 +38,7 @@ type process struct {
 	spec      *specs.Process // of an exec
 	copy      *stdio.Streams
 
-	ended   chan struct{} // closed when the process has ended
+	ended   chan struct{} // closed when the process has ended, or will never run
 	copied  chan struct{} // closed when its output has been passed on
 	follows sync.Once
 	quiet   sync.Once
@@ -45,6 +49,7 @@ type process struct {
 	status tasktypes.Status
 	code   uint32
 	exited time.Time
+	lost   error // why the guest could not tell of its end
 }
 
 // processState is a process at one moment.
@@ -100,14 +105,21 @@ func (p *process) follow() {
 			}
 		}()
 		go func() {
+			select {
+			case <-p.copy.Read():
+			case <-p.copied:
+			}
 			code, err := p.pod.Wait(life, p.container.id, p.guestID())
 			if err != nil {
 				p.service.log.Warn("a process was lost", "container", p.container.id, "exec", p.exec, "error", err)
+				p.mu.Lock()
+				p.lost = err
+				p.mu.Unlock()
 				code = lostCode
 			} else if p.exec == "" {
 				p.pod.CollectTermination(life, p.container.id)
 			}
-			p.finish(uint32(code))
+			p.finish(exitCode(code))
 			// What the process has written arrives after its end; what a child of it may write later is not waited for.
 			p.copy.Exited(drainTimeout)
 			<-p.copied
@@ -119,7 +131,15 @@ func (p *process) follow() {
 // drainTimeout is how long output may still arrive after the end of a process.
 const drainTimeout = 10 * time.Second
 
-// finish records and publishes the end. When it was the pod's first container, the VM ends, too.
+// exitCode is what a guest says as far as it can be true: a code that no process can have is one of a process that was lost, and never 0.
+func exitCode(code int) uint32 {
+	if code < 0 || code > lostCode {
+		return lostCode
+	}
+	return uint32(code)
+}
+
+// finish records the end, once, and publishes that of a process that the guest had.
 func (p *process) finish(code uint32) {
 	p.starting.Lock()
 	defer p.starting.Unlock()
@@ -128,17 +148,20 @@ func (p *process) finish(code uint32) {
 
 func (p *process) finishLocked(code uint32) {
 	p.mu.Lock()
+	if p.status == tasktypes.Status_STOPPED {
+		p.mu.Unlock()
+		return
+	}
 	started := p.status != tasktypes.Status_CREATED || p.exec == ""
 	p.status, p.code, p.exited = tasktypes.Status_STOPPED, code, time.Now()
 	exited := p.exited
 	p.mu.Unlock()
-	close(p.ended)
-	if !started {
-		return
+	if started {
+		p.service.publish(&eventtypes.TaskExit{
+			ContainerID: p.container.id, ID: p.guestID(), Pid: uint32(p.pod.PID()), ExitStatus: code, ExitedAt: timestamppb.New(exited),
+		})
 	}
-	p.service.publish(&eventtypes.TaskExit{
-		ContainerID: p.container.id, ID: p.guestID(), Pid: uint32(p.pod.PID()), ExitStatus: code, ExitedAt: timestamppb.New(exited),
-	})
+	close(p.ended) // after the event, so that a deletion is published after it
 }
 
 // start runs the process.
@@ -146,8 +169,11 @@ func (p *process) start(ctx context.Context) (uint32, error) {
 	p.starting.Lock()
 	defer p.starting.Unlock()
 	p.mu.Lock()
-	status := p.status
+	status, lost := p.status, p.lost
 	p.mu.Unlock()
+	if status == tasktypes.Status_STOPPED && lost != nil {
+		return 0, fmt.Errorf("process %s of container %s cannot be started: %w", p.name(), p.container.id, lost)
+	}
 	if status != tasktypes.Status_CREATED {
 		return 0, precondition("process %s of container %s is not waiting to be started", p.name(), p.container.id)
 	}
@@ -166,7 +192,13 @@ func (p *process) startExec(ctx context.Context) (uint32, error) {
 	if p.container.init.state().status != tasktypes.Status_RUNNING {
 		return 0, precondition("container %s does not run", p.container.id)
 	}
-	if err := p.pod.Exec(ctx, p.container.id, p.exec, p.spec); err != nil {
+	p.mu.Lock()
+	spec := *p.spec // a resize may come at the same time
+	p.mu.Unlock()
+	if err := p.pod.Exec(ctx, p.container.id, p.exec, &spec); err != nil {
+		if e := (*agent.Error)(nil); !errors.As(err, &e) && !p.podEnded() {
+			go p.killUnseen(context.WithoutCancel(ctx))
+		}
 		p.abandon()
 		p.finishLocked(lostCode)
 		return 0, err
@@ -175,6 +207,15 @@ func (p *process) startExec(ctx context.Context) (uint32, error) {
 	p.service.publish(&eventtypes.TaskExecStarted{ContainerID: p.container.id, ExecID: p.exec, Pid: uint32(p.pod.PID())})
 	p.follow()
 	return uint32(p.pod.PID()), nil
+}
+
+// killUnseen ends a process whose start was not waited for to the end: nobody would ever hear of it.
+func (p *process) killUnseen(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, discardTimeout)
+	defer cancel()
+	if err := p.pod.Signal(ctx, p.container.id, p.guestID(), uint32(unix.SIGKILL), false); err != nil {
+		p.service.log.Debug("ending a process whose start took too long", "container", p.container.id, "exec", p.exec, "error", err)
+	}
 }
 
 // running notes the start, unless the process is over already.
@@ -188,19 +229,70 @@ func (p *process) running() {
 
 // kill sends a signal. A process that was never started, or has ended, gets none.
 func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
-	p.mu.Lock()
-	status := p.status
-	p.mu.Unlock()
-	switch {
-	case status == tasktypes.Status_STOPPED:
-		return notFound("process %s of container %s has ended", p.name(), p.container.id)
-	case status == tasktypes.Status_CREATED && p.exec != "":
-		p.abandon()
-		p.finish(128 + signal)
+	if signal > maxSignal {
+		return invalid("%d is no signal", signal)
+	}
+	if p.exec != "" && p.cancel(128+signal) {
 		return nil
 	}
-	return p.pod.Signal(ctx, p.container.id, p.guestID(), signal, all)
+	if p.state().status == tasktypes.Status_STOPPED {
+		return notFound("process %s of container %s has ended", p.name(), p.container.id)
+	}
+	err := p.pod.Signal(ctx, p.container.id, p.guestID(), signal, all && p.exec == "")
+	if err == nil {
+		return nil
+	}
+	if p.podEnded() {
+		return notFound("process %s of container %s has ended with the virtual machine", p.name(), p.container.id)
+	}
+	return err
 }
+
+func (p *process) podEnded() bool {
+	select {
+	case <-p.pod.Ended():
+		return true
+	default:
+		return false
+	}
+}
+
+// maxSignal is the last of Linux.
+const maxSignal = 64
+
+// cancel ends a process that waits to be started, and says whether it was one.
+func (p *process) cancel(code uint32) bool {
+	if p.state().status != tasktypes.Status_CREATED {
+		return false
+	}
+	p.starting.Lock() // if it is about to start it shall do so first
+	defer p.starting.Unlock()
+	if p.state().status != tasktypes.Status_CREATED {
+		return false
+	}
+	p.abandon()
+	p.finishLocked(code)
+	return true
+}
+
+// discard ends a first process that was never started, so that its end is told before the deletion of its container.
+func (p *process) discard(ctx context.Context) {
+	if p.state().status != tasktypes.Status_CREATED {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, discardTimeout)
+	defer cancel()
+	if err := p.pod.Signal(ctx, p.container.id, p.guestID(), uint32(unix.SIGKILL), true); err == nil || p.podEnded() {
+		select {
+		case <-p.ended:
+		case <-ctx.Done():
+		}
+	}
+	p.finish(killed)
+}
+
+// discardTimeout bounds the end of a process that was never started.
+const discardTimeout = 10 * time.Second
 
 // freeze stops and continues a container.
 func (p *process) freeze(ctx context.Context, on bool) error {
@@ -230,7 +322,7 @@ func (p *process) resize(ctx context.Context, rows, columns uint32) error {
 		return precondition("process %s of container %s has no terminal", p.name(), p.container.id)
 	}
 	if p.state().status == tasktypes.Status_CREATED && p.exec != "" {
-		p.mu.Lock()
+		p.mu.Lock() // it begins with that size
 		p.spec.ConsoleSize = &specs.Box{Height: uint(rows), Width: uint(columns)}
 		p.mu.Unlock()
 		return nil

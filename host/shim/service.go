@@ -3,18 +3,13 @@ package shim
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	eventtypes "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
@@ -26,11 +21,9 @@ import (
 
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/cri"
-	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/shim/stats"
 	"github.com/cloister/cloister/host/vmm"
-	"github.com/cloister/cloister/host/volume"
 )
 
 // Publisher gets the events.
@@ -64,7 +57,9 @@ type Service struct {
 
 	mu         sync.Mutex
 	pod        *sandbox.Sandbox
-	owner      string // the container that the pod ends with; "" with the sandbox service
+	start      *podStart // not nil while pod is being made
+	down       bool      // no pod is made any more
+	owner      string    // the container that the pod ends with; "" with the sandbox service
 	containers map[string]*container
 	podState   podState
 }
@@ -74,10 +69,18 @@ type container struct {
 	id     string
 	bundle string
 	spec   *specs.Spec
-	init   *process
+	init   *process // nil until it is made; the service's lock guards it
+
+	deleting sync.Mutex // held by the one deletion
 
 	mu    sync.Mutex
-	execs map[string]*process
+	execs map[string]*process // nil is one that is being made
+}
+
+// podStart is a sandbox that is being made.
+type podStart struct {
+	cancel context.CancelCauseFunc
+	ended  chan struct{}
 }
 
 // New makes the service.
@@ -89,196 +92,11 @@ func New(cfg Config) *Service {
 	return s
 }
 
-// maxSpec bounds a container's config.json.
-const maxSpec = 16 << 20
-
-func readSpec(bundle string) (*specs.Spec, error) {
-	f, err := os.Open(filepath.Join(bundle, "config.json"))
-	if err != nil {
-		return nil, fmt.Errorf("reading the container's specification: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxSpec+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading the container's specification: %w", err)
-	}
-	if len(text) > maxSpec {
-		return nil, fmt.Errorf("the container's specification has more than %d bytes", maxSpec)
-	}
-	var spec specs.Spec
-	if err := json.Unmarshal(text, &spec); err != nil {
-		return nil, fmt.Errorf("reading the container's specification: %w", err)
-	}
-	if spec.Process == nil || spec.Linux == nil {
-		return nil, errors.New("the container's specification has no process, or is not for Linux")
-	}
-	return &spec, nil
-}
-
-// Create makes a container; the first one makes the sandbox.
-func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
-	if r.GetCheckpoint() != "" {
-		return nil, status.Error(codes.Unimplemented, "containers in virtual machines cannot be restored from a checkpoint")
-	}
-	spec, err := readSpec(r.GetBundle())
-	if err != nil {
-		return nil, answer(err)
-	}
-	c := &container{id: r.GetID(), bundle: r.GetBundle(), spec: spec, execs: map[string]*process{}}
-	if err := s.add(c); err != nil {
-		return nil, err
-	}
-	pid, err := s.create(ctx, c, r)
-	if err != nil {
-		s.mu.Lock()
-		delete(s.containers, c.id)
-		s.mu.Unlock()
-		s.log.Error("creating a container", "container", c.id, "error", err)
-		return nil, answer(err)
-	}
-	s.publish(&eventtypes.TaskCreate{
-		ContainerID: r.GetID(), Bundle: r.GetBundle(), Rootfs: r.GetRootfs(), Pid: pid, Checkpoint: r.GetCheckpoint(),
-		IO: &eventtypes.TaskIO{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
-	})
-	c.init.follow()
-	return &task.CreateTaskResponse{Pid: pid}, nil
-}
-
 // Busy says whether there is anything to serve.
 func (s *Service) Busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.pod != nil || len(s.containers) > 0 || s.podState.made
-}
-
-// add takes the container's name.
-func (s *Service) add(c *container) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, there := s.containers[c.id]; there {
-		return status.Errorf(codes.AlreadyExists, "container %s exists already", c.id)
-	}
-	s.containers[c.id] = c
-	return nil
-}
-
-func (s *Service) create(ctx context.Context, c *container, r *task.CreateTaskRequest) (uint32, error) {
-	pod, made, err := s.podFor(ctx, c, r.GetOptions())
-	if err != nil {
-		return 0, err
-	}
-	c.init, err = newProcess(ctx, s, pod, c, "", streams{
-		stdin: r.GetStdin(), stdout: r.GetStdout(), stderr: r.GetStderr(), terminal: r.GetTerminal(),
-	}, nil)
-	if err == nil {
-		if err = pod.CreateContainer(ctx, sandbox.Container{ID: c.id, Bundle: c.bundle, Spec: c.spec, Rootfs: mounts(r.GetRootfs())}); err != nil {
-			c.init.abandon()
-		}
-	}
-	if err != nil && made {
-		s.dropPod(ctx)
-	}
-	return uint32(pod.PID()), err
-}
-
-// podFor is the sandbox that a container belongs to. The first container makes it.
-func (s *Service) podFor(ctx context.Context, c *container, options *anypb.Any) (pod *sandbox.Sandbox, made bool, err error) {
-	s.mu.Lock()
-	pod = s.pod
-	s.mu.Unlock()
-	kind := cri.Annotations(c.spec.Annotations).Kind()
-	switch {
-	case pod != nil && kind == cri.KindContainer:
-		return pod, false, nil
-	case pod != nil:
-		return nil, false, fmt.Errorf("the pod %s runs already; this shim serves no other", s.cfg.ID)
-	case kind == cri.KindContainer:
-		return nil, false, fmt.Errorf("the pod %s of container %s does not run", s.cfg.ID, c.id)
-	}
-	if pod, err = s.startPod(ctx, podConfig{spec: c.spec}, options); err != nil {
-		return nil, false, err
-	}
-	s.mu.Lock()
-	s.owner = c.id
-	s.mu.Unlock()
-	return pod, true, nil
-}
-
-// startPod makes the sandbox.
-func (s *Service) startPod(ctx context.Context, cfg podConfig, options *anypb.Any) (*sandbox.Sandbox, error) {
-	if options == nil {
-		options = s.cfg.Options
-	}
-	effective, err := runtimeconfig.Load(runtimeconfig.Request{
-		Getenv: os.Getenv, OptionsType: options.GetTypeUrl(), Options: options.GetValue(), Annotations: cfg.spec.Annotations,
-	})
-	if err != nil {
-		return nil, err
-	}
-	if s.cfg.Level != nil && effective.Config.Logging.Level == "debug" {
-		s.cfg.Level.Set(slog.LevelDebug)
-	}
-	for _, text := range effective.Config.Insecure() {
-		s.log.Warn("insecure setting", "setting", text)
-	}
-	pod, err := sandbox.Create(ctx, sandbox.Config{
-		Root: s.cfg.Root, Namespace: s.cfg.Namespace, ID: s.cfg.ID, Spec: cfg.spec, NetNS: cfg.netns, DNS: cfg.dns, Runtime: effective, Logger: s.log,
-		StartVM: s.cfg.StartVM, OOM: func(id string) { s.publish(&eventtypes.TaskOOM{ContainerID: id}) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	s.pod = pod
-	s.mu.Unlock()
-	go s.watchPod(pod)
-	return pod, nil
-}
-
-// watchPod notes why the VM ended; its processes see it by their connection.
-func (s *Service) watchPod(pod *sandbox.Sandbox) {
-	<-pod.Ended()
-	if err := pod.Err(); err != nil {
-		s.log.Error("the virtual machine has ended", "sandbox", s.cfg.ID, "error", err)
-	}
-	s.podEnded()
-}
-
-// dropPod removes the sandbox after its first container could not be made.
-func (s *Service) dropPod(ctx context.Context) {
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
-	defer cancel()
-	if err := s.stopPod(clean); err != nil {
-		s.log.Error("removing the sandbox", "sandbox", s.cfg.ID, "error", err)
-	}
-}
-
-// removeTimeout bounds what is done to clean up when the caller's time is over.
-const removeTimeout = 30 * time.Second
-
-// stopPod ends and removes the sandbox. One that cannot be removed stays, so that the next call tries again.
-func (s *Service) stopPod(ctx context.Context) error {
-	s.mu.Lock()
-	pod := s.pod
-	s.mu.Unlock()
-	if pod == nil {
-		return nil
-	}
-	if err := pod.Stop(ctx); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.pod, s.owner = nil, ""
-	s.mu.Unlock()
-	return nil
-}
-
-func mounts(list []*types.Mount) []volume.Mount {
-	var out []volume.Mount
-	for _, m := range list {
-		out = append(out, volume.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
-	}
-	return out
 }
 
 func (s *Service) publish(event proto.Message) { s.cfg.Events.Publish(event) }
@@ -307,7 +125,7 @@ func (s *Service) process(id, exec string) (*container, *process, error) {
 	defer c.mu.Unlock()
 	p := c.execs[exec]
 	if p == nil {
-		return nil, nil, notFound("process %s is not in container %s", exec, id)
+		return nil, nil, notFound("process %.100s is not in container %s", exec, id)
 	}
 	return c, p, nil
 }
@@ -358,11 +176,20 @@ func (s *Service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 		return nil, precondition("process %s of container %s runs: it has to end before it is deleted", p.name(), c.id)
 	}
 	if p != c.init {
+		p.cancel(killed) // one that was never started: nobody waits for it any longer
 		p.drained(ctx)
 		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.execs[r.GetExecID()] != p {
+			return nil, notFound("process %s is not in container %s", p.exec, c.id)
+		}
 		delete(c.execs, r.GetExecID())
-		c.mu.Unlock()
 		return p.deleted(), nil
+	}
+	c.deleting.Lock()
+	defer c.deleting.Unlock()
+	if _, err := s.container(c.id); err != nil {
+		return nil, err // somebody else was faster
 	}
 	if err := s.deleteContainer(ctx, c); err != nil {
 		s.log.Error("deleting a container", "container", c.id, "error", err)
@@ -376,6 +203,7 @@ func (s *Service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 }
 
 func (s *Service) deleteContainer(ctx context.Context, c *container) error {
+	c.init.discard(ctx)
 	c.init.drained(ctx)
 	s.mu.Lock()
 	pod, last := s.pod, s.owner == c.id
@@ -392,6 +220,13 @@ func (s *Service) deleteContainer(ctx context.Context, c *container) error {
 		}
 	}
 	c.init.abandon()
+	c.mu.Lock()
+	for _, p := range c.execs {
+		if p != nil {
+			p.cancel(killed) // those that were never started have nothing else that ends them
+		}
+	}
+	c.mu.Unlock()
 	s.mu.Lock()
 	delete(s.containers, c.id)
 	s.mu.Unlock()
@@ -456,7 +291,7 @@ func (s *Service) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptyp
 	if err != nil {
 		return nil, err
 	}
-	if r.GetExecID() == "" || r.GetExecID() == r.GetID() || len(r.GetExecID()) > 1024 {
+	if r.GetExecID() == r.GetID() || sandbox.CheckID(r.GetExecID()) != nil {
 		return nil, invalid("%.100q cannot name a process of container %s", r.GetExecID(), c.id)
 	}
 	var spec specs.Process
@@ -471,17 +306,27 @@ func (s *Service) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptyp
 		return nil, precondition("the pod %s does not run", s.cfg.ID)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, there := c.execs[r.GetExecID()]; there {
+	_, there := c.execs[r.GetExecID()]
+	if !there {
+		c.execs[r.GetExecID()] = nil // taken, while a logging program starts
+	}
+	c.mu.Unlock()
+	if there {
 		return nil, status.Errorf(codes.AlreadyExists, "process %s exists already in container %s", r.GetExecID(), c.id)
 	}
 	p, err := newProcess(ctx, s, pod, c, r.GetExecID(), streams{
 		stdin: r.GetStdin(), stdout: r.GetStdout(), stderr: r.GetStderr(), terminal: r.GetTerminal(),
 	}, &spec)
+	c.mu.Lock()
+	if err == nil {
+		c.execs[r.GetExecID()] = p
+	} else {
+		delete(c.execs, r.GetExecID())
+	}
+	c.mu.Unlock()
 	if err != nil {
 		return nil, answer(err)
 	}
-	c.execs[r.GetExecID()] = p
 	s.publish(&eventtypes.TaskExecAdded{ContainerID: c.id, ExecID: p.exec})
 	return &emptypb.Empty{}, nil
 }
@@ -589,9 +434,10 @@ func (s *Service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*empty
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if err := s.stopPod(clean); err != nil {
+	if err := s.shutPod(clean); err != nil {
 		s.log.Error("removing the sandbox", "sandbox", s.cfg.ID, "error", err)
 	}
+	s.podEnded(false)
 	s.cfg.Exit()
 	return &emptypb.Empty{}, nil
 }

@@ -23,8 +23,7 @@ import (
 // secretPod is the world of confidential pods: measured into a software TPM, with images that the guest pulls by digest.
 type secretPod struct {
 	*Client
-	cli     string // the program
-	shim    string
+	cli     string            // the program
 	config  string            // of the runtime
 	dir     string            // for files of the test
 	images  map[string]string // by the name that other scenarios use: the name with a digest, as host and guest know it
@@ -47,7 +46,9 @@ func newSecretPod(t *testing.T, version string) *secretPod {
 		t.Fatal(err)
 	}
 	w := &secretPod{dir: t.TempDir(), images: map[string]string{}}
-	w.shim, w.config = installed(t)
+	shim, config := installed(t)
+	w.config = config
+	t.Setenv("PATH", filepath.Dir(shim)+":"+os.Getenv("PATH")) // where containerd looks for it
 	text, err := os.ReadFile(w.config)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +72,7 @@ func newSecretPod(t *testing.T, version string) *secretPod {
 		t.Fatal(err)
 	}
 	w.Client = start(t, containerd.Options{Version: version, Mirrors: map[string]string{"_default": "http://127.0.0.1:" + port},
-		Runtimes: []containerd.Runtime{{Handler: handlerTPM, Type: "io.containerd.cloister.v2", Path: w.shim, ConfigPath: w.config,
+		Runtimes: []containerd.Runtime{{Handler: handlerTPM, Type: "io.containerd.cloister.v2", ConfigPath: w.config,
 			Annotations: []string{"io.katacontainers.*", "cloister.dev/*"}}}})
 	w.address = fmt.Sprint(w.Daemon.Network.Gateway(), ":", port)
 	for _, image := range []containerd.Image{containerd.Busybox(t, BusyboxImage), containerd.Program(ProgramImage, containerd.GoProgram(t, ".", "./testprog"))} {

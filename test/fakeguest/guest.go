@@ -36,8 +36,14 @@ type Guest struct {
 	Gate Gate
 	// Log is sent on the log port.
 	Log string
+	// Ports are the services that port forwarding reaches; any other port answers as one where nobody listens.
+	Ports map[uint16]func(net.Conn)
 	// Block, when not nil for a request's name, holds the request until the channel is closed.
 	Block map[string]chan struct{}
+	// Hook, when not nil, is called with each request's name before anything else is done about it; its error is the answer.
+	Hook func(ctx context.Context, name string) error
+	// OOM are the containers that GetOOMEvent names, one for each request; nil holds the request.
+	OOM <-chan string
 
 	mu        sync.Mutex
 	calls     []string
@@ -102,9 +108,29 @@ func (g *Guest) route(stream net.Conn, agentStreams *listener) {
 	case 1025:
 		_, _ = io.WriteString(stream, g.Log)
 		stream.Close()
+	case 1030:
+		g.forward(stream)
 	default:
 		stream.Close()
 	}
+}
+
+// forward answers as the guest's port forwarding does.
+func (g *Guest) forward(stream net.Conn) {
+	defer stream.Close()
+	var head [2]byte
+	if _, err := io.ReadFull(stream, head[:]); err != nil {
+		return
+	}
+	service := g.Ports[binary.BigEndian.Uint16(head[:])]
+	reason := g.Denied["PortForwardRequest"]
+	if reason == "" && service == nil {
+		reason = "nothing answers on this port"
+	}
+	if _, err := stream.Write(append([]byte{byte(len(reason))}, reason...)); err != nil || reason != "" {
+		return
+	}
+	service(stream)
 }
 
 // Calls returns the names of the requests so far, without reads and waits.
@@ -153,6 +179,11 @@ func (g *Guest) hold(ctx context.Context, name string) error {
 	text, denied := g.Denied[name]
 	block := g.Block[name]
 	g.mu.Unlock()
+	if g.Hook != nil {
+		if err := g.Hook(ctx, name); err != nil {
+			return err
+		}
+	}
 	if block != nil {
 		select {
 		case <-block:
@@ -177,8 +208,30 @@ func (g *Guest) judge(ctx context.Context, name string, req proto.Message) error
 	return nil
 }
 
+// SetProgram is how Programs is changed while the guest runs.
+func (g *Guest) SetProgram(id string, p Program) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.Programs[id] = p
+}
+
+// SetDenied is how Denied is changed while the guest runs; an empty text takes the denial back.
+func (g *Guest) SetDenied(request, text string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.Denied == nil {
+		g.Denied = map[string]string{}
+	}
+	g.Denied[request] = text
+	if text == "" {
+		delete(g.Denied, request)
+	}
+}
+
 // program is what a container runs: that of its id, or of the id that it is a restart of.
 func (g *Guest) program(id string) Program {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if p, ok := g.Programs[id]; ok {
 		return p
 	}

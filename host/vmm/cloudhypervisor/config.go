@@ -33,6 +33,9 @@ type memoryConfig struct {
 	Size    int64 `json:"size"` // bytes
 	Hotplug int64 `json:"hotplug_size,omitempty"`
 	Shared  bool  `json:"shared"`
+	// Hugepages and Prefault take all of the memory from huge pages at the start.
+	Hugepages bool `json:"hugepages,omitempty"`
+	Prefault  bool `json:"prefault,omitempty"`
 }
 
 type payloadConfig struct {
@@ -119,25 +122,28 @@ const vsockCID = 3
 func check(c *vmm.Config) error {
 	var errs []error
 	no := func(format string, args ...any) {
-		errs = append(errs, fmt.Errorf("Cloud Hypervisor: "+format+": %w", append(args, errors.ErrUnsupported)...))
+		errs = append(errs, fmt.Errorf("Cloud Hypervisor: %w: "+format, append([]any{errors.ErrUnsupported}, args...)...))
 	}
 	if c.Accel != vmm.AccelKVM {
-		no("accelerator %q, only %q; hint: hypervisor qemu can emulate", c.Accel, vmm.AccelKVM)
+		no("accelerator %q, only %q; hint: with vmm.kind \"qemu\" it can be emulated", c.Accel, vmm.AccelKVM)
 	}
 	if c.TPM != nil {
-		no("a software TPM; hint: use hypervisor qemu")
+		no("a software TPM; hint: use vmm.kind \"qemu\"")
 	}
 	if c.UserNetwork {
-		no("a user-mode network; hint: use network cards on taps, or hypervisor qemu")
+		no("a user-mode network; hint: use network cards on taps, or vmm.kind \"qemu\"")
+	}
+	if c.CPUFeatures != "" {
+		no("processor features %s; hint: leave vmm.cpu_features out, or use hypervisor qemu", c.CPUFeatures)
 	}
 	if c.Kernel == "" {
 		no("a start without a kernel")
 	}
 	switch {
 	case c.TEE == nil && c.FirmwareCode != "":
-		no("firmware; the kernel is started directly; hint: leave the firmware out, or use hypervisor qemu")
+		no("firmware; the kernel is started directly; hint: leave the firmware out, or use vmm.kind \"qemu\"")
 	case c.TEE != nil && c.TEE.Kind != "tdx":
-		no("protection by %s, only tdx; hint: use hypervisor qemu", c.TEE.Kind)
+		no("protection by %s, only tdx; hint: use vmm.kind \"qemu\"", c.TEE.Kind)
 	case c.TEE != nil && c.FirmwareCode == "":
 		no("TDX without firmware; hint: configure the TD's firmware (TDShim or OVMF)")
 	}
@@ -160,6 +166,7 @@ func newConfig(c *vmm.Config, vsock, initdata, consoleFile string) vmConfig {
 		Serial:  consoleConfig{Mode: "Off"},
 		Console: consoleConfig{Mode: "Off"},
 	}
+	v.Memory.Hugepages, v.Memory.Prefault = c.Hugepages, c.Hugepages
 	if c.MaxMemoryMiB > c.MemoryMiB {
 		v.Memory.Hotplug = int64(c.MaxMemoryMiB-c.MemoryMiB) << 20
 	}
@@ -178,6 +185,9 @@ func newConfig(c *vmm.Config, vsock, initdata, consoleFile string) vmConfig {
 		v.Console = output
 	} else {
 		v.Serial = output
+	}
+	if c.RootImage != "" {
+		v.Disks = append(v.Disks, newDisk(vmm.Disk{Path: c.RootImage, Serial: vmm.RootImageSerial, ReadOnly: true}))
 	}
 	if initdata != "" {
 		v.Disks = append(v.Disks, newDisk(vmm.Disk{Path: initdata, Serial: "initdata", ReadOnly: true}))

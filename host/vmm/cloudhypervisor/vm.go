@@ -150,6 +150,11 @@ func (v *VM) prepare() (initdata string, err error) {
 			return "", fmt.Errorf("boot file: %w", err)
 		}
 	}
+	if r := v.cfg.RootImage; r != "" {
+		if _, err := os.Stat(r); err != nil {
+			return "", fmt.Errorf("guest image: %w", err)
+		}
+	}
 	for _, d := range v.cfg.ExtraDisks {
 		if _, err := os.Stat(d.Path); err != nil {
 			return "", fmt.Errorf("disk: %w", err)
@@ -234,7 +239,7 @@ func (v *VM) boot(ctx context.Context, vc vmConfig) error {
 			return err
 		}
 		if !info.Config.Platform.TDX || info.Config.Payload.MRConfigID != vc.Payload.MRConfigID {
-			return errors.New("this Cloud Hypervisor ignores TDX or MRCONFIGID; hint: use a build that has both, or hypervisor qemu")
+			return errors.New("this Cloud Hypervisor ignores TDX or MRCONFIGID; hint: use a build that has both, or vmm.kind \"qemu\"")
 		}
 	}
 	return v.api.put(ctx, "vm.boot", nil, nil)
