@@ -85,6 +85,8 @@ type Prepared struct {
 	// Mounts and LinuxDevices replace those of the specification.
 	Mounts       []specs.Mount
 	LinuxDevices []specs.LinuxDevice
+	// TerminationLog is where the container sees its termination log when that is a copy, else "".
+	TerminationLog string
 }
 
 // Set is the volumes of one sandbox. Its methods can be used from several goroutines, for different containers.
