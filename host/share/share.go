@@ -2,7 +2,8 @@
 //
 // The layout below Config.Dir, and why it looks so:
 //
-//	DIR          bound on itself, private: nothing that is mounted below it shows up in other mount namespaces of the host
+//	DIR          bound on itself, private: nothing that is mounted below it shows up in other mount namespaces of the host; unbindable: nor
+//	             in what is shared of the directories above it
 //	DIR/names    empty directories and files, one for each thing that is shared; only we write here
 //	DIR/shared   names again, bound read-only and with propagation; the things are mounted here, virtiofsd serves this
 //	DIR/s        the socket of virtiofsd
@@ -186,6 +187,12 @@ func (s *Share) prepare() error {
 	propagate := unix.MountAttr{Propagation: unix.MS_SHARED}
 	if err := unix.MountSetattr(int(s.shared.Fd()), "", unix.AT_EMPTY_PATH, &propagate); err != nil {
 		return fmt.Errorf("letting mounts propagate: %w", err)
+	}
+	// From here on copies of the mounts above leave this one out. Without it, each container with the host's root directory would get a copy of
+	// all mounts of all pods, which the next one copies again: their number would double each time.
+	alone := unix.MountAttr{Propagation: unix.MS_UNBINDABLE}
+	if err := unix.MountSetattr(int(s.top.Fd()), "", unix.AT_EMPTY_PATH, &alone); err != nil {
+		return fmt.Errorf("keeping its mounts out of others: %w", err)
 	}
 	return nil
 }
