@@ -100,7 +100,11 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return nil, fmt.Errorf("building a kernel: %w", err)
 	}
-	lock, err := paths.WaitLock(ctx, filepath.Join(cache, "lock"))
+	lock, err := paths.TryLock(filepath.Join(cache, "lock"))
+	if errors.Is(err, paths.ErrLocked) {
+		b.progress("wait", "another kernel build uses "+cache)
+		lock, err = paths.WaitLock(ctx, filepath.Join(cache, "lock"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("building a kernel: %w", err)
 	}

@@ -39,8 +39,13 @@ func TestCopyFile(t *testing.T) {
 	copyOK(request(base+"/vol/..2026/key", unix.S_IFREG|0o640, "value"))
 	copyOK(request(base+"/vol/..data", unix.S_IFLNK|0o777, "..2026"))
 	copyOK(request(base+"/vol/key", unix.S_IFLNK|0o777, "..data/key"))
-	if got, err := os.ReadFile(base + "/vol/key"); err != nil || string(got) != "value" {
-		t.Fatalf("got %q, %v", got, err)
+	sizeless := request(base+"/vol/alias", unix.S_IFLNK|0o777, "key")
+	sizeless.FileSize = 0
+	copyOK(sizeless)
+	for _, name := range []string{"key", "alias"} {
+		if got, err := os.ReadFile(base + "/vol/" + name); err != nil || string(got) != "value" {
+			t.Fatalf("got %q, %v", got, err)
+		}
 	}
 	if info, err := os.Stat(base + "/vol/..2026/key"); err != nil || info.Mode().Perm() != 0o640 {
 		t.Fatalf("got %v, %v", info, err)
@@ -163,6 +168,7 @@ func TestCopyFileRefusesNonsense(t *testing.T) {
 		"too much data":   func(r *agent.CopyFileRequest) { r.FileSize = 1 },
 		"huge":            func(r *agent.CopyFileRequest) { r.FileSize = 1 << 40 },
 		"negative owner":  func(r *agent.CopyFileRequest) { r.Uid = -5 },
+		"link elsewhere":  func(r *agent.CopyFileRequest) { r.FileMode, r.FileSize, r.Offset = unix.S_IFLNK, 0, 4 },
 		"empty link":      func(r *agent.CopyFileRequest) { r.FileMode, r.Data = unix.S_IFLNK, nil },
 	} {
 		req := request(base+"/f", unix.S_IFREG|0o644, "data")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -47,10 +48,10 @@ func readStats(dir string) (*agent.CgroupStats, error) {
 		MemoryStats: &agent.MemoryStats{
 			Cache: mem["file"],
 			Usage: &agent.MemoryData{
-				Usage: number(dir, "memory.current"), MaxUsage: number(dir, "memory.peak"), Failcnt: events["max"], Limit: number(dir, "memory.max"),
+				Usage: number(dir, "memory.current"), MaxUsage: number(dir, "memory.peak"), Failcnt: events["max"], Limit: memoryLimit(dir, "memory.max"),
 			},
 			SwapUsage: &agent.MemoryData{
-				Usage: swapUsage, MaxUsage: number(dir, "memory.swap.peak"), Limit: number(dir, "memory.swap.max"),
+				Usage: swapUsage, MaxUsage: number(dir, "memory.swap.peak"), Limit: memoryLimit(dir, "memory.swap.max"),
 			},
 			KernelUsage:  &agent.MemoryData{Usage: mem["kernel"]},
 			UseHierarchy: true,
@@ -84,6 +85,15 @@ func keyed(dir, name string) (map[string]uint64, error) {
 		}
 	}
 	return out, nil
+}
+
+// memoryLimit reads a limit in bytes. Who computes what is still available takes the greatest number for no limit, zero for nothing.
+func memoryLimit(dir, name string) uint64 {
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err == nil && strings.TrimSpace(string(text)) == "max" {
+		return math.MaxUint64
+	}
+	return number(dir, name)
 }
 
 // number reads a file of one number; "max" and a missing file are zero, which means no limit.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -186,7 +187,7 @@ func TestReadStats(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := st.GetMemoryStats()
-	if st.GetCpuStats().GetCpuUsage().GetTotalUsage() != 5000 || m.GetUsage().GetUsage() != 4096 || m.GetUsage().GetLimit() != 0 || m.GetUsage().GetFailcnt() != 7 ||
+	if st.GetCpuStats().GetCpuUsage().GetTotalUsage() != 5000 || m.GetUsage().GetUsage() != 4096 || m.GetUsage().GetLimit() != math.MaxUint64 || m.GetSwapUsage().GetLimit() != 0 || m.GetUsage().GetFailcnt() != 7 ||
 		m.GetCache() != 2 || st.GetPidsStats().GetCurrent() != 3 || len(st.GetBlkioStats().GetIoServiceBytesRecursive()) != 2 || st.GetHugetlbStats()["2MB"] == nil {
 		t.Errorf("got %v", st)
 	}

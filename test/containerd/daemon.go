@@ -93,7 +93,7 @@ func (d *Daemon) start() {
 	cmd := exec.Command(filepath.Join(d.bin, "containerd"), "--config", d.path("config.toml"), "--log-level", "debug")
 	cmd.Dir = d.dir
 	cmd.Env = append(os.Environ(), d.opts.Env...)
-	cmd.Env = append(cmd.Env, "PATH="+d.bin+":"+os.Getenv("PATH"), "TMPDIR="+d.dir)
+	cmd.Env = append(cmd.Env, "PATH="+strings.Join(append(d.opts.Path, d.bin, os.Getenv("PATH")), ":"), "TMPDIR="+d.dir)
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt of the test is for the test, which then ends its daemons
 	err = cmd.Start()

@@ -19,6 +19,8 @@ type Options struct {
 	IPv6     bool              // pods get an IPv6 address too
 	Mirrors  map[string]string // registry host of image names: URL that is asked instead, http or https
 	Env      []string          // more environment for containerd and, through it, for shims
+	Path     []string          // folders where containerd looks for shims before those of PATH
+	DropIn   string            // lines of configuration, such as the runtime table that an installation adds
 	Pause    string            // name of the pause image, default PauseImage
 }
 
@@ -50,8 +52,28 @@ func (d *Daemon) dropIns() map[string]string {
 			files["50-"+r.Handler+".toml"] = "version = 2\n" + r.toml(V2)
 		}
 	}
+	if d.opts.DropIn != "" && d.opts.Version != V16 {
+		files["60-added.toml"] = d.opts.DropIn
+	} else if d.opts.DropIn != "" {
+		base += tables(d.opts.DropIn, "runtimes.")
+	}
 	files["10-cri.toml"] = base
 	return files
+}
+
+// tables are the tables of a configuration whose names have the text in them, as somebody copies them into a file that has the others.
+func tables(config, text string) string {
+	var b strings.Builder
+	keep := false
+	for _, line := range strings.SplitAfter(config, "\n") {
+		if strings.HasPrefix(line, "[") {
+			keep = strings.Contains(line, text)
+		}
+		if keep {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 func (d *Daemon) mainConfig() string {

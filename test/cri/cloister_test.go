@@ -3,6 +3,7 @@ package cri
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -15,12 +16,12 @@ import (
 func TestCloister(t *testing.T) {
 	vmtest.Need(t)
 	containerd.Need(t)
-	shim, config := installed(t)
+	in := install(t)
 	for _, version := range []string{containerd.V2, containerd.V16} {
 		t.Run(version, func(t *testing.T) {
-			w := &world{handler: "cloister", runtime: shim}
-			w.Client = start(t, containerd.Options{Version: version, IPv6: true, Env: []string{"CLOISTER_RUNTIME_CONFIG=" + config}, Runtimes: []containerd.Runtime{
-				{Handler: "cloister", Type: "io.containerd.cloister.v2", Path: shim, Annotations: []string{"io.katacontainers.*", "cloister.dev/*"}}}})
+			opts := in.options(t, version)
+			opts.IPv6 = true
+			w := &world{Client: start(t, opts), handler: "cloister", runtime: "io.containerd.cloister.v2"}
 			for _, s := range scenarios() {
 				t.Run(s.name, func(t *testing.T) { s.run(t, w) })
 			}
@@ -28,8 +29,12 @@ func TestCloister(t *testing.T) {
 	}
 }
 
-// installed is the shim, built, and a configuration that names a guest image of this source tree.
-func installed(t *testing.T) (shim, config string) {
+// installation is a folder with the programs of a node and the runtime's configuration, which names a guest image of this source tree.
+type installation struct {
+	bin, config string
+}
+
+func install(t *testing.T) installation {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -40,20 +45,31 @@ func installed(t *testing.T) (shim, config string) {
 	if err != nil {
 		t.Fatal("building the guest image:", err)
 	}
-	dir := t.TempDir()
-	shim = filepath.Join(dir, "containerd-shim-cloister-v2")
-	if err := os.WriteFile(shim, containerd.GoProgram(t, root, "./cmd/containerd-shim-cloister-v2"), 0o755); err != nil {
-		t.Fatal(err)
+	in := installation{bin: t.TempDir(), config: filepath.Join(t.TempDir(), "runtime.toml")}
+	for _, program := range []string{"containerd-shim-cloister-v2", "cloister"} {
+		if err := os.WriteFile(filepath.Join(in.bin, program), containerd.GoProgram(t, root, "./cmd/"+program), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
-	config = filepath.Join(dir, "runtime.toml")
 	text := fmt.Sprintf(`[guest]
 kernel = %q
 initrd = %q
 [timeouts]
 boot = "2m" # other tests may keep this machine busy
 `, filepath.Join(image.Dir, image.Manifest.Kernel.Path), filepath.Join(image.Dir, image.Manifest.Initrd.Path))
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(in.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return shim, config
+	return in
+}
+
+// options are those of a containerd with the runtime table that `cloister config containerd` prints.
+func (in installation) options(t *testing.T, version string) containerd.Options {
+	t.Helper()
+	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), "config", "containerd", "--for", version,
+		"--handler", "cloister="+in.config).Output()
+	if err != nil {
+		t.Fatalf("cloister config containerd: %v", err)
+	}
+	return containerd.Options{Version: version, Path: []string{in.bin}, DropIn: string(table), Env: []string{"CLOISTER_RUNTIME_CONFIG=" + in.config}}
 }

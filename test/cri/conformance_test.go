@@ -37,19 +37,14 @@ func TestConformance(t *testing.T) {
 }
 
 func conformance(t *testing.T, critest, handler string) {
-	opts := containerd.Options{Version: containerd.V2, Mirrors: conformanceImages(t)}
+	opts := containerd.Options{Version: containerd.V2}
 	if handler != "runc" {
-		shim, config := installed(t)
-		opts.Env = []string{"CLOISTER_RUNTIME_CONFIG=" + config}
-		opts.Runtimes = []containerd.Runtime{{Handler: handler, Type: "io.containerd.cloister.v2", Path: shim}}
+		opts = install(t).options(t, containerd.V2)
 	}
+	opts.Mirrors = conformanceImages(t)
 	c := start(t, opts)
 	dir := t.TempDir()
-	images := filepath.Join(dir, "images.yaml")
-	if err := os.WriteFile(images, []byte("defaultTestContainerImage: "+BusyboxImage+"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"--runtime-endpoint", "unix://" + c.Daemon.Address, "--test-images-file", images, "--ginkgo.no-color", "--ginkgo.json-report", filepath.Join(dir, "report.json")}
+	args := []string{"--runtime-endpoint", "unix://" + c.Daemon.Address, "--ginkgo.no-color", "--ginkgo.json-report", filepath.Join(dir, "report.json")}
 	if handler != "runc" {
 		args = append(args, "--runtime-handler", handler)
 	}

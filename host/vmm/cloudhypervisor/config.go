@@ -119,25 +119,25 @@ const vsockCID = 3
 func check(c *vmm.Config) error {
 	var errs []error
 	no := func(format string, args ...any) {
-		errs = append(errs, fmt.Errorf("Cloud Hypervisor: "+format+": %w", append(args, errors.ErrUnsupported)...))
+		errs = append(errs, fmt.Errorf("Cloud Hypervisor: %w: "+format, append([]any{errors.ErrUnsupported}, args...)...))
 	}
 	if c.Accel != vmm.AccelKVM {
-		no("accelerator %q, only %q; hint: hypervisor qemu can emulate", c.Accel, vmm.AccelKVM)
+		no("accelerator %q, only %q; hint: with vmm.kind \"qemu\" it can be emulated", c.Accel, vmm.AccelKVM)
 	}
 	if c.TPM != nil {
-		no("a software TPM; hint: use hypervisor qemu")
+		no("a software TPM; hint: use vmm.kind \"qemu\"")
 	}
 	if c.UserNetwork {
-		no("a user-mode network; hint: use network cards on taps, or hypervisor qemu")
+		no("a user-mode network; hint: use network cards on taps, or vmm.kind \"qemu\"")
 	}
 	if c.Kernel == "" {
 		no("a start without a kernel")
 	}
 	switch {
 	case c.TEE == nil && c.FirmwareCode != "":
-		no("firmware; the kernel is started directly; hint: leave the firmware out, or use hypervisor qemu")
+		no("firmware; the kernel is started directly; hint: leave the firmware out, or use vmm.kind \"qemu\"")
 	case c.TEE != nil && c.TEE.Kind != "tdx":
-		no("protection by %s, only tdx; hint: use hypervisor qemu", c.TEE.Kind)
+		no("protection by %s, only tdx; hint: use vmm.kind \"qemu\"", c.TEE.Kind)
 	case c.TEE != nil && c.FirmwareCode == "":
 		no("TDX without firmware; hint: configure the TD's firmware (TDShim or OVMF)")
 	}

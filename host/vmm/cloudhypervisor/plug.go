@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
 	"regexp"
 
 	"github.com/cloister/cloister/host/process"
@@ -24,6 +26,9 @@ func (v *VM) AddDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 	}
 	if err := d.Validate(); err != nil {
 		return vmm.Place{}, fmt.Errorf("adding disk: %w", err)
+	}
+	if _, err := os.Stat(d.Path); err != nil {
+		return vmm.Place{}, fmt.Errorf("adding disk %s: %w", d.Serial, err)
 	}
 	var at pciInfo
 	if err := v.api.put(ctx, "vm.add-disk", newDisk(d), &at); err != nil {
@@ -69,7 +74,7 @@ func (v *VM) remove(ctx context.Context, id string) error {
 		ID string `json:"id"`
 	}{id}, nil)
 	if isStatus(err, http.StatusNotFound) {
-		return nil // it has gone
+		return fmt.Errorf("there is no such device: %w", fs.ErrNotExist) // also when it has gone
 	}
 	return err
 }

@@ -234,7 +234,7 @@ func (v *VM) boot(ctx context.Context, vc vmConfig) error {
 			return err
 		}
 		if !info.Config.Platform.TDX || info.Config.Payload.MRConfigID != vc.Payload.MRConfigID {
-			return errors.New("this Cloud Hypervisor ignores TDX or MRCONFIGID; hint: use a build that has both, or hypervisor qemu")
+			return errors.New("this Cloud Hypervisor ignores TDX or MRCONFIGID; hint: use a build that has both, or vmm.kind \"qemu\"")
 		}
 	}
 	return v.api.put(ctx, "vm.boot", nil, nil)

@@ -111,9 +111,9 @@ func serve() error {
 			fmt.Fprintf(w, "%s answers %s\n", name, host)
 		}))
 	}()
-	fmt.Println("serving")
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
+	fmt.Println("serving")
 	<-signals
 	fmt.Println("ending")
 	return nil
@@ -168,9 +168,9 @@ func alloc(args []string) error {
 		}
 		kept = append(kept, b)
 	}
-	fmt.Println("allocated", len(kept), "MiB")
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
+	fmt.Println("allocated", len(kept), "MiB")
 	<-signals
 	return nil
 }
@@ -199,9 +199,9 @@ func zombies(args []string) error {
 			return err
 		}
 	}
-	fmt.Println("left", args[0])
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
+	fmt.Println("left", args[0])
 	<-signals
 	return nil
 }
