@@ -183,7 +183,10 @@ func unknown(id string) error { return fmt.Errorf("container %s is not in this s
 
 // watchHealth ends the VM of a guest that gives no answer any more: nothing else would tell that its pod is dead.
 func (s *Sandbox) watchHealth() {
-	m, err := health.New(health.Config{Check: health.Agent(s.agent.Health), Timeout: s.runtime.Timeouts.HealthCheck})
+	limit := s.runtime.Timeouts.HealthCheck
+	m, err := health.New(health.Config{
+		Check: health.Agent(s.agent.Health), Timeout: limit, Interval: min(health.DefaultInterval, limit/3), // asked often enough to answer in time
+	})
 	if err != nil {
 		s.log.Warn("watching the guest's health", "sandbox", s.cfg.ID, "error", err)
 		return

@@ -254,3 +254,46 @@ func TestGrow(t *testing.T) {
 		t.Errorf("the machine went from %d to %d MiB", memory, now)
 	}
 }
+
+// TestDeadGuest ends the VM of a guest that stops to answer, and leaves alone one that answers, however short its time is.
+func TestDeadGuest(t *testing.T) {
+	var dead atomic.Bool
+	var asked atomic.Int32
+	g := &fakeguest.Guest{Hook: func(ctx context.Context, name string) error {
+		if name != "Check" {
+			return nil
+		}
+		asked.Add(1)
+		if dead.Load() {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}}
+	c := testConfig(t, g)
+	c.Runtime.Config.Timeouts.HealthCheck = time.Second
+	s, err := Create(testContext(t), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Stop(testContext(t)); err != nil {
+			t.Error(err)
+		}
+		gone(t, c)
+	}()
+	select {
+	case <-s.Ended():
+		t.Fatalf("a guest that answers was ended: %v", s.Err())
+	case <-time.After(3 * time.Second):
+	}
+	dead.Store(true)
+	select {
+	case <-s.Ended():
+	case <-time.After(time.Minute):
+		t.Fatalf("a dead guest was not noticed; it was asked %d times", asked.Load())
+	}
+	if err := s.Err(); err == nil || !strings.Contains(err.Error(), "no sign of health") {
+		t.Errorf("the end of a dead guest: %v", err)
+	}
+}
