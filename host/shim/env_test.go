@@ -99,6 +99,21 @@ func (e *env) configure(lines ...string) {
 	e.t.Setenv("CLOISTER_RUNTIME_CONFIG", file)
 }
 
+// replace sets one key of the configuration.
+func (e *env) replace(key, value string) {
+	e.t.Helper()
+	file := filepath.Join(e.dir, "runtime.toml")
+	text, err := os.ReadFile(file)
+	e.must(err)
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, key+" ") {
+			lines = append(lines, line)
+		}
+	}
+	e.must(os.WriteFile(file, []byte(strings.Join(lines, "")+key+" = "+value+"\n"), 0o600))
+}
+
 // Write keeps the service's log.
 func (e *env) Write(p []byte) (int, error) {
 	e.mu.Lock()
