@@ -16,11 +16,8 @@ package runtimeconfig
 
 import (
 	_ "embed"
-	"errors"
-	"fmt"
+	"log/slog"
 	"time"
-
-	"github.com/cloister/cloister/host/trace"
 )
 
 //go:embed example.toml
@@ -80,9 +77,10 @@ type Guest struct {
 
 // VMM is the virtual machine monitor.
 type VMM struct {
-	Kind         string
-	Path         string
-	Accel        string
+	Kind  string
+	Path  string
+	Accel string
+	// MachineType is QEMU's; empty is the one that fits the TEE. With a remote monitor it is the name of a size of the other side's.
 	MachineType  string
 	CPUFeatures  string
 	RemoteSocket string
@@ -121,8 +119,6 @@ type Storage struct {
 	VirtiofsCache string
 	EmptyDir      string
 	GuestPull     bool
-	BlockDriver   string
-	BlockAIO      string
 }
 
 // Timeouts bound what is waited for.
@@ -132,8 +128,8 @@ type Timeouts struct {
 
 // Cgroup is where the processes of a sandbox run on the host.
 type Cgroup struct {
-	SandboxOnly bool
-	PinVCPUs    bool
+	// PinVCPUs gives each virtual CPU a CPU of the host, when the pod's CPU set has as many.
+	PinVCPUs bool
 }
 
 // Logging is how much is said.
@@ -154,9 +150,8 @@ type Tracing struct {
 
 // Debug is what helps to find faults.
 type Debug struct {
-	KeepFailed      bool
-	Profiles        bool
-	InsecureConsole bool
+	KeepFailed bool
+	Profiles   bool
 }
 
 // Annotations says what pods may set for themselves.
@@ -169,15 +164,14 @@ type Annotations struct {
 func Default() Config {
 	return Config{
 		Sandbox: Sandbox{TEE: TEENone, VCPUs: 1, MemoryMiB: 512, MemoryBlockMiB: 128},
-		VMM: VMM{Kind: "qemu", Accel: "auto", MachineType: "q35", RemoteSocket: "/run/peerpod/hypervisor.sock",
+		VMM: VMM{Kind: "qemu", Accel: "auto", RemoteSocket: "/run/peerpod/hypervisor.sock",
 			SNPPolicy: 0x30000},
 		Network: Network{Model: "tc", Queues: 1, Vhost: true},
 		Storage: Storage{SharedFS: StorageAuto, Virtiofsd: "/usr/libexec/virtiofsd",
 			VirtiofsdArgs: []string{"--thread-pool-size=1", "--announce-submounts"},
-			VirtiofsCache: "auto", EmptyDir: StorageAuto, BlockDriver: "virtio-scsi", BlockAIO: "io_uring"},
+			VirtiofsCache: "auto", EmptyDir: StorageAuto},
 		Timeouts: Timeouts{Boot: 45 * time.Second, CreateContainer: time.Minute, Request: time.Minute, HealthCheck: 90 * time.Second,
 			Hub: 50 * time.Second, GuestProcess: 6 * time.Second, Remote: 10 * time.Minute},
-		Cgroup:  Cgroup{SandboxOnly: true},
 		Logging: Logging{Level: "info", GuestLevel: "info"},
 		Tracing: Tracing{Steps: true, Ratio: 1},
 		Annotations: Annotations{Enabled: []string{"sandbox.vcpus", "sandbox.max_vcpus", "sandbox.memory_mib",
@@ -215,69 +209,16 @@ func (c *Config) Static() bool {
 	return c.Sandbox.StaticSizing || c.Confidential() || c.VMM.Kind == "remote"
 }
 
+// Level is how much the runtime itself logs.
+func (c *Config) Level() slog.Level {
+	return map[string]slog.Level{"error": slog.LevelError, "warn": slog.LevelWarn, "debug": slog.LevelDebug}[c.Logging.Level]
+}
+
 // Insecure lists what is on and should not be in production.
 func (c *Config) Insecure() []string {
 	var on []string
 	if c.Tracing.OTLPInsecureHTTP {
 		on = append(on, "tracing.otlp_insecure_http: traces travel in the clear")
 	}
-	if c.Debug.InsecureConsole {
-		on = append(on, "debug.insecure_console: everybody who can reach the VM's console has a shell in the guest")
-	}
 	return on
-}
-
-// validate reports every fault that is between settings; at tells where a value came from.
-func (c *Config) validate(at func(key string) string) error {
-	var faults []error
-	fault := func(key, format string, args ...any) {
-		faults = append(faults, fmt.Errorf("%s (%s) %s", key, at(key), fmt.Sprintf(format, args...)))
-	}
-	if m := c.Sandbox.MaxVCPUs; m > 0 && c.Sandbox.VCPUs > float64(m) {
-		fault("sandbox.vcpus", "is %g, want at most sandbox.max_vcpus, which is %d", c.Sandbox.VCPUs, m)
-	}
-	if m := c.Sandbox.MaxMemoryMiB; m > 0 && c.Sandbox.MemoryMiB > m {
-		fault("sandbox.memory_mib", "is %d, want at most sandbox.max_memory_mib, which is %d", c.Sandbox.MemoryMiB, m)
-	}
-	if b := c.Sandbox.MemoryBlockMiB; b&(b-1) != 0 {
-		fault("sandbox.memory_block_mib", "is %d, want a power of two", b)
-	}
-	if c.Guest.Image != "" && c.Guest.Initrd != "" {
-		fault("guest.image", "is set beside guest.initrd (%s), want one of them", at("guest.initrd"))
-	}
-	if c.Guest.VerityParams != "" && c.Guest.Image == "" {
-		fault("guest.verity_params", "is set without guest.image")
-	}
-	if (c.VMM.SNPIDBlock == "") != (c.VMM.SNPIDAuth == "") {
-		fault("vmm.snp_id_block", "and vmm.snp_id_auth (%s): want both or neither", at("vmm.snp_id_auth"))
-	}
-	if c.VMM.MachineType == "microvm" && c.Confidential() {
-		fault("vmm.machine_type", "is microvm, which has no firmware to measure: want another one for sandbox.tee %q", c.Sandbox.TEE)
-	}
-	if c.Tracing.OTLPEndpoint != "" {
-		t := trace.ExporterConfig{Endpoint: c.Tracing.OTLPEndpoint, InsecureHTTP: c.Tracing.OTLPInsecureHTTP, Ratio: c.Tracing.Ratio}
-		if err := t.Validate(); err != nil {
-			fault("tracing.otlp_endpoint", "cannot be used: %v", err)
-		}
-	}
-	if c.VMM.Kind == "remote" && c.Network.Model != "none" {
-		fault("network.model", "is %q, want \"none\" with vmm.kind \"remote\": the network is made by the remote side", c.Network.Model)
-	}
-	if !c.Confidential() {
-		return errors.Join(faults...)
-	}
-	for _, x := range []struct {
-		key  string
-		on   bool
-		says string
-	}{
-		{"storage.shared_fs", c.SharedFS() != SharedFSNone, "shows the guest's files to the host: want \"none\""},
-		{"storage.emptydir", c.EmptyDir() != EmptyDirSealed, "leaves the guest's data readable on the host: want \"block-encrypted\""},
-		{"debug.insecure_console", c.Debug.InsecureConsole, "opens the guest to the host: want false"},
-	} {
-		if x.on {
-			fault(x.key, "%s, because sandbox.tee is %q (%s)", x.says, c.Sandbox.TEE, at("sandbox.tee"))
-		}
-	}
-	return errors.Join(faults...)
 }

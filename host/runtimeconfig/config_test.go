@@ -111,7 +111,23 @@ func TestFaults(t *testing.T) {
 		{"[annotations]\nvalid_guest_paths = [1]\n", "want a list of texts"},
 		{"[sandbox]\ntee = \"snp\"\n[storage]\nshared_fs = \"virtiofs\"\n", `want "none", because sandbox.tee is "snp"`},
 		{"[sandbox]\ntee = \"tpm\"\n[storage]\nemptydir = \"block-plain\"\n", "storage.emptydir"},
-		{"[sandbox]\ntee = \"tdx\"\n[debug]\ninsecure_console = true\n", "opens the guest to the host"},
+		{"[sandbox]\ntee = \"tdx\"\n[guest]\nimage = \"/a\"\n", "nothing measures: want guest.verity_params"},
+		{"[guest]\nimage = \"/a\"\nverity_params = \"root_hash=00\"\n", "guest.verity_params ("},
+		{"[guest]\nverity_params = \"" + goodVerity + "\"\n", "is set without guest.image"},
+		{"[vmm]\ncpu_features = \"+x2apic\"\n", "want NAME=VALUE"},
+		{"[vmm]\nkind = \"cloud-hypervisor\"\ncpu_features = \"pmu=off\"\n", "cannot be had with vmm.kind \"cloud-hypervisor\""},
+		{"[vmm]\nkind = \"cloud-hypervisor\"\nmachine_type = \"q35\"\n", "want none for vmm.kind"},
+		{"[vmm]\nkind = \"cloud-hypervisor\"\n[cgroup]\npin_vcpus = true\n", "cgroup.pin_vcpus"},
+		{"[vmm]\nmachine_type = \"pseries\"\n", "want one of q35, microvm"},
+		{"[vmm]\nmachine_type = \"virt\"\n", `is for sandbox.tee ["cca"] and not for "none"`},
+		{"[sandbox]\ntee = \"se\"\n[vmm]\nmachine_type = \"q35\"\n", `not for "se"`},
+		{"[vmm]\ngpus = 1\n", "vmm.gpus"},
+		{"[vmm]\ngpu_model = \"x\"\n", "vmm.gpu_model"},
+		{"[vmm]\nkind = \"remote\"\n[storage]\nshared_fs = \"virtiofs\"\n", "storage.shared_fs"},
+		{"[vmm]\nkind = \"remote\"\n[sandbox]\nhugepages = true\ntee = \"auto\"\n", "sandbox.hugepages"},
+		{"[guest]\nfirmware_vars = \"/x\"\n", "is set without guest.firmware"},
+		{"[sandbox]\ntee = \"snp\"\n[guest]\nfirmware = \"/x\"\nfirmware_vars = \"/x\"\n", "has no variables"},
+		{"[storage]\nblock_driver = \"virtio-blk\"\n", "unknown key \"storage.block_driver\""},
 		{"[sandbox]\ntee = \"tdx\"\n[vmm]\nmachine_type = \"microvm\"\n", "no firmware to measure"},
 		{"[sandbox\n", "runtime.toml:1:"},
 		{"[sandbox]\nvcpus = 1\nvcpus = 2\n", "runtime.toml:3:"},
@@ -201,7 +217,7 @@ func TestInsecureIsListed(t *testing.T) {
 	if on := c.Insecure(); len(on) != 0 {
 		t.Errorf("the default has %v on", on)
 	}
-	c.Debug.InsecureConsole = true
+	c.Tracing.OTLPInsecureHTTP = true
 	if on := c.Insecure(); len(on) != 1 {
 		t.Errorf("listed: %v", on)
 	}

@@ -204,6 +204,7 @@ func insecure() map[string]string {
 		"enable_guest_swap":       "writes the guest's memory to a disk of the host",
 		"sandbox_bind_mounts":     "shares directories of the host with the guest",
 		"shared_mounts":           "shares directories between containers through the host",
+		"debug_console_enabled":   "opens a shell in the guest to the host",
 		"disable_guest_empty_dir": "keeps the guest's data in directories of the host",
 	}
 }

@@ -17,6 +17,7 @@ rootfs_type = "ext4"
 confidential_guest = true
 sev_snp_guest = true
 snp_guest_policy = 196608
+kernel_verity_params = "` + goodVerity + `"
 enable_annotations = ["enable_iommu", "kernel_params", "default_.*", "cc_init_data"]
 valid_hypervisor_paths = ["/opt/kata/bin/qemu*"]
 kernel_params = "cgroup_no_v1=all"
@@ -73,7 +74,7 @@ func TestKataFile(t *testing.T) {
 			t.Errorf("%s is wrong: %+v", what, c)
 		}
 	}
-	if got := e.Source("timeouts.hub"); got.Name != "agent.kata.cdh_api_timeout_ms" || got.Line != 28 {
+	if got := e.Source("timeouts.hub"); got.Name != "agent.kata.cdh_api_timeout_ms" || got.Line != 29 {
 		t.Errorf("timeouts.hub came from %+v", got)
 	}
 	reasons := map[string]string{}
@@ -89,6 +90,8 @@ func TestKataFile(t *testing.T) {
 		"hypervisor.qemu.guest_extension_images.name": "without extensions",
 		"runtime.enable_tracing":                      "no tracing",
 		"agent.kata.kernel_modules":                   "always so here",
+		"runtime.sandbox_cgroup_only":                 "always so here",
+		"hypervisor.qemu.block_device_driver":         "disks are virtio-blk",
 	} {
 		if !strings.Contains(reasons[key], want) {
 			t.Errorf("%s is ignored because %q, want %q", key, reasons[key], want)
@@ -106,7 +109,7 @@ func TestKataFaults(t *testing.T) {
 		{qemu + "[hypervisor.qemu.factory]\nenable_template = true\n", "shares memory between guests"},
 		{qemu + "[factory]\nenable_template = true\n", "factory.enable_template is true"},
 		{qemu + "[runtime]\nsandbox_bind_mounts = [\"/x\"]\n", "refused"},
-		{qemu + "[agent.kata]\ndebug_console_enabled = true\n", "debug.insecure_console"},
+		{qemu + "[agent.kata]\ndebug_console_enabled = true\n", "opens a shell in the guest to the host"},
 		{"[hypervisor.firecracker]\npath = \"/x\"\n", "hypervisor \"firecracker\" is not supported"},
 		{"[hypervisor.qemu]\npath = \"/x\"\n[hypervisor.clh]\npath = \"/y\"\n", "several hypervisors (qemu, clh)"},
 		{"[hypervisor.qemu]\npath = \"/x\"\n[sandbox]\nvcpus = 1\n", "want a file of Cloister's keys or one of Kata's"},

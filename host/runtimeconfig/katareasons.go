@@ -6,9 +6,11 @@ type reason struct{ why, keys string }
 // reasons is every key of Kata 4.1 (specification of the runtime, section 21) that no setting stands for.
 func reasons() []reason {
 	return []reason{
-		{"always so here", "disable_image_nvdimm disable_selinux disable_guest_selinux guest_selinux_label " +
+		{"always so here", "sandbox_cgroup_only disable_image_nvdimm disable_selinux disable_guest_selinux guest_selinux_label " +
 			"disable_nesting_checks name agent_name kubelet_root_dir " +
 			"kernel_modules disable_block_device_use"},
+		{"disks are virtio-blk, read and written by threads", "block_device_driver block_device_aio"},
+		{"a guest with a console is another image, with another measurement", "debug_console_enabled"},
 		{"chosen by Cloister itself", "rootfs_type vm_rootfs_driver default_bridges memory_slots memory_offset queue_size num_queues " +
 			"block_device_queue_size block_device_num_queues enable_iothreads indep_iothreads " +
 			"enable_iommu enable_iommu_platform entropy_source " +

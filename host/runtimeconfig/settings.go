@@ -115,8 +115,7 @@ func settings() []setting {
 	hv(setting{key: "vmm.path", field: func(c *Config) any { return &c.VMM.Path }, file: true,
 		globs: func(c *Config) []string { return c.Annotations.ValidVMMPaths }}, "path")
 	put(setting{key: "vmm.accel", field: func(c *Config) any { return &c.VMM.Accel }, oneOf: []string{"auto", "kvm", "tcg"}})
-	hv(setting{key: "vmm.machine_type", field: func(c *Config) any { return &c.VMM.MachineType },
-		oneOf: []string{"q35", "microvm", "virt", "s390-ccw-virtio"}}, "machine_type")
+	hv(setting{key: "vmm.machine_type", field: func(c *Config) any { return &c.VMM.MachineType }}, "machine_type")
 	hv(setting{key: "vmm.cpu_features", field: func(c *Config) any { return &c.VMM.CPUFeatures }}, "cpu_features")
 	put(setting{key: "vmm.remote_socket", field: func(c *Config) any { return &c.VMM.RemoteSocket }, file: true,
 		kata: names("hypervisor.remote_hypervisor_socket")})
@@ -161,12 +160,6 @@ func settings() []setting {
 	put(setting{key: "storage.guest_pull", field: func(c *Config) any { return &c.Storage.GuestPull },
 		kata:  append(names("runtime.experimental_force_guest_pull"), foreign{"runtime.experimental", guestPull()}),
 		notes: names("runtime.experimental_force_guest_pull")})
-	hv(setting{key: "storage.block_driver", field: func(c *Config) any { return &c.Storage.BlockDriver }, oneOf: []string{"virtio-scsi",
-		"virtio-blk"}},
-		"block_device_driver")
-	hv(setting{key: "storage.block_aio", field: func(c *Config) any { return &c.Storage.BlockAIO }, oneOf: []string{"io_uring",
-		"native", "threads"}},
-		"block_device_aio")
 
 	// timeouts
 	put(setting{key: "timeouts.boot", field: func(c *Config) any { return &c.Timeouts.Boot }, min: 1, max: 3600,
@@ -187,8 +180,6 @@ func settings() []setting {
 		kata: converted(seconds(), "hypervisor.remote_hypervisor_timeout")})
 
 	// cgroup
-	put(setting{key: "cgroup.sandbox_only", field: func(c *Config) any { return &c.Cgroup.SandboxOnly },
-		kata: names("runtime.sandbox_cgroup_only"), notes: names("runtime.sandbox_cgroup_only")})
 	put(setting{key: "cgroup.pin_vcpus", field: func(c *Config) any { return &c.Cgroup.PinVCPUs },
 		kata: names("runtime.enable_vcpus_pinning"), notes: names("runtime.enable_vcpus_pinning")})
 
@@ -212,8 +203,6 @@ func settings() []setting {
 		kata: names("runtime.keep_abnormal")})
 	put(setting{key: "debug.profiles", field: func(c *Config) any { return &c.Debug.Profiles }, kata: names("runtime.enable_pprof"),
 		notes: names("runtime.enable_pprof")})
-	put(setting{key: "debug.insecure_console", field: func(c *Config) any { return &c.Debug.InsecureConsole },
-		kata: names("agent.debug_console_enabled")})
 
 	// annotations
 	put(setting{key: "annotations.enabled", field: func(c *Config) any { return &c.Annotations.Enabled },

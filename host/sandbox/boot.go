@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,12 +33,12 @@ const TPMCA = "/var/lib/cloister/tpm-ca"
 const sandboxedWord = "cloister.sandboxed"
 
 // chooseTEE decides "auto". What was asked for and is not there is an error, never something weaker.
-func chooseTEE(want string) (string, error) {
+func chooseTEE(h doctor.Host, want string) (string, error) {
 	switch want {
 	case runtimeconfig.TEENone, runtimeconfig.TEETPM:
 		return want, nil
 	}
-	return doctor.HardwareTEE(doctor.Host{}, want)
+	return doctor.HardwareTEE(h, want)
 }
 
 // guestFiles are what boots.
@@ -95,19 +96,26 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	if err != nil {
 		return vmm.Config{}, err
 	}
-	accel, err := doctor.Accelerator(ctx, doctor.Host{}, c.VMM.Accel)
+	if err := runtimeconfig.FitsTEE(c.VMM.MachineType, s.tee); err != nil && c.VMM.Kind == "qemu" {
+		return vmm.Config{}, fmt.Errorf("vmm.machine_type %w", err)
+	}
+	accel, err := doctor.Accelerator(ctx, s.cfg.Host, c.VMM.Accel)
 	if err != nil {
 		return vmm.Config{}, err
 	}
 	cfg := vmm.Config{
 		Name: machineName(s.cfg.ID), Dir: filepath.Join(s.dir, vmDir), ConsoleLog: filepath.Join(s.dir, consoleFile),
-		Kernel: f.kernel, Initrd: f.initrd, Cmdline: strings.TrimSpace(f.cmdline + " " + c.Guest.KernelParams),
-		Machine: c.VMM.MachineType, Program: c.VMM.Path, Accel: accel, VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB,
+		Kernel: f.kernel, Initrd: f.initrd, Hugepages: c.Sandbox.Hugepages, CPUFeatures: c.VMM.CPUFeatures,
+		Machine: machineType(c.VMM.MachineType), Program: c.VMM.Path, Accel: accel, VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB,
 		Vsock: c.VMM.Kind == "qemu" && exists("/dev/vhost-vsock"), Started: s.enterCgroup,
 	}
 	if c.Guest.Image != "" {
-		cfg.ExtraDisks = append(cfg.ExtraDisks, vmm.Disk{Path: c.Guest.Image, ReadOnly: true, Serial: "guest-image"})
+		cfg.RootImage = c.Guest.Image
+		if f.cmdline, err = imageCmdline(&c.Guest); err != nil {
+			return vmm.Config{}, err
+		}
 	}
+	cfg.Cmdline = words(f.cmdline, c.Guest.KernelParams, agentWords(c))
 	if s.net != nil {
 		for _, i := range s.net.Interfaces() {
 			cfg.NICs = append(cfg.NICs, nic(i))
@@ -116,10 +124,10 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	if s.tee == runtimeconfig.TEENone {
 		cfg.Cmdline = strings.ReplaceAll(cfg.Cmdline, "cloister.initdata=required", sandboxedWord)
 		if !strings.Contains(cfg.Cmdline, sandboxedWord) {
-			cfg.Cmdline += " " + sandboxedWord
+			cfg.Cmdline = words(cfg.Cmdline, sandboxedWord)
 		}
-		cfg.Cmdline += " agent.log=" + c.Logging.GuestLevel
 		cfg.Balloon = true
+		cfg.FirmwareCode, cfg.FirmwareVars = c.Guest.Firmware, c.Guest.FirmwareVars // that of the guest image is for measuring it
 		if s.share != nil {
 			cfg.Share = &vmm.Share{Tag: shareTag, Socket: s.share.Socket()}
 		}
@@ -131,14 +139,35 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	return cfg, s.confidential(&cfg, f)
 }
 
+// machineType is that of vmm.Config; those of other architectures come with their TEE.
+func machineType(name string) string {
+	if name == vmm.MachineMicroVM {
+		return name
+	}
+	return ""
+}
+
+// words joins parts of a command line.
+func words(parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), " ")
+}
+
 // shareTag is the name of the shared directory in the guest, as the agent's protocol has it.
 const shareTag = "kataShared"
 
+// needInitdata refuses a confidential pod without.
+func (s *Sandbox) needInitdata() error {
+	if s.tee == runtimeconfig.TEENone || len(s.cfg.Runtime.Initdata) > 0 {
+		return nil
+	}
+	return fmt.Errorf("the pod brings no initdata, which a %s sandbox needs: its policy is in there (hint: `cloister initdata new`, then the "+
+		"annotation cloister.dev/initdata)", s.tee)
+}
+
 // confidential adds what proves the guest: initdata, and the TPM or TEE that vouches for it.
 func (s *Sandbox) confidential(cfg *vmm.Config, f guestFiles) error {
-	if len(s.cfg.Runtime.Initdata) == 0 {
-		return fmt.Errorf("the pod brings no initdata, which a %s sandbox needs: its policy is in there (hint: `cloister initdata new`, then the "+
-			"annotation cloister.dev/initdata)", s.tee)
+	if err := s.needInitdata(); err != nil {
+		return err
 	}
 	_, digest, err := initdata.Digest(s.cfg.Runtime.Initdata)
 	if err != nil {
@@ -196,6 +225,7 @@ func (s *Sandbox) startVM(ctx context.Context) error {
 	s.mu.Lock()
 	s.state.VMM = s.vm.PID()
 	s.mu.Unlock()
+	s.pin(ctx)
 	return s.writeState()
 }
 

@@ -42,7 +42,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 		s.mu.Unlock()
 		return fmt.Errorf("creating container %s: %w", c.ID, ErrExists)
 	}
-	s.containers[c.ID] = &container{need: need}
+	s.containers[c.ID] = &container{need: need, cpus: specCPUs(c.Spec)}
 	s.mu.Unlock()
 	defer func() {
 		if err == nil {
@@ -58,6 +58,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 			return fmt.Errorf("creating container %s: %w", c.ID, err)
 		}
 	}
+	s.pin(ctx)
 	var prepared *volume.Prepared
 	err = s.step(ctx, "volumes", func(ctx context.Context) (err error) {
 		prepared, err = s.volumes.Container(ctx, volume.Request{
@@ -109,6 +110,14 @@ func specRequest(spec *specs.Spec) (sizing.Request, error) {
 		return sizing.Request{}, err
 	}
 	return sizing.FromSpec(text)
+}
+
+// specCPUs is the CPU set that a container has on the host, or "".
+func specCPUs(spec *specs.Spec) string {
+	if spec.Linux == nil || spec.Linux.Resources == nil || spec.Linux.Resources.CPU == nil {
+		return ""
+	}
+	return spec.Linux.Resources.CPU.Cpus
 }
 
 // grow brings the VM to what all of its containers need together.
@@ -252,6 +261,9 @@ func (s *Sandbox) UpdateContainer(ctx context.Context, id string, r *specs.Linux
 	old := c.need
 	updated := merge(old, need)
 	c.need = updated
+	if r.CPU != nil && r.CPU.Cpus != "" {
+		c.cpus = r.CPU.Cpus
+	}
 	s.mu.Unlock()
 	defer func() {
 		if err == nil {
@@ -266,6 +278,7 @@ func (s *Sandbox) UpdateContainer(ctx context.Context, id string, r *specs.Linux
 	if err := s.grow(ctx); err != nil {
 		return fmt.Errorf("updating container %s: %w", id, err)
 	}
+	s.pin(ctx)
 	return s.call(ctx, "updating container "+id, func(cc context.Context) error {
 		_, err := s.agent.UpdateContainer(cc, &pb.UpdateContainerRequest{ContainerId: id, Resources: guestResources(r)})
 		return err

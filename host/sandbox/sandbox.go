@@ -15,6 +15,7 @@ import (
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/cri"
+	"github.com/cloister/cloister/host/doctor"
 	"github.com/cloister/cloister/host/manage"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/portforward"
@@ -41,6 +42,8 @@ type Config struct {
 	// Version is that of this program, for traces.
 	Version string
 	Logger  *slog.Logger
+	// Host is where the accelerator and TEE hardware are looked for; the zero value is this machine. Tests give others.
+	Host doctor.Host
 	// StartVM replaces the monitor that the configuration names; tests use it.
 	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 	// OOM is called when a container has run out of memory.
@@ -84,6 +87,13 @@ type Sandbox struct {
 	stopping   bool
 	dead       error // why the VM was ended without being asked
 
+	// failure is why the sandbox did not start, failureLines what the monitor said then.
+	failure      error
+	failureLines []string
+
+	pinning sync.Mutex // guards pinned
+	pinned  bool       // each virtual CPU has a CPU of its own
+
 	growing sync.Mutex // one growth at a time
 
 	teardown sync.Mutex // one removal at a time; it guards what follows
@@ -94,6 +104,7 @@ type Sandbox struct {
 // container is what is remembered of a container of the guest.
 type container struct {
 	need sizing.Request
+	cpus string // its CPU set on the host
 }
 
 // Create makes the sandbox and returns when its guest is ready for containers. When it fails nothing of it is left.
@@ -121,6 +132,7 @@ func Create(ctx context.Context, cfg Config) (_ *Sandbox, err error) {
 			return
 		}
 		err = fmt.Errorf("creating sandbox %s: %w", cfg.ID, err)
+		s.failed(err)
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
 		defer cancel()
 		if derr := s.Stop(clean); derr != nil {
@@ -184,11 +196,14 @@ func (s *Sandbox) startTrace(ctx context.Context) error {
 
 // endTrace writes out what is left, and keeps the trace of a sandbox that failed to start.
 func (s *Sandbox) endTrace(ctx context.Context) {
+	if err := s.keepFailed(); err != nil {
+		s.log.Warn("a sandbox failed", "sandbox", s.cfg.ID, "error", err)
+	}
 	if err := s.trace.Close(ctx); err != nil {
 		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
 	}
-	if s.ready.IsZero() {
-		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), filepath.Join(filepath.Dir(s.cfg.Root), "traces"), s.cfg.ID, keptTraces); err != nil {
+	if s.failure != nil {
+		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), s.tracesDir(), s.cfg.ID, keptTraces); err != nil {
 			s.log.Debug("keeping the trace of a sandbox that failed", "sandbox", s.cfg.ID, "error", err)
 		}
 	}
@@ -225,7 +240,9 @@ func (s *Sandbox) makeDir(ctx context.Context) (err error) {
 // size decides how large the VM is, once it is known what protects it.
 func (s *Sandbox) size(ctx context.Context) error {
 	var err error
-	if s.tee, err = chooseTEE(s.runtime.Sandbox.TEE); err != nil {
+	if s.tee = s.runtime.Sandbox.TEE; s.runtime.VMM.Kind == "remote" {
+		// The hardware is elsewhere.
+	} else if s.tee, err = chooseTEE(s.cfg.Host, s.tee); err != nil {
 		return err
 	}
 	request, err := s.request()
@@ -329,12 +346,16 @@ func (s *Sandbox) attachNetwork(ctx context.Context) error {
 	if err != nil || netns == "" {
 		return err
 	}
-	s.net, err = network.Attach(ctx, network.Config{
-		NetNS: netns, StateFile: filepath.Join(s.dir, networkFile), Model: networkModel(s.runtime.Network.Model),
-		Queues: min(s.runtime.Network.Queues, s.plan.VCPUs), WithoutVhost: !s.runtime.Network.Vhost,
-		RxBitsPerSecond: s.runtime.Network.RxBitsPerSecond, TxBitsPerSecond: s.runtime.Network.TxBitsPerSecond,
-	})
+	s.net, err = network.Attach(ctx, s.networkConfig(netns))
 	return err
+}
+
+func (s *Sandbox) networkConfig(netns string) network.Config {
+	n := &s.runtime.Network
+	return network.Config{
+		NetNS: netns, StateFile: filepath.Join(s.dir, networkFile), Model: networkModel(n.Model), Queues: min(n.Queues, s.plan.VCPUs),
+		WithoutVhost: !n.Vhost, RxBitsPerSecond: n.RxBitsPerSecond, TxBitsPerSecond: n.TxBitsPerSecond,
+	}
 }
 
 func networkModel(name string) network.Model {
@@ -360,13 +381,16 @@ func (s *Sandbox) netns() (string, error) {
 func (s *Sandbox) startShare(ctx context.Context) error {
 	var err error
 	if s.runtime.SharedFS() == runtimeconfig.SharedFSVirtiofs {
-		st := &s.runtime.Storage
-		s.share, err = share.Start(ctx, share.Config{
-			Dir: filepath.Join(s.dir, shareDir), Program: st.Virtiofsd, Args: st.VirtiofsdArgs, Cache: st.VirtiofsCache,
-			Started: s.enterCgroup,
-		})
+		s.share, err = share.Start(ctx, s.shareConfig())
 	}
 	return err
+}
+
+func (s *Sandbox) shareConfig() share.Config {
+	st := &s.runtime.Storage
+	return share.Config{
+		Dir: filepath.Join(s.dir, shareDir), Program: st.Virtiofsd, Args: st.VirtiofsdArgs, Cache: st.VirtiofsCache, Started: s.enterCgroup,
+	}
 }
 
 // Ended is closed when the VM has ended; Err says why, nil when it was stopped.

@@ -19,6 +19,7 @@ import (
 	"github.com/cloister/cloister/host/manage"
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/share"
+	"github.com/cloister/cloister/host/vmm/cloudhypervisor"
 	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/host/volume"
 	"github.com/cloister/cloister/internal/paths"
@@ -132,7 +133,12 @@ func Cleanup(ctx context.Context, dir string) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	add("virtual machine", qemu.CleanStale(ctx, filepath.Join(dir, vmDir)))
+	if state.Monitor != "qemu" {
+		add("virtual machine", cloudhypervisor.CleanStale(ctx, filepath.Join(dir, vmDir)))
+	}
+	if state.Monitor != "cloud-hypervisor" {
+		add("virtual machine", qemu.CleanStale(ctx, filepath.Join(dir, vmDir)))
+	}
 	if state.RemoteSocket != "" {
 		add("virtual machine", stopRemote(ctx, state.RemoteSocket, state.ID))
 	}

@@ -52,8 +52,8 @@ func (s *Service) makePod(ctx context.Context, cfg podConfig, options *anypb.Any
 	if err != nil {
 		return nil, err
 	}
-	if s.cfg.Level != nil && effective.Config.Logging.Level == "debug" {
-		s.cfg.Level.Set(slog.LevelDebug)
+	if level := effective.Config.Level(); s.cfg.Level != nil && level != slog.LevelInfo { // containerd's own wish counts without one
+		s.cfg.Level.Set(level)
 	}
 	for _, text := range effective.Config.Insecure() {
 		s.log.Warn("insecure setting", "setting", text)

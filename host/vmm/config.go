@@ -60,7 +60,15 @@ type Config struct {
 	MaxVCPUs     int `json:"max_vcpus,omitempty"`
 	MaxMemoryMiB int `json:"max_memory_mib,omitempty"`
 
-	// InitdataImage is the content of the first disk; nil means that there is none.
+	// Hugepages takes all of the memory from the host's huge pages before the guest starts.
+	Hugepages bool `json:"hugepages,omitempty"`
+	// CPUFeatures are added to the processor's model, as NAME=VALUE,…; see CheckCPUFeatures.
+	CPUFeatures string `json:"cpu_features,omitempty"`
+
+	// RootImage, when not empty, is the file of the first disk, which the guest reads only: a disk with the root file system of a guest
+	// that has no initrd. Its serial is RootImageSerial.
+	RootImage string `json:"root_image,omitempty"`
+	// InitdataImage is the content of the first disk after it; nil means that there is none.
 	InitdataImage []byte `json:"initdata_image,omitempty"`
 	// Accel is AccelKVM or AccelTCG. There is no automatic choice here; see package doctor.
 	Accel string `json:"accel"`
@@ -229,7 +237,10 @@ func (c *Config) Validate() error {
 	if c.TPM != nil && !filepath.IsAbs(c.TPM.CADir) {
 		bad("directory of the TPM's certificate authority %q is not an absolute path", c.TPM.CADir)
 	}
-	for _, s := range []string{c.Dir, c.Kernel, c.Initrd, c.Cmdline, c.FirmwareCode, c.FirmwareVars} {
+	if err := CheckCPUFeatures(c.CPUFeatures); err != nil {
+		bad("processor features: %w", err)
+	}
+	for _, s := range []string{c.Dir, c.Kernel, c.Initrd, c.Cmdline, c.FirmwareCode, c.FirmwareVars, c.RootImage} {
 		if strings.ContainsAny(s, "\x00\n") {
 			bad("%q contains a line break or a zero byte", s)
 		}

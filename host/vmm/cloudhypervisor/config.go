@@ -33,6 +33,9 @@ type memoryConfig struct {
 	Size    int64 `json:"size"` // bytes
 	Hotplug int64 `json:"hotplug_size,omitempty"`
 	Shared  bool  `json:"shared"`
+	// Hugepages and Prefault take all of the memory from huge pages at the start.
+	Hugepages bool `json:"hugepages,omitempty"`
+	Prefault  bool `json:"prefault,omitempty"`
 }
 
 type payloadConfig struct {
@@ -130,6 +133,9 @@ func check(c *vmm.Config) error {
 	if c.UserNetwork {
 		no("a user-mode network; hint: use network cards on taps, or vmm.kind \"qemu\"")
 	}
+	if c.CPUFeatures != "" {
+		no("processor features %s; hint: leave vmm.cpu_features out, or use hypervisor qemu", c.CPUFeatures)
+	}
 	if c.Kernel == "" {
 		no("a start without a kernel")
 	}
@@ -160,6 +166,7 @@ func newConfig(c *vmm.Config, vsock, initdata, consoleFile string) vmConfig {
 		Serial:  consoleConfig{Mode: "Off"},
 		Console: consoleConfig{Mode: "Off"},
 	}
+	v.Memory.Hugepages, v.Memory.Prefault = c.Hugepages, c.Hugepages
 	if c.MaxMemoryMiB > c.MemoryMiB {
 		v.Memory.Hotplug = int64(c.MaxMemoryMiB-c.MemoryMiB) << 20
 	}
@@ -178,6 +185,9 @@ func newConfig(c *vmm.Config, vsock, initdata, consoleFile string) vmConfig {
 		v.Console = output
 	} else {
 		v.Serial = output
+	}
+	if c.RootImage != "" {
+		v.Disks = append(v.Disks, newDisk(vmm.Disk{Path: c.RootImage, Serial: vmm.RootImageSerial, ReadOnly: true}))
 	}
 	if initdata != "" {
 		v.Disks = append(v.Disks, newDisk(vmm.Disk{Path: initdata, Serial: "initdata", ReadOnly: true}))

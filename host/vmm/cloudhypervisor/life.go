@@ -113,6 +113,9 @@ func (v *VM) ConsoleTail(n int) []string { return v.console.Tail(n) }
 // FatalReason is what the guest has given as the reason of its end, or "".
 func (v *VM) FatalReason() string { return v.console.Fatal() }
 
+// Messages are the last lines that the monitor itself printed.
+func (v *VM) Messages(n int) []string { return v.monitor.Output.Lines(n) }
+
 // PID is the process number of Cloud Hypervisor.
 func (v *VM) PID() int { return v.monitor.PID() }
 

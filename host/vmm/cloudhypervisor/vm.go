@@ -150,6 +150,11 @@ func (v *VM) prepare() (initdata string, err error) {
 			return "", fmt.Errorf("boot file: %w", err)
 		}
 	}
+	if r := v.cfg.RootImage; r != "" {
+		if _, err := os.Stat(r); err != nil {
+			return "", fmt.Errorf("guest image: %w", err)
+		}
+	}
 	for _, d := range v.cfg.ExtraDisks {
 		if _, err := os.Stat(d.Path); err != nil {
 			return "", fmt.Errorf("disk: %w", err)

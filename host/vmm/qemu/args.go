@@ -60,17 +60,21 @@ func transport(c *vmm.Config) string {
 // qemuArgs is the command line of the VM. That of a VM with OVMF and without hot plug is measured in part, and is kept as it is.
 func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 	a := &argList{c: c, f: f}
-	cpu, accel := "host", "kvm"
+	cpu, accel, needs := "host", "kvm", ""
 	if c.Accel == vmm.AccelTCG {
 		// Five-level page tables cost emulation time and bring nothing to a small guest. CMPXCHG16B must stay off: with the
 		// emulation of QEMU 7.2, kernels that use it (6.12 does, in its allocator) crash in about every second boot.
 		// One thread for all virtual CPUs, because with several the emulation of QEMU 7.2 races with a kernel that patches its
 		// own code (static keys), and the guest panics now and then.
-		cpu, accel = "max,la57=off,cx16=off", "tcg,thread=single"
+		cpu, accel, needs = "max", "tcg,thread=single", ",la57=off,cx16=off"
 	}
 	if c.TEE != nil {
 		cpu = teeCPU(c.TEE.Kind)
 	}
+	if c.CPUFeatures != "" {
+		cpu += "," + c.CPUFeatures
+	}
+	cpu += needs // the last one counts
 	a.add("-name", "guest="+c.Name, "-machine", a.machine(), "-accel", accel, "-cpu", cpu)
 	a.size()
 	a.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
@@ -148,7 +152,7 @@ func (a *argList) machine() string {
 }
 
 func (a *argList) memoryLink() string {
-	if a.c.Share == nil && a.c.TEE == nil {
+	if a.c.Share == nil && a.c.TEE == nil && !a.c.Hugepages {
 		return ""
 	}
 	return ",memory-backend=mem"
@@ -167,6 +171,13 @@ func (a *argList) size() {
 	}
 	a.add("-smp", smp, "-m", mem)
 	switch {
+	case c.Hugepages:
+		// All of it at the start: a page that is missing later would kill the VM while it runs.
+		share := ""
+		if c.Share != nil {
+			share = ",share=on"
+		}
+		a.add("-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,prealloc=on%s", c.MemoryMiB, hugepages, share))
 	case c.TEE != nil:
 		a.add("-object", fmt.Sprintf("memory-backend-ram,id=mem,size=%dM", c.MemoryMiB))
 	case c.Share != nil:
@@ -180,7 +191,7 @@ func (a *argList) size() {
 	}
 }
 
-// drives adds the firmware's flash and the disks; initdata is the first disk.
+// drives adds the firmware's flash and the disks; initdata is the first disk, unless the guest's root file system is.
 func (a *argList) drives() error {
 	c := a.c
 	type drive struct {
@@ -191,6 +202,9 @@ func (a *argList) drives() error {
 	if c.FirmwareCode != "" && c.TEE == nil {
 		drives = append(drives, drive{node: "fwcode", disk: vmm.Disk{Path: c.FirmwareCode, ReadOnly: true}},
 			drive{node: "fwvars", disk: vmm.Disk{Path: a.f.vars}})
+	}
+	if c.RootImage != "" {
+		drives = append(drives, drive{"root", vmm.RootImageSerial, vmm.Disk{Path: c.RootImage, ReadOnly: true}})
 	}
 	if c.InitdataImage != nil {
 		drives = append(drives, drive{"initdata", "initdata", vmm.Disk{Path: a.f.initdata, ReadOnly: true}})

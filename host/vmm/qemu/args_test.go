@@ -69,6 +69,17 @@ func TestGoldenArguments(t *testing.T) {
 			c.Vsock, c.Accel = true, vmm.AccelTCG
 			return c
 		}},
+		"hugepages": {small, func() vmm.Config { c := sandboxed(); c.Hugepages, c.CPUFeatures = true, "pmu=off"; return c }},
+		"image": {small, func() vmm.Config {
+			c := sandboxed()
+			c.Initrd, c.RootImage, c.Share, c.Accel, c.CPUFeatures = "", "/kata.img", nil, vmm.AccelTCG, "la57=on,pmu=off"
+			return c
+		}},
+		"image-tdx": {paused, func() vmm.Config {
+			c := confidential("tdx", "qemu-system-x86_64")
+			c.Initrd, c.RootImage, c.Hugepages, c.CPUFeatures = "", "/kata.img", true, "avx512f=off"
+			return c
+		}},
 		"snp": {paused, func() vmm.Config { return confidential("snp", "/opt/qemu-system-x86_64-snp") }},
 		"snp-identity": {paused, func() vmm.Config {
 			c := confidential("snp", "qemu-system-x86_64")

@@ -126,12 +126,24 @@ func prepareFiles(cfg *vmm.Config) (*bootFiles, error) {
 			return nil, fmt.Errorf("boot file: %w", err)
 		}
 	}
+	disks := make([]string, 0, 1+len(cfg.ExtraDisks))
+	if cfg.RootImage != "" {
+		disks = append(disks, cfg.RootImage)
+	}
 	for _, d := range cfg.ExtraDisks {
-		device, err := isBlockDevice(d.Path)
+		disks = append(disks, d.Path)
+	}
+	for _, d := range disks {
+		device, err := isBlockDevice(d)
 		if err != nil {
 			return nil, err
 		}
-		boot.isBlockDevice[d.Path] = device
+		boot.isBlockDevice[d] = device
+	}
+	if cfg.Hugepages {
+		if err := checkHugepages(hugepages, cfg.MemoryMiB); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.FirmwareCode == "" && cfg.TEE == nil {
 		boot.smallFirmware = smallFirmware(cfg.Program)
@@ -190,7 +202,7 @@ func check(c *vmm.Config) error {
 			errs = append(errs, fmt.Errorf("socket %q of the shared directory is not an absolute path", c.Share.Socket))
 		}
 	}
-	seen := map[string]bool{"disk initdata": true}
+	seen := map[string]bool{"disk initdata": true, "disk " + vmm.RootImageSerial: c.RootImage != ""}
 	once := func(what string) {
 		if seen[what] {
 			errs = append(errs, fmt.Errorf("%s is there twice", what))
@@ -209,7 +221,7 @@ func check(c *vmm.Config) error {
 
 // coldDevices names the disks and cards that a VM starts with.
 func coldDevices(c *vmm.Config) map[string]bool {
-	m := map[string]bool{"disk initdata": c.InitdataImage != nil}
+	m := map[string]bool{"disk initdata": c.InitdataImage != nil, "disk " + vmm.RootImageSerial: c.RootImage != ""}
 	for _, d := range c.ExtraDisks {
 		m["disk "+d.Serial] = true
 	}

@@ -158,7 +158,13 @@ func (v *VM) addMemory(ctx context.Context, mib int) error {
 	n := v.plug.next
 	v.plug.mu.Unlock()
 	backend := map[string]any{"qom-type": "memory-backend-ram", "id": fmt.Sprintf("memory%d", n), "size": int64(mib) << 20}
-	if v.cfg.Share != nil {
+	switch {
+	case v.cfg.Hugepages:
+		if err := checkHugepages(hugepages, mib); err != nil {
+			return err
+		}
+		backend["qom-type"], backend["mem-path"], backend["prealloc"], backend["share"] = "memory-backend-file", hugepages, true, v.cfg.Share != nil
+	case v.cfg.Share != nil:
 		// The server of the shared directory has to reach all of the guest's memory.
 		backend["qom-type"], backend["share"] = "memory-backend-memfd", true
 	}
