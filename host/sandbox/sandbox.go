@@ -71,6 +71,8 @@ type Sandbox struct {
 	// durations are how long the guest takes to answer, for the metrics.
 	durations manage.Durations
 	ready     time.Time // when the guest gave its first answer
+	// keepsOutput is what the guest says about itself; it is the guest's loss when that is not true.
+	keepsOutput bool
 
 	// background ends what runs beside the calls: watchers and long polls.
 	background context.Context
