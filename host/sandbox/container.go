@@ -347,7 +347,14 @@ func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
 		}
 		errs = append(errs, err)
 	}
-	errs = append(errs, s.volumes.Release(ctx, id))
+	if err := s.volumes.Release(ctx, id); err != nil {
+		select {
+		case <-s.ended: // disks went with the VM, and what is shared goes with the pod
+			s.log.Warn("giving back the volumes of a container", "container", id, "error", err)
+		default:
+			errs = append(errs, err)
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ import (
 const (
 	goneTimeout    = 10 * time.Second      // from a broken connection to the end of the VM
 	destroyTimeout = 5 * time.Second       // the guest's own end
+	shareGrace     = 2 * time.Second       // from the end of virtiofsd to that of the monitor that it belongs to
 	maxGuestLine   = 16 << 10              // one line of the guest's log
 	oomPace        = 50 * time.Millisecond // between two events of containers without memory
 )
@@ -78,6 +79,9 @@ func (s *Sandbox) watch() {
 	s.workers.Go(s.watchOOM)
 	s.workers.Go(s.collectLog)
 	s.workers.Go(s.watchHealth)
+	if s.share != nil {
+		s.workers.Go(s.watchShare)
+	}
 	s.forwardPorts()
 	s.openManagement()
 	if s.net != nil {
@@ -196,14 +200,44 @@ func (s *Sandbox) watchHealth() {
 	if err == nil || s.background.Err() != nil {
 		return
 	}
+	s.end(err)
+}
+
+// watchShare ends the VM when its file server has ended before it: whatever in the pod touches a file of the host would wait for ever, while
+// the guest's agent answers as if nothing were wrong.
+func (s *Sandbox) watchShare() {
+	select {
+	case <-s.share.Done():
+	case <-s.background.Done():
+		return
+	}
+	// With the monitor it ends, too, and may be seen first.
+	grace := time.NewTimer(shareGrace)
+	defer grace.Stop()
+	select {
+	case <-s.vm.Exited():
+		return
+	case <-s.background.Done():
+		return
+	case <-grace.C:
+	}
+	err := s.share.Err()
+	if err == nil {
+		err = errors.New("virtiofsd ended")
+	}
+	s.end(fmt.Errorf("the shared directory is gone: %w", errors.Join(s.outOfMemory(), err)))
+}
+
+// end ends the VM for a reason that nobody has asked for.
+func (s *Sandbox) end(reason error) {
 	s.mu.Lock()
-	s.dead = err
+	s.dead = reason
 	s.mu.Unlock()
-	s.log.Error("the guest is dead", "sandbox", s.cfg.ID, "error", err, "console", s.vm.ConsoleTail(20))
+	s.log.Error("ending the virtual machine", "sandbox", s.cfg.ID, "reason", reason, "console", s.vm.ConsoleTail(20))
 	now, cancel := context.WithCancel(s.background)
 	cancel()
 	if err := s.vm.Stop(now); err != nil {
-		s.log.Error("ending the virtual machine of a dead guest", "sandbox", s.cfg.ID, "error", err)
+		s.log.Error("ending the virtual machine", "sandbox", s.cfg.ID, "error", err)
 	}
 }
 
@@ -230,7 +264,7 @@ func (s *Sandbox) openManagement() {
 
 func (s *Sandbox) manageConfig() manage.Config {
 	return manage.Config{
-		Dir: s.dir, Link: manageLink(s.cfg.ID), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
+		Dir: s.dir, Link: manageLink(s.dir), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
 		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
 	}
 }

@@ -81,8 +81,13 @@ func Dir(root, namespace, id string) (string, error) {
 	return filepath.Join(root, namespace, id), nil
 }
 
-// manageLink is where tools made for Kata look for the management socket of a sandbox.
-func manageLink(id string) string { return "/run/kata/" + id + "/shim-monitor.sock" }
+// manageLink is where tools made for Kata look for the management socket of a sandbox; "" is nowhere, for those outside of Root.
+func manageLink(dir string) string {
+	if filepath.Dir(filepath.Dir(dir)) != Root {
+		return ""
+	}
+	return "/run/kata/" + filepath.Base(dir) + "/shim-monitor.sock"
+}
 
 // ReadState reads what a sandbox's directory says.
 func ReadState(dir string) (*State, error) {
@@ -142,7 +147,7 @@ func Cleanup(ctx context.Context, dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, networkFile)); err == nil {
 		add("network", network.Cleanup(ctx, filepath.Join(dir, networkFile)))
 	}
-	add("management socket", manage.Cleanup(dir, manageLink(filepath.Base(dir))))
+	add("management socket", manage.Cleanup(dir, manageLink(dir)))
 	if state.Cgroup != nil {
 		g, err := cgroup.Open(*state.Cgroup)
 		if err == nil {

@@ -175,6 +175,25 @@ func (e *env) wantEvents(container string, want ...string) {
 	}
 }
 
+// count says how often there was an event.
+func (e *env) count(event string) (n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ev := range e.events {
+		if ev == event {
+			n++
+		}
+	}
+	return n
+}
+
+// forget leaves an event out of what wantEvents compares.
+func (e *env) forget(event string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.events = slices.DeleteFunc(e.events, func(ev string) bool { return ev == event })
+}
+
 func openFiles() int {
 	list, _ := os.ReadDir("/proc/self/fd")
 	return len(list)

@@ -25,7 +25,8 @@ func answer(err error) error {
 	}
 	var e *agent.Error
 	switch {
-	case errors.As(err, &e) && (e.Code == codes.PermissionDenied || e.Code == codes.NotFound || e.Code == codes.Unimplemented):
+	case errors.As(err, &e) && (e.Code == codes.PermissionDenied || e.Code == codes.NotFound || e.Code == codes.Unimplemented ||
+		e.Code == codes.DeadlineExceeded):
 		code = e.Code
 	case errors.Is(err, sandbox.ErrExists):
 		code = codes.AlreadyExists

@@ -105,6 +105,10 @@ func (p *process) follow() {
 			}
 		}()
 		go func() {
+			select {
+			case <-p.copy.Read():
+			case <-p.copied:
+			}
 			code, err := p.pod.Wait(life, p.container.id, p.guestID())
 			if err != nil {
 				p.service.log.Warn("a process was lost", "container", p.container.id, "exec", p.exec, "error", err)

@@ -160,7 +160,7 @@ func conformanceImages(t *testing.T) map[string]string {
 		}
 	}
 	const staging, e2e = "gcr.io/k8s-staging-cri-tools/", "registry.k8s.io/e2e-test-images/"
-	users := containerd.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/sh\ndefault-user:x:1000:1000::/:/bin/sh\n")}
+	users := containerd.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/sh\ndefault-user:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")}
 	groups := containerd.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n")}
 	for name, user := range map[string]string{"test-image-user-uid": "1002", "test-image-user-username": "www-data", "test-image-user-uid-group": "1003:users",
 		"test-image-user-username-group": "www-data:100", "test-image-predefined-group": "1000"} {
@@ -174,7 +174,7 @@ func conformanceImages(t *testing.T) map[string]string {
 	}
 	serve := func(name string, port int) func(*v1.Config) {
 		return func(c *v1.Config) {
-			c.Cmd = []string{"/bin/sh", "-c", fmt.Sprintf("mkdir -p /var/run; echo $$ > /var/run/nginx.pid; echo %s starts; exec /bin/%[1]s web %d", name, port)}
+			c.Cmd = []string{"/bin/sh", "-c", fmt.Sprintf("mkdir -p /var/run; echo $$ > /var/run/nginx.pid; echo %s starts; exec /bin/%[1]s web %d 'master process'", name, port)}
 		}
 	}
 	as := func(name string, mode int64) containerd.File {
@@ -184,7 +184,16 @@ func conformanceImages(t *testing.T) map[string]string {
 	image(e2e+"httpd:2.4.39-4", serve("httpd-foreground", 80), as("httpd-foreground", 0o755))
 	image(staging+"hostnet-nginx-amd64:latest", serve("nginx", 12003), as("nginx", 0o755))
 	image(e2e+"nonewprivs:1.3", func(c *v1.Config) { c.Cmd = []string{"/bin/nnp", "euid"} }, as("nnp", 0o4755))
-	image(e2e+"busybox:1.29-2", nil)
-	image("registry.k8s.io/pause:3.9", nil)
+	// The distribution's busybox has not all that upstream's image has; ls is one file with the others there, too, but no link.
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := func(name, text string) containerd.File {
+		return containerd.File{Path: "bin/" + name, Mode: 0o755, Data: []byte("#!/bin/sh\n" + text + "\n")}
+	}
+	image(e2e+"busybox:1.29-2", nil, users, containerd.File{Path: "bin/ls", Mode: 0o755, Data: busybox},
+		script("pgrep", `pidof "$1"`), script("ipcs", "cat /proc/sysvipc/shm"))
+	image("registry.k8s.io/pause:3.9", nil, containerd.File{Path: "which", Mode: 0o644, Data: []byte("pause")})
 	return map[string]string{"gcr.io": "http://" + registry.Addr(), "registry.k8s.io": "http://" + registry.Addr(), "k8s.gcr.io": "http://" + registry.Addr()}
 }

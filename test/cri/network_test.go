@@ -109,14 +109,14 @@ func links(t *testing.T, k *Container, ip4, ip6, gateway string) {
 func forwarding(t *testing.T, p *Pod) {
 	data := make([]byte, 1<<20)
 	_, _ = rand.Read(data)
-	got, err := p.Forward(streamContext(t), 7000, data)
+	got, err := p.Forward(streamContext(t), 7000, data, int64(len(data)))
 	if err != nil || !bytes.Equal(got, data) {
 		t.Errorf("of %d bytes through a forwarded port there came %d back, %v", len(data), len(got), err)
 	}
-	if got, err := p.Forward(streamContext(t), 8080, []byte("GET / HTTP/1.0\r\n\r\n")); !bytes.Contains(got, []byte("server answers 127.0.0.1")) {
+	if got, err := p.Forward(streamContext(t), 8080, []byte("GET / HTTP/1.0\r\n\r\n"), 1<<20); !bytes.Contains(got, []byte("server answers 127.0.0.1")) {
 		t.Errorf("HTTP through a forwarded port: %q, %v", got, err)
 	}
-	if got, err := p.Forward(streamContext(t), 1, nil); err == nil || !strings.Contains(err.Error(), "refused") {
+	if got, err := p.Forward(streamContext(t), 1, nil, 1); err == nil || !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("forwarding to a port where nobody listens: %q, %v", got, err)
 	}
 }

@@ -1,8 +1,6 @@
 package cri
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/cloister/cloister/test/containerd"
@@ -13,14 +11,12 @@ import (
 func TestSandboxService(t *testing.T) {
 	vmtest.Need(t)
 	containerd.Need(t)
-	shim, config := installed(t)
-	// For pods of the shim's own containerd looks in PATH alone, whatever runtime_path says.
-	t.Setenv("PATH", filepath.Dir(shim)+":"+os.Getenv("PATH"))
-	w := &world{handler: "cloister", runtime: shim}
-	w.Client = start(t, containerd.Options{Version: containerd.V2, Runtimes: []containerd.Runtime{{
-		Handler: "cloister", Type: "io.containerd.cloister.v2", Path: shim, ConfigPath: config, Sandboxer: "shim",
-		Annotations: []string{"io.katacontainers.*", "cloister.dev/*"},
-	}}})
+	in := install(t)
+	opts := in.options(t, containerd.V2) // for pods of the shim's own containerd looks in PATH alone, whatever runtime_path says
+	opts.DropIn = ""
+	opts.Runtimes = []containerd.Runtime{{Handler: "cloister", Type: "io.containerd.cloister.v2", ConfigPath: in.config, Sandboxer: "shim",
+		Annotations: []string{"io.katacontainers.*", "cloister.dev/*"}}}
+	w := &world{Client: start(t, opts), handler: "cloister", runtime: "io.containerd.cloister.v2"}
 	for _, s := range []scenario{{"life", life}, {"restarts", restarts}} {
 		t.Run(s.name, func(t *testing.T) { s.run(t, w) })
 	}

@@ -82,8 +82,9 @@ func ExitCode(err error) int {
 	return -1
 }
 
-// Forward opens a stream to a TCP port in the pod, sends what is given, half-closes and returns all that comes back.
-func (p *Pod) Forward(ctx context.Context, port int, send []byte) ([]byte, error) {
+// Forward opens a stream to a TCP port in the pod, sends what is given, and returns what comes back: so many bytes, or all until the
+// other side ends. Its own side stays open, since containerd gives the other way one second after the end of this one.
+func (p *Pod) Forward(ctx context.Context, port int, send []byte, want int64) ([]byte, error) {
 	r, err := p.c.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{int32(port)}})
 	if err != nil {
 		return nil, err
@@ -103,10 +104,10 @@ func (p *Pod) Forward(ctx context.Context, port int, send []byte) ([]byte, error
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	return forward(conn, port, send)
+	return forward(conn, port, send, want)
 }
 
-func forward(conn httpstream.Connection, port int, send []byte) ([]byte, error) {
+func forward(conn httpstream.Connection, port int, send []byte, want int64) ([]byte, error) {
 	h := http.Header{}
 	h.Set("port", strconv.Itoa(port))
 	h.Set("requestID", "0")
@@ -121,11 +122,9 @@ func forward(conn httpstream.Connection, port int, send []byte) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("opening the data stream: %w", err)
 	}
-	go func() {
-		_, _ = io.Copy(data, bytes.NewReader(send))
-		_ = data.Close()
-	}()
-	got, err := io.ReadAll(data)
+	go func() { _, _ = io.Copy(data, bytes.NewReader(send)) }()
+	got, err := io.ReadAll(io.LimitReader(data, want))
+	_ = data.Close()
 	if err != nil {
 		return got, fmt.Errorf("reading the data stream: %w", err)
 	}

@@ -51,6 +51,9 @@ type Streams struct {
 	stdout, stderr output
 	logger         *logger // nil: none
 
+	read     chan struct{} // see Read
+	readOnce sync.Once
+
 	mu       sync.Mutex
 	end      context.CancelFunc // ends Copy; nil before
 	exited   bool
@@ -67,7 +70,7 @@ type output interface {
 
 // Open opens all ends, without waiting for anybody but a logging program's word that it is ready. What it opens Close closes.
 func Open(ctx context.Context, c Config) (_ *Streams, err error) {
-	s := &Streams{terminal: c.Terminal, stdout: discard{}, stderr: discard{}}
+	s := &Streams{terminal: c.Terminal, stdout: discard{}, stderr: discard{}, read: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -119,14 +122,20 @@ func (s *Streams) Copy(ctx context.Context, src Source) error {
 
 	var input sync.WaitGroup
 	input.Go(func() { s.feed(ctx, src) })
-	var outputs sync.WaitGroup
+	var outputs, sources sync.WaitGroup
 	var outErr, errErr error
-	outputs.Go(func() { outErr = drain(ctx, "stdout", src.ReadStdout, s.stdout) })
+	copyOutput := func(name string, read readFunc, to output, err *error) {
+		sources.Add(1)
+		outputs.Go(func() { *err = drain(ctx, name, read, to, sources.Done, s.endRead) })
+	}
+	copyOutput("stdout", src.ReadStdout, s.stdout, &outErr)
 	if s.terminal {
 		s.stderr.Close()
 	} else {
-		outputs.Go(func() { errErr = drain(ctx, "stderr", src.ReadStderr, s.stderr) })
+		copyOutput("stderr", src.ReadStderr, s.stderr, &errErr)
 	}
+	sources.Wait()
+	s.endRead()
 	outputs.Wait()
 	cancel()
 	if s.stdin != nil {
@@ -136,18 +145,34 @@ func (s *Streams) Copy(ctx context.Context, src Source) error {
 	return errors.Join(outErr, errErr)
 }
 
-// drain copies one output. Reading ahead while the place takes the last chunk hides the way to the guest and back.
-func drain(ctx context.Context, name string, read func(context.Context, int) ([]byte, error), to output) error {
+// Read is closed when all output of the process has been read from the guest, or nobody has taken output for stuckTime. Guests may throw
+// away what a process has written once somebody has waited for its end, so that who waits for it waits for this first.
+func (s *Streams) Read() <-chan struct{} { return s.read }
+
+func (s *Streams) endRead() { s.readOnce.Do(func() { close(s.read) }) }
+
+// stuckTime is how long a place may take no output before Read does not wait for it any longer.
+const stuckTime = 10 * time.Second
+
+type readFunc = func(ctx context.Context, max int) ([]byte, error)
+
+// drain copies one output. Reading ahead while the place takes the last chunk hides the way to the guest and back. ended is called when
+// nothing more is read, stuck when the place takes nothing for stuckTime.
+func drain(ctx context.Context, name string, read readFunc, to output, ended, stuck func()) error {
 	chunks := make(chan []byte, 1)
 	var readErr error
 	go func() {
 		defer close(chunks)
+		defer ended()
 		for {
 			p, err := read(ctx, chunk)
 			if len(p) > 0 {
+				t := time.AfterFunc(stuckTime, stuck)
 				select {
 				case chunks <- p:
+					t.Stop()
 				case <-ctx.Done():
+					t.Stop()
 					readErr = ctx.Err()
 					return
 				}

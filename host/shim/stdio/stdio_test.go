@@ -394,3 +394,24 @@ func BenchmarkFifo(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// TestRead: the end of reading does not wait for who takes the output, and needs the end of both streams.
+func TestRead(t *testing.T) {
+	s, f := open(t, Config{Stdout: fifo(t, "out")}), newFake()
+	done := copying(t, s, f)
+	close(f.err)
+	f.out <- []byte("late")
+	select {
+	case <-s.Read():
+		t.Error("stdout has not ended")
+	default:
+	}
+	close(f.out)
+	select {
+	case <-s.Read():
+	case <-time.After(20 * time.Second):
+		t.Error("both streams have ended, and Read does not say so")
+	}
+	s.Exited(time.Millisecond)
+	_ = ended(t, done)
+}
