@@ -196,24 +196,6 @@ func (s *Sandbox) startTrace(ctx context.Context) error {
 	return nil
 }
 
-// endTrace writes out what is left, and keeps the trace of a sandbox that failed to start.
-func (s *Sandbox) endTrace(ctx context.Context) {
-	if err := s.keepFailed(); err != nil {
-		s.log.Warn("a sandbox failed", "sandbox", s.cfg.ID, "error", err)
-	}
-	if err := s.trace.Close(ctx); err != nil {
-		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
-	}
-	if s.failure != nil {
-		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), s.tracesDir(), s.cfg.ID, keptTraces); err != nil {
-			s.log.Debug("keeping the trace of a sandbox that failed", "sandbox", s.cfg.ID, "error", err)
-		}
-	}
-}
-
-// keptTraces is how many traces of failed sandboxes a node keeps.
-const keptTraces = 16
-
 // makeDir takes the sandbox's directory. One that is there was left by a shim that is gone: containerd has one sandbox of an ID at a time.
 func (s *Sandbox) makeDir(ctx context.Context) (err error) {
 	if err := Cleanup(ctx, s.dir); err != nil {
