@@ -102,7 +102,10 @@ var ErrExists = errors.New("it exists already")
 
 // specRequest is what a container asks for.
 func specRequest(spec *specs.Spec) (sizing.Request, error) {
-	text, err := json.Marshal(spec)
+	if spec.Linux == nil {
+		return sizing.Default(), nil
+	}
+	text, err := json.Marshal(&specs.Spec{Linux: &specs.Linux{Resources: spec.Linux.Resources}}) // the rest may be large
 	if err != nil {
 		return sizing.Request{}, err
 	}

@@ -186,7 +186,11 @@ func (s *Sandbox) destroyInGuest(ctx context.Context) {
 func unknown(id string) error { return fmt.Errorf("container %s is not in this sandbox", id) }
 
 func (s *Sandbox) healthConfig() health.Config {
-	return health.Config{Check: func(ctx context.Context) error { return health.Agent(s.agent.Health)(ctx) }, Timeout: s.runtime.Timeouts.HealthCheck}
+	limit := s.runtime.Timeouts.HealthCheck
+	return health.Config{
+		Check:   func(ctx context.Context) error { return health.Agent(s.agent.Health)(ctx) },
+		Timeout: limit, Interval: min(health.DefaultInterval, limit/3), // asked often enough to answer in time
+	}
 }
 
 // watchHealth ends the VM of a guest that gives no answer any more: nothing else would tell that its pod is dead.
