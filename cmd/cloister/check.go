@@ -90,6 +90,10 @@ func nodeOf(c *runtimeconfig.Config, containerd string) doctor.Node {
 		}
 		n.Hints["virtiofsd"] = "install the package virtiofsd (in Debian 12 it is in qemu-system-common), or set storage.virtiofsd"
 	}
+	if c.Sandbox.Hugepages {
+		n.Files["huge pages"] = "/dev/hugepages"
+		n.Hints["huge pages"] = "mount -t hugetlbfs hugetlbfs /dev/hugepages, or set sandbox.hugepages = false"
+	}
 	n.SoftwareTPM = c.Sandbox.TEE == runtimeconfig.TEETPM
 	return n
 }

@@ -40,6 +40,9 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 			"as that configuration and the pod's annotations say, on a node with at least this machine's processors and memory.",
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if initdataFile == "" && runtimeFile == "" {
+				return needInitdata()
+			}
 			var in refvalue.Input
 			var err error
 			if runtimeFile != "" {
@@ -56,8 +59,7 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 				}
 			}
 			if in.Initdata == nil {
-				return hintError{usageError{errors.New("the pod's initdata is not known")},
-					"give --initdata FILE, or with --runtime-config a pod that has the annotation cloister.dev/initdata"}
+				return needInitdata()
 			}
 			if kernelAppend != "" {
 				in.Cmdline += " " + kernelAppend
@@ -95,6 +97,11 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 	c.MarkFlagsMutuallyExclusive("runtime-config", "guest")
 	c.MarkFlagsMutuallyExclusive("runtime-config", "kernel-append")
 	return c
+}
+
+func needInitdata() error {
+	return hintError{usageError{errors.New("the pod's initdata is not known")},
+		"give --initdata FILE, or with --runtime-config a pod that has the annotation cloister.dev/initdata"}
 }
 
 // boot is what `cloister run` boots for a pod, without its initdata.

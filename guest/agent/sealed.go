@@ -93,6 +93,10 @@ type openedEntry struct {
 	info fs.FileInfo
 }
 
+// copiedIn says whether files can be those that the host has copied here. Those of its shared directory stay on the host: they can be all
+// files of a node, of which each would be read here, and a copy of them would not be the volume.
+func copiedIn(fs *unix.Statfs_t) bool { return fs.Type != unix.FUSE_SUPER_MAGIC }
+
 // copySealedVolume copies a volume to target if there is a sealed file in it; otherwise the result is nil.
 func (a *Agent) copySealedVolume(source, shared, target string, budget *openBudget) (_ *openedVolume, err error) {
 	fd, err := container.OpenBeneath(source, []string{shared})
@@ -103,6 +107,13 @@ func (a *Agent) copySealedVolume(source, shared, target string, budget *openBudg
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("examining %s: %w", source, err)
+	}
+	var in unix.Statfs_t
+	if err := unix.Fstatfs(fd, &in); err != nil {
+		return nil, fmt.Errorf("examining %s: %w", source, err)
+	}
+	if !copiedIn(&in) {
+		return nil, nil
 	}
 	self := "/proc/self/fd/" + strconv.Itoa(fd)
 	v := &openedVolume{source: target}

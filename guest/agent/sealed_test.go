@@ -142,3 +142,15 @@ func TestUnsealFilesRefuses(t *testing.T) {
 		t.Errorf("without a hub, nothing sealed: %v, %v", plain, err)
 	}
 }
+
+// TestSharedFilesAreNotRead has the file systems of the host's shared directory and of the guest's memory.
+func TestSharedFilesAreNotRead(t *testing.T) {
+	if copiedIn(&unix.Statfs_t{Type: unix.FUSE_SUPER_MAGIC}) {
+		t.Error("files of the host's shared directory are looked through for sealed ones")
+	}
+	for _, kind := range []int64{unix.TMPFS_MAGIC, unix.RAMFS_MAGIC} {
+		if !copiedIn(&unix.Statfs_t{Type: kind}) {
+			t.Errorf("files in memory (%#x) are left out", kind)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cloister/cloister/host/agent"
@@ -66,13 +67,33 @@ func (s *Sandbox) createInGuest(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.call(ctx, "creating the sandbox in the guest", func(c context.Context) error {
+	if err := s.call(ctx, "creating the sandbox in the guest", func(c context.Context) error {
 		_, err := s.agent.CreateSandbox(c, &pb.CreateSandboxRequest{
 			Hostname: hostname, Dns: dns, Storages: storages, SandboxId: s.cfg.ID,
 		})
 		return err
-	})
+	}); err != nil {
+		return err
+	}
+	return s.askDetails(ctx)
 }
+
+// askDetails learns what the agent can do. A policy may forbid to ask: then it is taken for one that can do the least.
+func (s *Sandbox) askDetails(ctx context.Context) error {
+	err := s.call(ctx, "asking what the guest can do", func(c context.Context) error {
+		r, err := s.agent.GetGuestDetails(c, &pb.GuestDetailsRequest{MemBlockSize: true})
+		s.keepsOutput = slices.Contains(r.GetAgentDetails().GetExtraFeatures(), pb.FeatureOutputKept)
+		return err
+	})
+	if e := (*agent.Error)(nil); errors.As(err, &e) {
+		s.log.Debug("the guest does not say what it can do", "sandbox", s.cfg.ID, "error", err)
+		return nil
+	}
+	return err
+}
+
+// KeepsOutput says whether the output of a process can still be read after its end was waited for.
+func (s *Sandbox) KeepsOutput() bool { return s.keepsOutput }
 
 // watch starts what runs beside the calls until the sandbox ends.
 func (s *Sandbox) watch() {

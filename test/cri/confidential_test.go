@@ -46,19 +46,14 @@ func newSecretPod(t *testing.T, version string) *secretPod {
 		t.Fatal(err)
 	}
 	w := &secretPod{dir: t.TempDir(), images: map[string]string{}}
-	shim, config := installed(t)
-	w.config = config
-	t.Setenv("PATH", filepath.Dir(shim)+":"+os.Getenv("PATH")) // where containerd looks for it
+	in := install(t)
+	w.cli, w.config = filepath.Join(in.bin, "cloister"), in.config
 	text, err := os.ReadFile(w.config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text = append(text, "create_container = \"2m\"\nrequest = \"2m\"\n[sandbox]\ntee = \"tpm\"\n"...)
 	if err := os.WriteFile(w.config, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	w.cli = filepath.Join(w.dir, "cloister")
-	if err := os.WriteFile(w.cli, containerd.GoProgram(t, root, "./cmd/cloister"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// The bridge, by whose address the guest knows the registry, comes with the first pod: so it listens on all addresses.
@@ -71,9 +66,9 @@ func newSecretPod(t *testing.T, version string) *secretPod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Client = start(t, containerd.Options{Version: version, Mirrors: map[string]string{"_default": "http://127.0.0.1:" + port},
-		Runtimes: []containerd.Runtime{{Handler: handlerTPM, Type: "io.containerd.cloister.v2", ConfigPath: w.config,
-			Annotations: []string{"io.katacontainers.*", "cloister.dev/*"}}}})
+	opts := in.handler(t, version, handlerTPM)
+	opts.Mirrors = map[string]string{"_default": "http://127.0.0.1:" + port}
+	w.Client = start(t, opts)
 	w.address = fmt.Sprint(w.Daemon.Network.Gateway(), ":", port)
 	for _, image := range []containerd.Image{containerd.Busybox(t, BusyboxImage), containerd.Program(ProgramImage, containerd.GoProgram(t, ".", "./testprog"))} {
 		image.Config.Labels = map[string]string{"from": "the registry"} // else it is the daemon's own image, under two names

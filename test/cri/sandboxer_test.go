@@ -17,7 +17,7 @@ func TestSandboxService(t *testing.T) {
 	opts.Runtimes = []containerd.Runtime{{Handler: "cloister", Type: "io.containerd.cloister.v2", ConfigPath: in.config, Sandboxer: "shim",
 		Annotations: []string{"io.katacontainers.*", "cloister.dev/*"}}}
 	w := &world{Client: start(t, opts), handler: "cloister", runtime: "io.containerd.cloister.v2"}
-	for _, s := range []scenario{{"life", life}, {"restarts", restarts}} {
+	for _, s := range []scenario{{"life", life, true}, {"restarts", restarts, true}} {
 		t.Run(s.name, func(t *testing.T) { s.run(t, w) })
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -222,20 +223,29 @@ func TestCleanupOfKilled(t *testing.T) {
 				if err := os.Symlink(program, as); err != nil {
 					t.Fatal(err)
 				}
-				// A sleeper that looks like the monitor from outside.
+				// A sleeper that looks like the monitor from outside, and says when it sleeps.
+				r, w, err := os.Pipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
 				child, err := process.Start(as, []string{"-test.run=^TestSleeper$", "-test.timeout=1m", "-test.testlogfile=" + vm + "/log"},
-					append(process.Environment(vm), "CLOISTER_TEST_SLEEP=1"))
+					append(process.Environment(vm), "CLOISTER_TEST_SLEEP=1"), w)
+				w.Close()
 				if err != nil {
 					t.Fatal(err)
 				}
 				t.Cleanup(child.Kill)
+				if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+					t.Fatalf("%v: %v", err, child.Output.Lines(5))
+				}
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
 				if err := sandbox.Cleanup(ctx, dir); err != nil {
 					t.Fatal(err)
 				}
-				if err := child.Wait(ctx); err != nil && ctx.Err() != nil {
-					t.Errorf("it runs on: %v", err)
+				if err := child.Wait(ctx); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "killed") {
+					t.Errorf("it was not killed: %v", err)
 				}
 				if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("the directory is left: %v", err)
@@ -248,6 +258,9 @@ func TestCleanupOfKilled(t *testing.T) {
 // TestSleeper is the process that TestCleanupOfKilled starts.
 func TestSleeper(t *testing.T) {
 	if os.Getenv("CLOISTER_TEST_SLEEP") != "" {
+		if _, err := os.NewFile(3, "ready").Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
 		select {}
 	}
 }
