@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
 	"os"
 	"strings"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/author/manifest"
@@ -178,6 +180,9 @@ func readPolicy(file string) (text string, mode os.FileMode, err error) {
 	if err != nil {
 		return "", 0, fmt.Errorf("reading the policy: %w", err)
 	}
+	if err := parsePolicy(string(raw)); err != nil {
+		return "", 0, hint(fmt.Errorf("reading the policy: %s: %w", file, err), "the guest would stop with this; docs/howto/pod-policy.rego is one to start from")
+	}
 	info, err := os.Stat(file)
 	if err != nil {
 		return "", 0, fmt.Errorf("reading the policy: %w", err)
@@ -186,6 +191,25 @@ func readPolicy(file string) (text string, mode os.FileMode, err error) {
 		return string(raw), privateMode, nil
 	}
 	return string(raw), 0o644, nil
+}
+
+// parsePolicy finds what the guest would stop for: it takes either version of Rego, version 0 first.
+func parsePolicy(text string) error {
+	var faults []error
+	for _, version := range []ast.RegoVersion{ast.RegoV0, ast.RegoV1} {
+		module, err := ast.ParseModuleWithOpts("policy", text, ast.ParserOptions{RegoVersion: version})
+		switch {
+		case err != nil:
+			faults = append(faults, err)
+		case module == nil:
+			return errors.New("it is empty")
+		case module.Package.Path.String() != "data.agent_policy":
+			return fmt.Errorf("its package is %s, want agent_policy", strings.TrimPrefix(module.Package.Path.String(), "data."))
+		default:
+			return nil
+		}
+	}
+	return faults[len(faults)-1]
 }
 
 func initdataInspectCmd(a *app) *cobra.Command {
