@@ -166,10 +166,14 @@ func (s *Sandbox) grow(ctx context.Context) error {
 	if err := s.writeState(); err != nil {
 		return err
 	}
-	return s.call(ctx, "bringing processors and memory online", func(c context.Context) error {
+	err = s.call(ctx, "bringing processors and memory online", func(c context.Context) error {
 		_, err := s.agent.OnlineCPUMem(c, &pb.OnlineCPUMemRequest{Wait: false, NbCpus: uint32(haveVCPUs), CpuOnly: false})
 		return err
 	})
+	if err != nil {
+		return fmt.Errorf("%w (hint: a pod whose containers all have limits gets its size at the start, and need not grow)", err)
+	}
+	return nil
 }
 
 // StartContainer lets the container's first process run.
