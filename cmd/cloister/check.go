@@ -8,6 +8,10 @@ import (
 
 	"github.com/cloister/cloister/host/doctor"
 	"github.com/cloister/cloister/host/runtimeconfig"
+	"github.com/cloister/cloister/host/sandbox"
+	"github.com/cloister/cloister/host/share"
+	"github.com/cloister/cloister/internal/paths"
+	"github.com/cloister/cloister/wire/guestimage"
 )
 
 // checkCmd validates a node for its configuration; `doctor` tells what a host can do without one.
@@ -35,8 +39,13 @@ func checkCmd(a *app) *cobra.Command {
 					conf.Status, conf.Hint = doctor.Warn, strings.Join(on, "; ")
 				}
 			}
-			r := doctor.ProbeNode(c.Context(), doctor.Host{}, nodeOf(&config, containerd))
-			r.Checks = append([]doctor.Check{conf}, r.Checks...)
+			n := nodeOf(&config, containerd)
+			first := []doctor.Check{conf}
+			if config.VMM.Kind != "remote" {
+				first = append(first, guestFiles(&config, &n))
+			}
+			r := doctor.ProbeNode(c.Context(), doctor.Host{}, n)
+			r.Checks = append(first, r.Checks...)
 			if a.json {
 				if err := a.printJSON(r); err != nil {
 					return err
@@ -56,7 +65,7 @@ func checkCmd(a *app) *cobra.Command {
 func nodeOf(c *runtimeconfig.Config, containerd string) doctor.Node {
 	n := doctor.Node{
 		KVM: c.VMM.Kind != "remote" && c.VMM.Accel == "kvm", TEE: c.Sandbox.TEE, ContainerdConfig: containerd, Files: map[string]string{},
-		Dirs: map[string]int{"/run": 64, "/var/lib": 2048},
+		Hints: map[string]string{}, Dirs: map[string]int{"/run": 64, "/var/lib": 2048},
 	}
 	if c.VMM.Kind == "remote" {
 		n.TEE = "" // that of the remote side
@@ -76,14 +85,64 @@ func nodeOf(c *runtimeconfig.Config, containerd string) doctor.Node {
 	}
 	if c.SharedFS() == runtimeconfig.SharedFSVirtiofs {
 		n.Files["virtiofsd"] = c.Storage.Virtiofsd
+		if program, err := share.Find(c.Storage.Virtiofsd); err == nil {
+			n.Files["virtiofsd"] = program
+		}
+		n.Hints["virtiofsd"] = "install the package virtiofsd (in Debian 12 it is in qemu-system-common), or set storage.virtiofsd"
 	}
 	if c.Sandbox.Hugepages {
 		n.Files["huge pages"] = "/dev/hugepages"
 	}
-	if c.Sandbox.TEE == runtimeconfig.TEETPM {
-		n.Files["software TPM"] = "/usr/bin/swtpm"
-	}
+	n.SoftwareTPM = c.Sandbox.TEE == runtimeconfig.TEETPM
 	return n
+}
+
+// guestFiles looks for what boots, as the runtime does it, and adds the files to those that the node must have.
+func guestFiles(c *runtimeconfig.Config, n *doctor.Node) doctor.Check {
+	check := doctor.Check{Name: "guest image", Status: doctor.OK, Required: true}
+	f, err := sandbox.Files(c)
+	if err != nil {
+		check.Status = doctor.Missing
+		check.Detail, check.Hint = splitHint(err.Error())
+		return check
+	}
+	n.Files["kernel"] = f.Kernel
+	if f.Initrd != "" {
+		n.Files["initrd"] = f.Initrd
+	}
+	if n.SoftwareTPM {
+		n.Files["firmware"], n.Files["firmware variables"] = f.Firmware, f.FirmwareVars
+		for _, what := range []string{"firmware", "firmware variables"} {
+			n.Hints[what] = "apt-get install ovmf, or set guest.firmware and guest.firmware_vars"
+		}
+	}
+	dir := filepath.Dir(f.Kernel)
+	check.Detail = dir
+	m, err := guestimage.Load(dir)
+	if err != nil {
+		check.Detail = "files of its own: " + f.Kernel // no manifest, nothing to compare with
+		return check
+	}
+	if err := m.Verify(dir); err != nil {
+		check.Status, check.Detail, check.Hint = doctor.Missing, err.Error(), "copy the image again, all files of the folder"
+		return check
+	}
+	if dirs, err := paths.Default(); err == nil && c.Guest.Kernel == "" {
+		if own, err := filepath.EvalSymlinks(dirs.CurrentImage()); err == nil && own == dir {
+			check.Status, check.Detail = doctor.Missing, "only in "+dir+", where containerd as a service does not look"
+			check.Hint = "cloister guest build --to /usr/share/cloister/guest"
+		}
+	}
+	return check
+}
+
+// splitHint takes "text (hint: what helps)" apart.
+func splitHint(text string) (string, string) {
+	before, after, found := strings.Cut(text, " (hint: ")
+	if !found {
+		return text, ""
+	}
+	return before, strings.TrimSuffix(after, ")")
 }
 
 // printChecks prints what was looked at, and what helps.

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -14,17 +17,20 @@ import (
 // configContainerdCmd prints what a node's containerd needs to know.
 func configContainerdCmd(a *app) *cobra.Command {
 	var handlers []string
+	var base string
 	version := "2"
 	c := &cobra.Command{
 		Use:   "containerd",
 		Short: "Print a file for containerd's configuration with the runtime's handlers",
 		Long: "Prints the runtime table for containerd, to be saved where its configuration's `imports` finds it.\n" +
-			"Each --handler is NAME=FILE: the name that a RuntimeClass uses, and the runtime's configuration for it.",
+			"Each --handler is NAME=FILE: the name that a RuntimeClass uses, and the runtime's configuration for it.\n\n" +
+			"containerd 1.6 and 1.7 do not merge: a file that is imported replaces all that they know of the CRI plugin, runc too.\n" +
+			"For them --merge FILE prints the plugin's whole table, that of FILE (/etc/containerd/config.toml) with the handlers added.",
 		Example: "  cloister config containerd > /etc/containerd/conf.d/cloister.toml\n" +
-			"  cloister config containerd --for 1.7 --handler cloister=/etc/cloister/runtime.toml --handler cloister-tpm=/etc/cloister/tpm.toml",
+			"  cloister config containerd --for 1.7 --merge /etc/containerd/config.toml --handler cloister=/etc/cloister/runtime.toml --handler cloister-tpm=/etc/cloister/tpm.toml",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			text, err := containerdConfig(version, handlers)
+			text, err := containerdConfig(version, base, handlers)
 			if err != nil {
 				return err
 			}
@@ -33,6 +39,7 @@ func configContainerdCmd(a *app) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&version, "for", version, "containerd's version: 1.6, 1.7 or 2")
+	c.Flags().StringVar(&base, "merge", "", "containerd 1.6 and 1.7: print the CRI plugin's table of FILE with the handlers added")
 	c.Flags().StringArrayVar(&handlers, "handler", []string{"cloister="}, "NAME=FILE, or NAME= for the default configuration; can be repeated")
 	return c
 }
@@ -45,7 +52,7 @@ type containerdRuntime struct {
 	Options     map[string]string `toml:"options,omitempty"`
 }
 
-func containerdConfig(version string, handlers []string) ([]byte, error) {
+func containerdConfig(version, base string, handlers []string) ([]byte, error) {
 	schema, plugin := 3, "io.containerd.cri.v1.runtime"
 	switch version {
 	case "1.6", "1.7":
@@ -54,7 +61,20 @@ func containerdConfig(version string, handlers []string) ([]byte, error) {
 	default:
 		return nil, usageError{fmt.Errorf("containerd's version is %q, want 1.6, 1.7 or 2", version)}
 	}
-	runtimes := map[string]containerdRuntime{}
+	cri := map[string]any{}
+	if base != "" {
+		if version == "2" {
+			return nil, usageError{errors.New("--merge is for containerd 1.6 and 1.7: newer ones merge by themselves")}
+		}
+		var err error
+		if cri, err = criTable(base, plugin); err != nil {
+			return nil, err
+		}
+	}
+	runtimes, err := addRuntimes(cri, base != "")
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", base, err)
+	}
 	for _, h := range handlers {
 		name, file, _ := strings.Cut(h, "=")
 		if !dnsName(name) {
@@ -71,10 +91,72 @@ func containerdConfig(version string, handlers []string) ([]byte, error) {
 	}
 	text, err := toml.Marshal(map[string]any{
 		"version": schema,
-		"plugins": map[string]any{plugin: map[string]any{"containerd": map[string]any{"runtimes": runtimes}}},
+		"plugins": map[string]any{plugin: cri},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("writing containerd's configuration: %w", err)
 	}
 	return text, nil
+}
+
+// maxContainerdConfig is more than a configuration of containerd needs.
+const maxContainerdConfig = 4 << 20
+
+// criTable reads the CRI plugin's table of containerd's configuration; an empty one when it has none.
+func criTable(file, plugin string) (map[string]any, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading containerd's configuration: %w", err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxContainerdConfig+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading containerd's configuration: %w", err)
+	}
+	if len(raw) > maxContainerdConfig {
+		return nil, fmt.Errorf("reading containerd's configuration: %s has more than %d bytes", file, maxContainerdConfig)
+	}
+	var config struct {
+		Version int                       `toml:"version"`
+		Plugins map[string]map[string]any `toml:"plugins"`
+	}
+	if err := toml.Unmarshal(raw, &config); err != nil {
+		return nil, fmt.Errorf("reading containerd's configuration: %s: %w", file, err)
+	}
+	if config.Version != 2 && len(config.Plugins) > 0 {
+		return nil, hint(fmt.Errorf("reading containerd's configuration: %s has version %d, want 2", file, config.Version),
+			"`containerd config migrate` prints it as a newer version")
+	}
+	if cri := config.Plugins[plugin]; cri != nil {
+		return cri, nil
+	}
+	return map[string]any{}, nil
+}
+
+// addRuntimes returns the table of runtimes in the CRI plugin's, which is made when it is not there. In a table that stands for
+// all that containerd knows, its default runtime is added.
+func addRuntimes(cri map[string]any, whole bool) (map[string]any, error) {
+	table := func(in map[string]any, name string) (map[string]any, error) {
+		if in[name] == nil {
+			in[name] = map[string]any{}
+		}
+		t, ok := in[name].(map[string]any)
+		if !ok {
+			return nil, fmt.Errorf("%s is not a table", name)
+		}
+		return t, nil
+	}
+	containerd, err := table(cri, "containerd")
+	if err != nil {
+		return nil, err
+	}
+	runtimes, err := table(containerd, "runtimes")
+	if err != nil {
+		return nil, err
+	}
+	name, named := containerd["default_runtime_name"].(string)
+	if _, there := runtimes["runc"]; whole && !there && (!named || name == "runc") {
+		runtimes["runc"] = map[string]any{"runtime_type": "io.containerd.runc.v2"}
+	}
+	return runtimes, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -25,14 +26,15 @@ func guestBuildCmd(a *app) *cobra.Command {
 		strict       bool
 		update       bool
 		runc         string
-		kernel       string
+		kernel, to   string
 	)
 	c := &cobra.Command{
 		Use:   "build",
 		Short: "Build the guest image: distribution kernel, measured initrd, manifest",
 		Long: "Builds the guest image from the locked kernel package (verified against the distribution's signatures), the\n" +
 			"static guest binary and runc. Two builds of the same inputs give the same bytes. Nothing is rebuilt that did not change.\n" +
-			"With --kernel small it gets the kernel of `cloister guest kernel build`, which is built first when it is not there.",
+			"With --kernel small it gets the kernel of `cloister guest kernel build`, which is built first when it is not there.\n" +
+			"With --to DIR the image is copied there, too: containerd looks into /usr/share/cloister/guest.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			dirs, err := paths.Default()
@@ -63,14 +65,22 @@ func guestBuildCmd(a *app) *cobra.Command {
 			if err := pointTo(dirs.CurrentImage(), r.Dir); err != nil {
 				return err
 			}
-			return a.printImage(r.Dir, r.Notice, r.Cached, r.Steps)
+			dir := r.Dir
+			if to != "" {
+				if err := copyImage(dir, to); err != nil {
+					return err
+				}
+				dir = to
+			}
+			return a.printImage(dir, r.Notice, r.Cached, r.Steps)
 		},
 	}
 	c.Flags().StringVar(&source, "source", "", "source tree to build the guest binary from (default: the one this program or folder is in)")
 	c.Flags().StringVar(&lock, "lock", "", "lock file with the versions (default: guest.lock of the source tree)")
 	c.Flags().BoolVar(&strict, "locked", false, "fail when the locked kernel is no longer offered, instead of taking the newest of its series")
 	c.Flags().BoolVar(&update, "update-lock", false, "write a new lock file with the newest versions, and build nothing")
-	c.Flags().StringVar(&kernel, "kernel", kernelStock, "stock, small, or a folder that `guest kernel build` has made")
+	c.Flags().StringVar(&kernel, "kernel", kernelStock, "stock, small, or a folder that guest kernel build has made")
+	c.Flags().StringVar(&to, "to", "", "copy the image to DIR, in place of the image that is there")
 	c.Flags().StringVar(&runc, "runc", "", "with --update-lock: the runc version to lock")
 	return c
 }
@@ -169,7 +179,8 @@ func locateSource(o *guestimage.Options, dirs paths.Dirs, source, lock string) e
 	}
 	o.GuestBinary = filepath.Join(filepath.Dir(exe), "cloister-guest")
 	if _, err := os.Stat(o.GuestBinary); err != nil {
-		return hint(fmt.Errorf("finding the guest's source: there is neither a source tree here nor %s", o.GuestBinary), "name the tree with --source DIR")
+		return hint(fmt.Errorf("finding the guest's source: there is neither a source tree here nor %s", o.GuestBinary),
+			"name the tree with --source DIR; a node needs no tree, it can take the folder of an image that was built elsewhere")
 	}
 	if lock == "" {
 		o.LockPath = filepath.Join(dirs.Cache, "guest.lock")
@@ -192,6 +203,41 @@ func sourceTree(dir string) string {
 		}
 		dir = up
 	}
+}
+
+// copyImage puts the image in dir at to, in place of an image that is there. Machines that run have read theirs already; one that
+// starts in the moment between finds none.
+func copyImage(dir, to string) error {
+	to, err := filepath.Abs(to)
+	if err != nil {
+		return fmt.Errorf("copying the guest image: %w", err)
+	}
+	entries, err := os.ReadDir(to)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("copying the guest image: %w", err)
+	}
+	if _, err := manifest.Load(to); err != nil && len(entries) > 0 {
+		return hint(fmt.Errorf("copying the guest image to %s: the folder has other things in it", to), "name an empty folder, or one with a guest image")
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return fmt.Errorf("copying the guest image: %w", err)
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(to), ".guest-")
+	if err != nil {
+		return fmt.Errorf("copying the guest image: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	fresh, old := filepath.Join(tmp, "new"), filepath.Join(tmp, "old")
+	if err := os.CopyFS(fresh, os.DirFS(dir)); err != nil {
+		return fmt.Errorf("copying the guest image: %w", err)
+	}
+	if err := os.Rename(to, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("replacing the guest image: %w", err)
+	}
+	if err := os.Rename(fresh, to); err != nil {
+		return fmt.Errorf("replacing the guest image: %w", err)
+	}
+	return nil
 }
 
 // pointTo makes link a symbolic link to target, atomically.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,10 @@ type Node struct {
 	Network, Redirect bool
 	// Vhost is set when the host's kernel shall move packets.
 	Vhost bool
-	// Files must be there: what they are for, and where.
-	Files map[string]string
+	// SoftwareTPM is set when each VM has one: programs of swtpm.
+	SoftwareTPM bool
+	// Files must be there: what they are for, and where. Hints say what helps, by what the file is for.
+	Files, Hints map[string]string
 	// Dirs must have room: directory to MiB.
 	Dirs map[string]int
 	// ContainerdConfig is the file of containerd; empty is /etc/containerd/config.toml.
@@ -58,6 +61,11 @@ func ProbeNode(ctx context.Context, h Host, n Node) *Report {
 		r.QEMU = path
 		r.add(c)
 	}
+	if n.SoftwareTPM {
+		for _, program := range []string{"swtpm", "swtpm_setup", "swtpm_localca"} {
+			r.add(h.tool(program))
+		}
+	}
 	r.add(h.vsock())
 	if n.Network {
 		r.add(h.device("tun", "/dev/net/tun", "modprobe tun").needed(true))
@@ -77,7 +85,7 @@ func ProbeNode(ctx context.Context, h Host, n Node) *Report {
 		c := Check{Name: what, Status: OK, Detail: n.Files[what], Required: true}
 		if !h.exists(n.Files[what]) {
 			c.Status, c.Detail, c.Hint = Missing, n.Files[what]+" is not there",
-				"install it, or name another file in the runtime's configuration"
+				cmp.Or(n.Hints[what], "install it, or name another file in the runtime's configuration")
 		}
 		r.add(c)
 	}
@@ -85,8 +93,9 @@ func ProbeNode(ctx context.Context, h Host, n Node) *Report {
 	for _, dir := range sorted(n.Dirs) {
 		r.add(h.space("disk "+dir, h.path(dir), n.Dirs[dir], "make room: state and images of pods are kept there"))
 	}
-	r.add(h.containerd(ctx))
-	r.add(h.handler(n.ContainerdConfig))
+	daemon, version := h.containerd(ctx)
+	r.add(daemon)
+	r.add(h.handler(n.ContainerdConfig, version))
 	r.add(h.shim())
 	return r
 }
@@ -207,26 +216,30 @@ func (h Host) cgroups() Check {
 // minContainerd is the oldest version that says how large a pod is when its sandbox is made.
 var minContainerd = [2]int{1, 6}
 
-func (h Host) containerd(ctx context.Context) Check {
+// containerd also returns the version as `cloister config containerd` knows it.
+func (h Host) containerd(ctx context.Context) (Check, string) {
 	c := Check{Name: "containerd", Status: OK, Required: true}
 	path, err := h.LookPath("containerd")
 	if err != nil {
 		c.Status, c.Detail, c.Hint = Missing, "not installed", "apt-get install containerd"
-		return c
+		return c, ""
 	}
 	out, err := h.Output(ctx, path, "--version")
 	if err != nil {
 		c.Status, c.Detail = Missing, fmt.Sprintf("%s --version: %v", path, err)
-		return c
+		return c, ""
 	}
 	version, major, minor := containerdVersion(out)
 	if major < minContainerd[0] || major == minContainerd[0] && minor < minContainerd[1] {
 		c.Status, c.Hint = Missing, "install a newer containerd"
 		c.Detail = fmt.Sprintf("version %q of %s, expected %d.%d or later", version, path, minContainerd[0], minContainerd[1])
-		return c
+		return c, ""
 	}
 	c.Detail = version + ", " + path
-	return c
+	if major >= 2 {
+		return c, "2"
+	}
+	return c, fmt.Sprintf("%d.%d", major, minor)
 }
 
 // containerdVersion reads "containerd github.com/containerd/containerd v1.6.20 COMMIT"; major is 0 when there is no version.
@@ -248,12 +261,15 @@ const (
 )
 
 // handler looks for our runtime in containerd's configuration and the files that it imports.
-func (h Host) handler(file string) Check {
+func (h Host) handler(file, version string) Check {
 	if file == "" {
 		file = "/etc/containerd/config.toml"
 	}
 	c := Check{Name: "containerd runtime", Required: true, Status: Missing,
-		Hint: "add a file with [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.cloister] runtime_type = \"" + RuntimeType + "\""}
+		Hint: "cloister config containerd > /etc/containerd/conf.d/cloister.toml, with imports = [\"/etc/containerd/conf.d/*.toml\"] in " + file}
+	if version == "1.6" || version == "1.7" {
+		c.Hint = strings.Replace(c.Hint, "containerd >", "containerd --for "+version+" --merge "+file+" >", 1)
+	}
 	files := []string{file}
 	for i := 0; i < len(files) && i < maxContainerdImports; i++ {
 		conf, err := h.readTOML(files[i])
@@ -266,8 +282,12 @@ func (h Host) handler(file string) Check {
 			return c
 		}
 		if names := runtimes(conf, 0); len(names) > 0 {
-			c.Status, c.Hint = OK, ""
 			c.Detail = strings.Join(names, ", ") + " in " + files[i]
+			if old := version == "1.6" || version == "1.7"; old && !hasDefaultRuntime(conf) {
+				c.Detail += ", which has no table of the default runtime: containerd " + version + " does not serve the CRI with it"
+				return c
+			}
+			c.Status, c.Hint = OK, ""
 			return c
 		}
 		imports, _ := conf["imports"].([]any)
@@ -289,6 +309,22 @@ func (h Host) handler(file string) Check {
 	}
 	c.Detail = file + " and what it imports have no runtime of type " + RuntimeType
 	return c
+}
+
+// hasDefaultRuntime tells whether a table of the CRI plugin that has runtimes has the default one, too. containerd up to 1.7 takes such
+// a table instead of its own defaults.
+func hasDefaultRuntime(conf map[string]any) bool {
+	at := conf
+	for _, name := range []string{"plugins", "io.containerd.grpc.v1.cri", "containerd"} {
+		at, _ = at[name].(map[string]any)
+	}
+	name, named := at["default_runtime_name"].(string)
+	if !named {
+		name = "runc"
+	}
+	runtimes, _ := at["runtimes"].(map[string]any)
+	_, there := runtimes[name]
+	return there
 }
 
 func (h Host) readTOML(file string) (map[string]any, error) {

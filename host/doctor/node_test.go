@@ -10,8 +10,10 @@ import (
 	"testing"
 )
 
-const runtimeTable = "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.cloister]\n" +
+const runtimeTable = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.cloister]\n" +
 	"runtime_type = \"io.containerd.cloister.v2\"\n"
+
+const runcTable = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n"
 
 // node is a machine on which everything is there.
 func node(t *testing.T, files map[string]string) (Host, Node) {
@@ -21,7 +23,7 @@ func node(t *testing.T, files map[string]string) (Host, Node) {
 		"/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n", "/proc/sys/kernel/osrelease": "6.1.0\n",
 		"/lib/modules/6.1.0/modules.dep":     "kernel/net/sched/act_mirred.ko.xz:\nkernel/net/sched/cls_u32.ko:\n",
 		"/lib/modules/6.1.0/modules.builtin": "kernel/net/sched/sch_ingress.ko\n",
-		"/etc/containerd/config.toml":        "imports = [\"conf.d/*.toml\"]\n[plugins]\n", "/etc/containerd/conf.d/c.toml": runtimeTable,
+		"/etc/containerd/config.toml":        "imports = [\"conf.d/*.toml\"]\n[plugins]\n", "/etc/containerd/conf.d/c.toml": runtimeTable + runcTable,
 		"/opt/virtiofsd": "", "/var/lib/x": "",
 	}
 	for name, text := range files {
@@ -88,6 +90,16 @@ func TestNodeFaults(t *testing.T) {
 			h.Output = func(context.Context, string, ...string) (string, error) { return "containerd x v1.5.9 abc", nil }
 		}, nil},
 		{"containerd runtime", "have no runtime of type", Missing, nil, map[string]string{"/etc/containerd/conf.d/c.toml": "x = 1"}},
+		{"containerd runtime", "no table of the default runtime", Missing, nil, map[string]string{"/etc/containerd/conf.d/c.toml": runtimeTable}},
+		{"swtpm_setup", "not installed", Missing, func(h *Host, n *Node) {
+			look := h.LookPath
+			n.SoftwareTPM, h.LookPath = true, func(name string) (string, error) {
+				if name == "swtpm_setup" {
+					return "", fs.ErrNotExist
+				}
+				return look(name)
+			}
+		}, nil},
 		{"containerd runtime", "reading /etc/containerd/config.toml", Missing, nil, map[string]string{"/etc/containerd/config.toml": "["}},
 		{"containerd runtime", "there is no /etc/c.toml", Missing, func(_ *Host, n *Node) { n.ContainerdConfig = "/etc/c.toml" }, nil},
 		{"shim", "not in PATH", Missing, func(h *Host, _ *Node) { h.LookPath = func(string) (string, error) { return "", fs.ErrNotExist } }, nil},

@@ -214,12 +214,13 @@ func (a *annotator) initdata(name, value string) error {
 	if err := a.enabled(keyInitdata); err != nil {
 		return err
 	}
+	const help = "(hint: its value is what `cloister initdata new --annotation` prints)"
 	text, err := initdata.DecodeAnnotation(value)
 	if err != nil {
-		return fmt.Errorf("is not initdata: %w", err)
+		return fmt.Errorf("is not initdata: %w %s", err, help)
 	}
 	if _, err := initdata.Parse(text); err != nil {
-		return fmt.Errorf("is not initdata: %w", err)
+		return fmt.Errorf("is not initdata: %w %s", err, help)
 	}
 	if err := a.claim(keyInitdata, name, value, string(text)); err != nil {
 		return err

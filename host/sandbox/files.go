@@ -17,7 +17,8 @@ type GuestFiles struct {
 	Cmdline                                string // of the kernel, with what the configuration adds
 }
 
-// ImageDirs are where a guest image is looked for when the configuration names no files, in this order.
+// ImageDirs are where a guest image is looked for when the configuration names no files, in this order. The last is the user's own:
+// containerd as a service has no home directory, and does not see it.
 func ImageDirs() []string {
 	dirs := []string{"/etc/cloister/guest", "/usr/share/cloister/guest", "/opt/cloister/guest"}
 	if d, err := paths.Default(); err == nil {
@@ -69,8 +70,8 @@ func findFiles(g *runtimeconfig.Guest) (GuestFiles, error) {
 		f.take(m)
 		return f, nil
 	}
-	return GuestFiles{}, fmt.Errorf("there is no guest image in %s (hint: make one with `cloister guest build`, or name kernel and initrd "+
-		"in the runtime's configuration)", strings.Join(ImageDirs(), ", "))
+	return GuestFiles{}, fmt.Errorf("there is no guest image in %s (hint: `cloister guest build --to /usr/share/cloister/guest` in the "+
+		"source tree makes one; or name guest.kernel and guest.initrd in the runtime's configuration)", strings.Join(ImageDirs(), ", "))
 }
 
 // take completes the files by those of an image.

@@ -356,7 +356,7 @@ func (s *Sandbox) netns() (string, error) {
 	}
 	path, own := networkNamespace(s.cfg.Spec)
 	if !own {
-		return "", fmt.Errorf("%w (hint: take hostNetwork from the pod, or run it with another RuntimeClass)", network.ErrHostNetwork)
+		return "", network.ErrHostNetwork
 	}
 	return path, nil
 }

@@ -47,9 +47,12 @@ func (s *Service) makePod(ctx context.Context, cfg podConfig, options *anypb.Any
 		options = s.cfg.Options
 	}
 	effective, err := runtimeconfig.Load(runtimeconfig.Request{
-		Getenv: os.Getenv, OptionsType: options.GetTypeUrl(), Options: options.GetValue(), Annotations: cfg.spec.Annotations,
+		Getenv: os.Getenv, OptionsType: options.GetTypeUrl(), Options: options.GetValue(),
 	})
 	if err != nil {
+		return nil, fmt.Errorf("%w (hint: correct it on the node; `cloister config example` prints every key, `cloister check -f FILE` checks the file)", err)
+	}
+	if effective, err = effective.Annotated(cfg.spec.Annotations); err != nil {
 		return nil, err
 	}
 	if level := effective.Config.Level(); s.cfg.Level != nil && level != slog.LevelInfo { // without one, containerd's wish counts

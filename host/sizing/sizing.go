@@ -145,11 +145,13 @@ func (in Input) size(r Request) (vcpus, memoryMiB int, err error) {
 	memoryMiB = roundUp(int(memory), in.block())
 	var faults []error
 	if most := in.maxVCPUs(); vcpus > most {
-		faults = append(faults, fmt.Errorf("%d vCPUs (limit %s, request %s, overhead %s of a processor, from %s): want at most %d",
+		faults = append(faults, fmt.Errorf("%d vCPUs (limit %s, request %s, overhead %s of a processor, from %s): want at most %d "+
+			"(hint: ask for less; the bound is sandbox.max_vcpus, or what the node has)",
 			vcpus, milli(r.CPULimit), milli(r.CPURequest), milli(in.Overhead.MilliCPU), r.Source, most))
 	}
 	if most := in.maxMemoryMiB(); memoryMiB > most {
-		faults = append(faults, fmt.Errorf("%d MiB of memory (limit %d MiB, request %d MiB, overhead %d MiB, from %s): want at most %d",
+		faults = append(faults, fmt.Errorf("%d MiB of memory (limit %d MiB, request %d MiB, overhead %d MiB, from %s): want at most %d MiB "+
+			"(hint: ask for less; the bound is sandbox.max_memory_mib, or what the node has)",
 			memoryMiB, toMiB(r.MemoryLimit), toMiB(r.MemoryRequest), memoryMiB-int(toMiB(max(r.MemoryLimit, r.MemoryRequest))), r.Source, most))
 	}
 	return vcpus, memoryMiB, errors.Join(faults...)

@@ -202,7 +202,7 @@ func (c *Config) Validate() error {
 		bad("firmware code and variables are both needed, or neither")
 	}
 	if c.FirmwareCode == "" && (c.TPM != nil || c.Kernel == "") {
-		bad("a TPM, or a start without a kernel, needs firmware")
+		bad("a TPM, or a start without a kernel, needs firmware (hint: guest.firmware, such as OVMF's code; a guest image knows its own)")
 	}
 	if c.Machine != "" && c.Machine != MachineQ35 && c.Machine != MachineMicroVM {
 		bad("machine type %q: expected %q or %q", c.Machine, MachineQ35, MachineMicroVM)

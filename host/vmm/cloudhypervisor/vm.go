@@ -142,12 +142,12 @@ func (v *VM) start(ctx context.Context) error {
 
 // prepare looks for the files of the start and makes the VM's private ones.
 func (v *VM) prepare() (initdata string, err error) {
-	for _, f := range []string{v.cfg.FirmwareCode, v.cfg.Kernel, v.cfg.Initrd} {
-		if f == "" {
+	for _, f := range []struct{ what, path string }{{"firmware", v.cfg.FirmwareCode}, {"kernel", v.cfg.Kernel}, {"initrd", v.cfg.Initrd}} {
+		if f.path == "" {
 			continue
 		}
-		if _, err := os.Stat(f); err != nil {
-			return "", fmt.Errorf("boot file: %w", err)
+		if _, err := os.Stat(f.path); err != nil {
+			return "", fmt.Errorf("looking for the %s of the guest: %w (hint: `cloister check` names all files that are missing)", f.what, err)
 		}
 	}
 	if r := v.cfg.RootImage; r != "" {

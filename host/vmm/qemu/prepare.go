@@ -118,12 +118,12 @@ func prepareFiles(cfg *vmm.Config) (*bootFiles, error) {
 			return nil, fmt.Errorf("copying the firmware variables: %w", err)
 		}
 	}
-	for _, f := range []string{cfg.FirmwareCode, cfg.Kernel, cfg.Initrd} {
-		if f == "" {
+	for _, f := range []struct{ what, path string }{{"firmware", cfg.FirmwareCode}, {"kernel", cfg.Kernel}, {"initrd", cfg.Initrd}} {
+		if f.path == "" {
 			continue
 		}
-		if _, err := os.Stat(f); err != nil {
-			return nil, fmt.Errorf("boot file: %w", err)
+		if _, err := os.Stat(f.path); err != nil {
+			return nil, fmt.Errorf("looking for the %s of the guest: %w (hint: `cloister check` names all files that are missing)", f.what, err)
 		}
 	}
 	disks := make([]string, 0, 1+len(cfg.ExtraDisks))
