@@ -77,6 +77,9 @@ func nodeOf(c *runtimeconfig.Config, containerd string) doctor.Node {
 	if c.SharedFS() == runtimeconfig.SharedFSVirtiofs {
 		n.Files["virtiofsd"] = c.Storage.Virtiofsd
 	}
+	if c.Sandbox.Hugepages {
+		n.Files["huge pages"] = "/dev/hugepages"
+	}
 	if c.Sandbox.TEE == runtimeconfig.TEETPM {
 		n.Files["software TPM"] = "/usr/bin/swtpm"
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/author/refvalue"
+	"github.com/cloister/cloister/host/runtimeconfig"
+	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/wire/guestimage"
 )
 
@@ -22,6 +26,7 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 		pf           podFlags
 		image        string
 		initdataFile string
+		runtimeFile  string
 		kernelAppend string
 		events       bool
 		out          string
@@ -30,32 +35,31 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 		Use:   "compute POD.yaml",
 		Short: "Compute the PCR values that a boot of this pod must show, from the artefacts",
 		Long: "Computes, from firmware, kernel, initrd, command line, machine size and initdata, the PCR values of a boot of exactly\n" +
-			"these. Nothing is booted and nothing is typed in. The pod is read for the size of its machine.",
+			"these. Nothing is booted and nothing is typed in. The pod is read for the size of its machine.\n" +
+			"With --runtime-config the boot is the one that the container runtime makes of the pod: size, files and command line are\n" +
+			"as that configuration and the pod's annotations say, on a node with at least this machine's processors and memory.",
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			plan, err := pf.plan(c.Context(), a, args[0])
+			if initdataFile == "" && runtimeFile == "" {
+				return needInitdata()
+			}
+			var in refvalue.Input
+			var err error
+			if runtimeFile != "" {
+				in, err = runtimeBoot(runtimeFile, args[0])
+			} else {
+				in, err = pf.boot(c.Context(), a, args[0], image)
+			}
 			if err != nil {
 				return err
 			}
-			dir, err := imageDir(image)
-			if err != nil {
-				return err
+			if initdataFile != "" {
+				if in.Initdata, err = os.ReadFile(initdataFile); err != nil {
+					return fmt.Errorf("reading the initdata: %w", err)
+				}
 			}
-			m, err := guestimage.Load(dir)
-			if err != nil {
-				return err
-			}
-			if err := m.Verify(dir); err != nil {
-				return err
-			}
-			document, err := os.ReadFile(initdataFile)
-			if err != nil {
-				return fmt.Errorf("reading the initdata: %w", err)
-			}
-			in := refvalue.Input{
-				Kernel: filepath.Join(dir, m.Kernel.Path), Initrd: filepath.Join(dir, m.Initrd.Path), Cmdline: m.Cmdline,
-				FirmwareCode: m.Firmware.CodePath, FirmwareVars: m.Firmware.VarsPath, Initdata: document,
-				Machines: []refvalue.Machine{{VCPUs: plan.Resources.VCPUs, MemoryMiB: plan.Resources.MemoryMiB}},
+			if in.Initdata == nil {
+				return needInitdata()
 			}
 			if kernelAppend != "" {
 				in.Cmdline += " " + kernelAppend
@@ -88,9 +92,68 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&image, "guest", "", "folder of the guest image (default: the one built last)")
 	c.Flags().StringVar(&initdataFile, "initdata", "", "initdata document of the pod")
 	c.Flags().StringVar(&kernelAppend, "kernel-append", "", "what `cloister run` will add to the kernel command line")
+	c.Flags().StringVar(&runtimeFile, "runtime-config", "", "configuration of the container runtime: for a pod that Kubernetes runs, not `cloister run`")
 	c.Flags().BoolVar(&events, "events", false, "explain every event that goes into the registers")
-	needs(c, "initdata")
+	c.MarkFlagsMutuallyExclusive("runtime-config", "guest")
+	c.MarkFlagsMutuallyExclusive("runtime-config", "kernel-append")
 	return c
+}
+
+func needInitdata() error {
+	return hintError{usageError{errors.New("the pod's initdata is not known")},
+		"give --initdata FILE, or with --runtime-config a pod that has the annotation cloister.dev/initdata"}
+}
+
+// boot is what `cloister run` boots for a pod, without its initdata.
+func (f *podFlags) boot(ctx context.Context, a *app, pod, image string) (refvalue.Input, error) {
+	plan, err := f.plan(ctx, a, pod)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	dir, err := imageDir(image)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	m, err := guestimage.Load(dir)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	if err := m.Verify(dir); err != nil {
+		return refvalue.Input{}, err
+	}
+	return refvalue.Input{
+		Kernel: filepath.Join(dir, m.Kernel.Path), Initrd: filepath.Join(dir, m.Initrd.Path), Cmdline: m.Cmdline,
+		FirmwareCode: m.Firmware.CodePath, FirmwareVars: m.Firmware.VarsPath,
+		Machines: []refvalue.Machine{{VCPUs: plan.Resources.VCPUs, MemoryMiB: plan.Resources.MemoryMiB}},
+	}, nil
+}
+
+// runtimeBoot is what the container runtime boots for a pod, with the initdata of its annotation if it has one.
+func runtimeBoot(file, pod string) (refvalue.Input, error) {
+	p, err := readPodSize(pod)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	e, err := loadRuntime(file, p.annotations)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	if tee := e.Config.Sandbox.TEE; tee != runtimeconfig.TEETPM {
+		return refvalue.Input{}, hint(fmt.Errorf("the configuration %s has sandbox.tee = %q, whose measurements are not in a TPM", file, tee),
+			"this command knows tee = \"tpm\"")
+	}
+	f, err := sandbox.Files(&e.Config)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	size, err := sandbox.Size(&e.Config, runtimeconfig.TEETPM, p.request)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	return refvalue.Input{
+		Kernel: f.Kernel, Initrd: f.Initrd, Cmdline: f.Cmdline, FirmwareCode: f.Firmware, FirmwareVars: f.FirmwareVars,
+		Machines: []refvalue.Machine{{VCPUs: size.VCPUs, MemoryMiB: size.MemoryMiB}}, Initdata: e.Initdata,
+	}, nil
 }
 
 func (a *app) printValues(values map[string][]string) {

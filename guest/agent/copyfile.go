@@ -117,7 +117,7 @@ func copySymlink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 	}
 	// A link that leads to another version of a volume is exchanged at once: its readers never find none.
 	tmp := temporaryName(rel)
-	if err := root.RemoveAll(tmp); err != nil {
+	if err := removeOne(root, tmp); err != nil {
 		return err
 	}
 	if err := root.Symlink(target, tmp); err != nil {
@@ -127,7 +127,7 @@ func copySymlink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 		return err
 	}
 	if info, err := root.Lstat(rel); err == nil && info.IsDir() {
-		if err := root.RemoveAll(rel); err != nil {
+		if err := removeOne(root, rel); err != nil {
 			return err
 		}
 	}
@@ -144,7 +144,7 @@ func copyRegular(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 	tmp := temporaryName(rel)
 	if req.GetOffset() == 0 {
 		for _, old := range []string{tmp, rel} {
-			if err := root.RemoveAll(old); err != nil {
+			if err := removeOne(root, old); err != nil {
 				return err
 			}
 		}

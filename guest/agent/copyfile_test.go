@@ -204,3 +204,34 @@ func FuzzCopyFilePath(f *testing.F) {
 		}
 	})
 }
+
+// TestCopyFileSparesMounts puts a file in the place of a directory in which another volume is mounted.
+func TestCopyFileSparesMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	a, base := copier(t)
+	volume := t.TempDir()
+	if err := os.WriteFile(filepath.Join(volume, "file"), []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []string{"mount", "dir/deep/mount"} {
+		if err := os.MkdirAll(filepath.Join(base, at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(volume, filepath.Join(base, at), "", unix.MS_BIND, ""); err != nil {
+			t.Skipf("mounting: %v", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(filepath.Join(base, at), unix.MNT_DETACH) })
+	}
+	for _, name := range []string{"/mount", "/dir"} {
+		for _, mode := range []uint32{unix.S_IFREG, unix.S_IFLNK} {
+			if _, err := a.CopyFile(t.Context(), request(base+name, mode|0o644, "x")); err == nil {
+				t.Errorf("%s was replaced by a file of type %#o", name, mode)
+			}
+		}
+	}
+	if got, err := os.ReadFile(filepath.Join(volume, "file")); string(got) != "precious" {
+		t.Errorf("the volume's file: %q, %v", got, err)
+	}
+}

@@ -25,7 +25,7 @@ import (
 func (a *Agent) GetGuestDetails(_ context.Context, req *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error) {
 	resp := &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{
 		Version: a.cfg.Version, InitDaemon: os.Getpid() == 1, StorageHandlers: storageDrivers(), SupportsSeccomp: true,
-		ExtraFeatures: append([]string{"agent-policy", "seccomp"}, a.cfg.Features...),
+		ExtraFeatures: append([]string{"agent-policy", "seccomp", agent.FeatureOutputKept}, a.cfg.Features...),
 	}}
 	slices.Sort(resp.AgentDetails.ExtraFeatures)
 	if req.GetMemBlockSize() {
@@ -85,8 +85,8 @@ func (a *Agent) ReseedRandomDev(_ context.Context, req *agent.ReseedRandomDevReq
 	return &emptypb.Empty{}, nil
 }
 
-// OnlineCPUMem brings processors and memory that the host has added into use. Processors that have not appeared yet are
-// waited for. Memory that the kernel takes into use by itself needs nothing.
+// OnlineCPUMem brings processors and memory that the host has added into use. The number is of all processors that shall be
+// online then; those that have not appeared yet are waited for. Memory that the kernel takes into use by itself needs nothing.
 func (a *Agent) OnlineCPUMem(ctx context.Context, req *agent.OnlineCPUMemRequest) (*emptypb.Empty, error) {
 	const sys = "/sys/devices/system"
 	const maxCPUs = 8192
@@ -96,12 +96,12 @@ func (a *Agent) OnlineCPUMem(ctx context.Context, req *agent.OnlineCPUMemRequest
 	if n := int(req.GetNbCpus()); n > 0 {
 		online := 0
 		err := a.cfg.Devices.Wait(ctx, "processors", func() (bool, error) {
-			more, err := setOnline(filepath.Join(sys, "cpu"), "cpu", n-online)
-			online += more
-			return online == n, err
+			var err error
+			online, err = processorsOnline(filepath.Join(sys, "cpu"), n)
+			return online >= n, err
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%d of %d processors could be brought online: %w", online, n, err)
+			return nil, fmt.Errorf("%d of %d processors are online: %w", online, n, err)
 		}
 	}
 	if !req.GetCpuOnly() {
@@ -110,6 +110,30 @@ func (a *Agent) OnlineCPUMem(ctx context.Context, req *agent.OnlineCPUMemRequest
 		}
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// processorsOnline switches on offline processors until there are n, and returns how many are online. One whose directory has no
+// switch, as the first has not, is always online.
+func processorsOnline(dir string, n int) (int, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, fmt.Errorf("listing %s: %w", dir, err)
+	}
+	online := 0
+	for _, e := range entries {
+		if _, err := strconv.ParseUint(strings.TrimPrefix(e.Name(), "cpu"), 10, 31); err != nil {
+			continue
+		}
+		state, err := os.ReadFile(filepath.Join(dir, e.Name(), "online"))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(state)) != "0" {
+			online++
+		}
+	}
+	if online >= n {
+		return online, nil
+	}
+	more, err := setOnline(dir, "cpu", n-online)
+	return online + more, err
 }
 
 // setOnline switches on up to limit offline units (all for a negative limit) and returns how many it switched on.

@@ -1,7 +1,5 @@
 package boot
 
-import "strings"
-
 // defaultPolicy is in force when no initdata brings a policy: the guest can be asked what it is and be ended, nothing
 // else. It names every rule so that each refusal is a clear no.
 const defaultPolicy = `package agent_policy
@@ -51,6 +49,3 @@ default VolumeStatsRequest := false
 default WaitProcessRequest := false
 default WriteStreamRequest := false
 `
-
-// sandboxedPolicy is in force in sandboxed mode: the host is trusted, each rule of the built-in list says yes.
-func sandboxedPolicy() string { return strings.ReplaceAll(defaultPolicy, ":= false", ":= true") }

@@ -457,3 +457,42 @@ func TestAllowPort(t *testing.T) {
 		t.Error("a policy without the rule allows ports")
 	}
 }
+
+func TestOpenUntilThereIsAPolicy(t *testing.T) {
+	e := NewOpen(Options{})
+	ctx := t.Context()
+	if !e.Insecure() {
+		t.Error("an engine without a policy calls itself secure")
+	}
+	for _, rule := range []string{"CreateContainerRequest", "SetPolicyRequest", "HostStorageRequest", "NeverHeardOf"} {
+		undo, err := e.Begin(ctx, rule, &agent.CreateContainerRequest{})
+		if err != nil {
+			t.Fatalf("%s: %v", rule, err)
+		}
+		if err := undo(ctx); err != nil {
+			t.Errorf("taking back %s: %v", rule, err)
+		}
+	}
+	if err := errors.Join(e.AllowPort(ctx, 80), e.Exited(ctx, "c", 1)); err != nil {
+		t.Error(err)
+	}
+	if err := e.SetPolicy(ctx, "package agent_policy\n("); err == nil {
+		t.Error("a policy that does not compile was taken")
+	}
+	undo, err := e.Begin(ctx, "CreateContainerRequest", &agent.CreateContainerRequest{})
+	if err != nil {
+		t.Fatal("a policy that was refused is in force:", err)
+	}
+	if err := e.SetPolicy(ctx, "package agent_policy\ndefault StartContainerRequest := true"); err != nil {
+		t.Fatal(err)
+	}
+	if e.Insecure() || e.Allow(ctx, "CreateContainerRequest", &agent.CreateContainerRequest{}) == nil || e.AllowPort(ctx, 80) == nil {
+		t.Error("the policy is not in force")
+	}
+	if err := e.Allow(ctx, "StartContainerRequest", &agent.StartContainerRequest{}); err != nil {
+		t.Error(err)
+	}
+	if undo(ctx) == nil {
+		t.Error("a decision of before the policy was taken back")
+	}
+}

@@ -22,6 +22,7 @@ type Loader struct {
 	dir     string              // of the module files
 	deps    map[string][]string // files to load for a module name, in order
 	aliases []alias
+	never   []string
 	log     *slog.Logger
 	insert  func(file, params string) error
 
@@ -35,9 +36,9 @@ type alias struct{ pattern, module string }
 
 // Open reads the index of the modules in dir, normally /lib/modules/RELEASE: modules.dep and modules.alias as the image
 // builder has written them. A directory without them has no modules: everything is built in. Modules named in never
-// are not loaded for a device.
+// are not loaded for a device; where they are built in, their devices are taken from them.
 func Open(dir string, log *slog.Logger, never ...string) (*Loader, error) {
-	l := &Loader{dir: dir, log: log, insert: insert, deps: map[string][]string{}, done: map[string]bool{}, seen: map[string]bool{}}
+	l := &Loader{dir: dir, never: never, log: log, insert: insert, deps: map[string][]string{}, done: map[string]bool{}, seen: map[string]bool{}}
 	deps, err := lines(filepath.Join(dir, "modules.dep"))
 	if err != nil {
 		return nil, err
@@ -138,9 +139,28 @@ func (l *Loader) Devices(sys string) error {
 			}
 		}
 		if !found {
-			return nil
+			return l.unbind(sys)
 		}
 	}
+}
+
+// unbind takes their devices from the drivers that are never to be used.
+func (l *Loader) unbind(sys string) error {
+	for _, driver := range l.never {
+		dir := filepath.Join(sys, "bus/virtio/drivers", driver)
+		devices, err := filepath.Glob(filepath.Join(dir, "virtio*"))
+		if err != nil {
+			return err
+		}
+		for _, d := range devices {
+			err := os.WriteFile(filepath.Join(dir, "unbind"), []byte(filepath.Base(d)), 0)
+			if err != nil && !errors.Is(err, unix.ENODEV) { // it has gone
+				return fmt.Errorf("taking %s from the driver %s: %w", filepath.Base(d), driver, err)
+			}
+			l.log.Info("device without driver", "device", filepath.Base(d), "driver", driver)
+		}
+	}
+	return nil
 }
 
 func (l *Loader) match(id string) []string {

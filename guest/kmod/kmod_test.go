@@ -60,3 +60,24 @@ func TestLoader(t *testing.T) {
 		t.Errorf("an image without modules: %v", err)
 	}
 }
+
+// TestBuiltIn has drivers that nobody has loaded.
+func TestBuiltIn(t *testing.T) {
+	sys := t.TempDir()
+	for _, driver := range []string{"mem", "net"} {
+		write(t, sys+"/bus/virtio/drivers/"+driver+"/virtio4/x", "")
+		write(t, sys+"/bus/virtio/drivers/"+driver+"/unbind", "")
+	}
+	l, err := Open(t.TempDir(), slog.New(slog.DiscardHandler), "mem", "missing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Devices(sys); err != nil {
+		t.Fatal(err)
+	}
+	for driver, want := range map[string]string{"mem": "virtio4", "net": ""} {
+		if got, err := os.ReadFile(sys + "/bus/virtio/drivers/" + driver + "/unbind"); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", driver, got, err)
+		}
+	}
+}

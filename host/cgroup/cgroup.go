@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/cgroups/systemd"
+	"golang.org/x/sys/unix"
 )
 
 // Modes of a host.
@@ -242,7 +243,7 @@ func (g *Group) PIDs() ([]int, error) {
 	var out []int
 	for _, dir := range g.dirs() {
 		pids, err := cgroups.GetAllPids(dir)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) { // below a file there is no group
 			continue
 		}
 		if err != nil {

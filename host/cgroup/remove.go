@@ -101,7 +101,7 @@ func removeTree(dir string, depth int) error {
 	const maxTree = 64
 	err := unix.Rmdir(dir)
 	switch {
-	case err == nil || errors.Is(err, unix.ENOENT):
+	case err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR): // below a file there is none
 		return nil
 	case !busy(err):
 		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}

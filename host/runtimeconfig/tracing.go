@@ -12,8 +12,14 @@ func (c *Config) TraceExporter(version string, log *slog.Logger) (*trace.Exporte
 	if c.Tracing.OTLPEndpoint == "" {
 		return nil, nil
 	}
-	return trace.NewExporter(trace.ExporterConfig{
+	e := c.exporter()
+	e.Version, e.Logger = version, log
+	return trace.NewExporter(e)
+}
+
+func (c *Config) exporter() trace.ExporterConfig {
+	return trace.ExporterConfig{
 		Endpoint: c.Tracing.OTLPEndpoint, Certificates: c.Tracing.OTLPCertificates, HeadersFile: c.Tracing.OTLPHeadersFile,
-		InsecureHTTP: c.Tracing.OTLPInsecureHTTP, Ratio: c.Tracing.Ratio, Version: version, Logger: log,
-	})
+		InsecureHTTP: c.Tracing.OTLPInsecureHTTP, Ratio: c.Tracing.Ratio,
+	}
 }

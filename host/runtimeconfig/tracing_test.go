@@ -3,6 +3,8 @@ package runtimeconfig
 import (
 	"strings"
 	"testing"
+
+	"github.com/cloister/cloister/host/trace"
 )
 
 func TestTracing(t *testing.T) {
@@ -31,5 +33,18 @@ func TestTracing(t *testing.T) {
 		if err == nil && e.Config.Tracing.OTLPInsecureHTTP && len(e.Config.Insecure()) != 1 {
 			t.Error("traces in the clear are not listed as insecure")
 		}
+	}
+}
+
+// TestExporterHasEverySetting: what is configured for the collector reaches it.
+func TestExporterHasEverySetting(t *testing.T) {
+	e, err := load(t, "[tracing]\notlp_endpoint = \"http://c.example/v1/traces\"\notlp_certificates = \"/c\"\notlp_headers_file = \"/h\"\n"+
+		"otlp_insecure_http = true\nratio = 0.25\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := trace.ExporterConfig{Endpoint: "http://c.example/v1/traces", Certificates: "/c", HeadersFile: "/h", InsecureHTTP: true, Ratio: 0.25}
+	if got := e.Config.exporter(); got != want {
+		t.Errorf("%+v", got)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/cloister/cloister/host/trace"
 	"github.com/cloister/cloister/host/vmm"
 )
 
@@ -42,7 +41,7 @@ func (c *Config) validate(at func(key string) string) error {
 		fault("vmm.snp_id_block", "and vmm.snp_id_auth (%s): want both or neither", at("vmm.snp_id_auth"))
 	}
 	if c.Tracing.OTLPEndpoint != "" {
-		t := trace.ExporterConfig{Endpoint: c.Tracing.OTLPEndpoint, InsecureHTTP: c.Tracing.OTLPInsecureHTTP, Ratio: c.Tracing.Ratio}
+		t := c.exporter()
 		if err := t.Validate(); err != nil {
 			fault("tracing.otlp_endpoint", "cannot be used: %v", err)
 		}

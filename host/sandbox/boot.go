@@ -20,9 +20,7 @@ import (
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/cloudhypervisor"
 	"github.com/cloister/cloister/host/vmm/qemu"
-	"github.com/cloister/cloister/internal/paths"
 	pb "github.com/cloister/cloister/wire/agent"
-	"github.com/cloister/cloister/wire/guestimage"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -31,6 +29,10 @@ const TPMCA = "/var/lib/cloister/tpm-ca"
 
 // sandboxedWord on the kernel command line starts a guest that trusts its host; it stops where it could prove something.
 const sandboxedWord = "cloister.sandboxed"
+
+// quickBoot are words for kernels whose command line nobody measures: no waiting for devices that virtual machines do not have, nor for
+// self-tests, and no long grace periods while drivers load.
+const quickBoot = "rcupdate.rcu_expedited=1 cryptomgr.notests no_timer_check i8042.noaux i8042.nopnp edd=off"
 
 // chooseTEE decides "auto". What was asked for and is not there is an error, never something weaker.
 func chooseTEE(h doctor.Host, want string) (string, error) {
@@ -41,58 +43,10 @@ func chooseTEE(h doctor.Host, want string) (string, error) {
 	return doctor.HardwareTEE(h, want)
 }
 
-// guestFiles are what boots.
-type guestFiles struct {
-	kernel, initrd, firmware, firmwareVars, cmdline string
-}
-
-// ImageDirs are where a guest image is looked for when the configuration names no files, in this order.
-func ImageDirs() []string {
-	dirs := []string{"/etc/cloister/guest", "/usr/share/cloister/guest", "/opt/cloister/guest"}
-	if d, err := paths.Default(); err == nil {
-		dirs = append(dirs, d.CurrentImage())
-	}
-	return dirs
-}
-
-// files finds the guest: the configuration's files, or those of the image.
-func files(g *runtimeconfig.Guest) (guestFiles, error) {
-	f := guestFiles{kernel: g.Kernel, initrd: g.Initrd, firmware: g.Firmware, firmwareVars: g.FirmwareVars}
-	if f.kernel != "" {
-		if m, err := guestimage.Load(filepath.Dir(f.kernel)); err == nil {
-			f.cmdline = m.Cmdline
-		}
-		return f, nil
-	}
-	for _, dir := range ImageDirs() {
-		real, err := filepath.EvalSymlinks(dir)
-		if err != nil {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(real, guestimage.ManifestName)); err != nil {
-			continue
-		}
-		m, err := guestimage.Load(real)
-		if err != nil {
-			return guestFiles{}, err
-		}
-		f.kernel, f.cmdline = guestimage.Path(real, m.Kernel.Path), m.Cmdline
-		if f.initrd == "" && g.Image == "" {
-			f.initrd = guestimage.Path(real, m.Initrd.Path)
-		}
-		if f.firmware == "" {
-			f.firmware, f.firmwareVars = m.Firmware.CodePath, m.Firmware.VarsPath
-		}
-		return f, nil
-	}
-	return guestFiles{}, fmt.Errorf("there is no guest image in %s (hint: make one with `cloister guest build`, or name kernel and initrd "+
-		"in the runtime's configuration)", strings.Join(ImageDirs(), ", "))
-}
-
 // vmConfig describes the VM.
 func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	c := s.runtime
-	f, err := files(&c.Guest)
+	f, err := Files(c)
 	if err != nil {
 		return vmm.Config{}, err
 	}
@@ -105,17 +59,13 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	}
 	cfg := vmm.Config{
 		Name: machineName(s.cfg.ID), Dir: filepath.Join(s.dir, vmDir), ConsoleLog: filepath.Join(s.dir, consoleFile),
-		Kernel: f.kernel, Initrd: f.initrd, Hugepages: c.Sandbox.Hugepages, CPUFeatures: c.VMM.CPUFeatures,
+		Kernel: f.Kernel, Initrd: f.Initrd, Cmdline: f.Cmdline, Hugepages: c.Sandbox.Hugepages, CPUFeatures: c.VMM.CPUFeatures,
 		Machine: machineType(c.VMM.MachineType), Program: c.VMM.Path, Accel: accel, VCPUs: s.plan.VCPUs, MemoryMiB: s.plan.MemoryMiB,
 		Vsock: c.VMM.Kind == "qemu" && exists("/dev/vhost-vsock"), Started: s.enterCgroup,
 	}
 	if c.Guest.Image != "" {
 		cfg.RootImage = c.Guest.Image
-		if f.cmdline, err = imageCmdline(&c.Guest); err != nil {
-			return vmm.Config{}, err
-		}
 	}
-	cfg.Cmdline = words(f.cmdline, c.Guest.KernelParams, agentWords(c))
 	if s.net != nil {
 		for _, i := range s.net.Interfaces() {
 			cfg.NICs = append(cfg.NICs, nic(i))
@@ -126,6 +76,7 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 		if !strings.Contains(cfg.Cmdline, sandboxedWord) {
 			cfg.Cmdline = words(cfg.Cmdline, sandboxedWord)
 		}
+		cfg.Cmdline = words(quickBoot, cfg.Cmdline)
 		cfg.Balloon = true
 		cfg.FirmwareCode, cfg.FirmwareVars = c.Guest.Firmware, c.Guest.FirmwareVars // that of the guest image is for measuring it
 		if s.share != nil {
@@ -165,7 +116,7 @@ func (s *Sandbox) needInitdata() error {
 }
 
 // confidential adds what proves the guest: initdata, and the TPM or TEE that vouches for it.
-func (s *Sandbox) confidential(cfg *vmm.Config, f guestFiles) error {
+func (s *Sandbox) confidential(cfg *vmm.Config, f GuestFiles) error {
 	if err := s.needInitdata(); err != nil {
 		return err
 	}
@@ -174,7 +125,7 @@ func (s *Sandbox) confidential(cfg *vmm.Config, f guestFiles) error {
 		return fmt.Errorf("the pod's initdata: %w", err)
 	}
 	cfg.InitdataImage = initdata.EncodeDevice(s.cfg.Runtime.Initdata)
-	cfg.FirmwareCode, cfg.FirmwareVars = f.firmware, f.firmwareVars
+	cfg.FirmwareCode, cfg.FirmwareVars = f.Firmware, f.FirmwareVars
 	if s.tee == runtimeconfig.TEETPM {
 		cfg.TPM = &vmm.TPM{CADir: TPMCA}
 		return nil

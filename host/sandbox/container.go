@@ -102,7 +102,10 @@ var ErrExists = errors.New("it exists already")
 
 // specRequest is what a container asks for.
 func specRequest(spec *specs.Spec) (sizing.Request, error) {
-	text, err := json.Marshal(spec)
+	if spec.Linux == nil {
+		return sizing.Default(), nil
+	}
+	text, err := json.Marshal(&specs.Spec{Linux: &specs.Linux{Resources: spec.Linux.Resources}}) // the rest may be large
 	if err != nil {
 		return sizing.Request{}, err
 	}
@@ -347,7 +350,14 @@ func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
 		}
 		errs = append(errs, err)
 	}
-	errs = append(errs, s.volumes.Release(ctx, id))
+	if err := s.volumes.Release(ctx, id); err != nil {
+		select {
+		case <-s.ended: // disks went with the VM, and what is shared goes with the pod
+			s.log.Warn("giving back the volumes of a container", "container", id, "error", err)
+		default:
+			errs = append(errs, err)
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cloister/cloister/host/agent"
@@ -24,6 +25,7 @@ import (
 const (
 	goneTimeout    = 10 * time.Second      // from a broken connection to the end of the VM
 	destroyTimeout = 5 * time.Second       // the guest's own end
+	shareGrace     = 2 * time.Second       // from the end of virtiofsd to that of the monitor that it belongs to
 	maxGuestLine   = 16 << 10              // one line of the guest's log
 	oomPace        = 50 * time.Millisecond // between two events of containers without memory
 )
@@ -65,19 +67,42 @@ func (s *Sandbox) createInGuest(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.call(ctx, "creating the sandbox in the guest", func(c context.Context) error {
+	if err := s.call(ctx, "creating the sandbox in the guest", func(c context.Context) error {
 		_, err := s.agent.CreateSandbox(c, &pb.CreateSandboxRequest{
 			Hostname: hostname, Dns: dns, Storages: storages, SandboxId: s.cfg.ID,
 		})
 		return err
-	})
+	}); err != nil {
+		return err
+	}
+	return s.askDetails(ctx)
 }
+
+// askDetails learns what the agent can do. A policy may forbid to ask: then it is taken for one that can do the least.
+func (s *Sandbox) askDetails(ctx context.Context) error {
+	err := s.call(ctx, "asking what the guest can do", func(c context.Context) error {
+		r, err := s.agent.GetGuestDetails(c, &pb.GuestDetailsRequest{MemBlockSize: true})
+		s.keepsOutput = slices.Contains(r.GetAgentDetails().GetExtraFeatures(), pb.FeatureOutputKept)
+		return err
+	})
+	if e := (*agent.Error)(nil); errors.As(err, &e) {
+		s.log.Debug("the guest does not say what it can do", "sandbox", s.cfg.ID, "error", err)
+		return nil
+	}
+	return err
+}
+
+// KeepsOutput says whether the output of a process can still be read after its end was waited for.
+func (s *Sandbox) KeepsOutput() bool { return s.keepsOutput }
 
 // watch starts what runs beside the calls until the sandbox ends.
 func (s *Sandbox) watch() {
 	s.workers.Go(s.watchOOM)
 	s.workers.Go(s.collectLog)
 	s.workers.Go(s.watchHealth)
+	if s.share != nil {
+		s.workers.Go(s.watchShare)
+	}
 	s.forwardPorts()
 	s.openManagement()
 	if s.net != nil {
@@ -181,9 +206,17 @@ func (s *Sandbox) destroyInGuest(ctx context.Context) {
 // unknown is the error for a container that is not there.
 func unknown(id string) error { return fmt.Errorf("container %s is not in this sandbox", id) }
 
+func (s *Sandbox) healthConfig() health.Config {
+	limit := s.runtime.Timeouts.HealthCheck
+	return health.Config{
+		Check:   func(ctx context.Context) error { return health.Agent(s.agent.Health)(ctx) },
+		Timeout: limit, Interval: min(health.DefaultInterval, limit/3), // asked often enough to answer in time
+	}
+}
+
 // watchHealth ends the VM of a guest that gives no answer any more: nothing else would tell that its pod is dead.
 func (s *Sandbox) watchHealth() {
-	m, err := health.New(health.Config{Check: health.Agent(s.agent.Health), Timeout: s.runtime.Timeouts.HealthCheck})
+	m, err := health.New(s.healthConfig())
 	if err != nil {
 		s.log.Warn("watching the guest's health", "sandbox", s.cfg.ID, "error", err)
 		return
@@ -192,14 +225,44 @@ func (s *Sandbox) watchHealth() {
 	if err == nil || s.background.Err() != nil {
 		return
 	}
+	s.end(err)
+}
+
+// watchShare ends the VM when its file server has ended before it: whatever in the pod touches a file of the host would wait for ever, while
+// the guest's agent answers as if nothing were wrong.
+func (s *Sandbox) watchShare() {
+	select {
+	case <-s.share.Done():
+	case <-s.background.Done():
+		return
+	}
+	// With the monitor it ends, too, and may be seen first.
+	grace := time.NewTimer(shareGrace)
+	defer grace.Stop()
+	select {
+	case <-s.vm.Exited():
+		return
+	case <-s.background.Done():
+		return
+	case <-grace.C:
+	}
+	err := s.share.Err()
+	if err == nil {
+		err = errors.New("virtiofsd ended")
+	}
+	s.end(fmt.Errorf("the shared directory is gone: %w", errors.Join(s.outOfMemory(), err)))
+}
+
+// end ends the VM for a reason that nobody has asked for.
+func (s *Sandbox) end(reason error) {
 	s.mu.Lock()
-	s.dead = err
+	s.dead = reason
 	s.mu.Unlock()
-	s.log.Error("the guest is dead", "sandbox", s.cfg.ID, "error", err, "console", s.vm.ConsoleTail(20))
+	s.log.Error("ending the virtual machine", "sandbox", s.cfg.ID, "reason", reason, "console", s.vm.ConsoleTail(20))
 	now, cancel := context.WithCancel(s.background)
 	cancel()
 	if err := s.vm.Stop(now); err != nil {
-		s.log.Error("ending the virtual machine of a dead guest", "sandbox", s.cfg.ID, "error", err)
+		s.log.Error("ending the virtual machine", "sandbox", s.cfg.ID, "error", err)
 	}
 }
 
@@ -218,12 +281,16 @@ func (s *Sandbox) forwardPorts() {
 // openManagement opens the sandbox's own socket. The pod does not need it.
 func (s *Sandbox) openManagement() {
 	var err error
-	s.manage, err = manage.Start(s.background, manage.Config{
-		Dir: s.dir, Link: manageLink(s.dir), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume,
-		Durations: &s.durations, Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
-	})
+	s.manage, err = manage.Start(s.background, s.manageConfig())
 	if err != nil {
 		s.log.Warn("this sandbox has no management socket", "sandbox", s.cfg.ID, "error", err)
+	}
+}
+
+func (s *Sandbox) manageConfig() manage.Config {
+	return manage.Config{
+		Dir: s.dir, Link: manageLink(s.dir), Agent: func() manage.Agent { return s.agent }, Processes: s.processes, Volume: s.guestVolume, Durations: &s.durations,
+		Timeout: s.runtime.Timeouts.Request, Profiles: s.runtime.Debug.Profiles, Logger: s.log,
 	}
 }
 

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister/cloister/host/trace"
 	"github.com/cloister/cloister/internal/paths"
 )
 
@@ -26,6 +28,24 @@ const (
 	// monitorLines is how much of what the monitor printed.
 	monitorLines = 100
 )
+
+// endTrace writes out what is left, and keeps the trace of a sandbox that failed to start.
+func (s *Sandbox) endTrace(ctx context.Context) {
+	if err := s.keepFailed(); err != nil {
+		s.log.Warn("a sandbox failed", "sandbox", s.cfg.ID, "error", err)
+	}
+	if err := s.trace.Close(ctx); err != nil {
+		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
+	}
+	if s.failure != nil {
+		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), s.tracesDir(), s.cfg.ID, keptTraces); err != nil {
+			s.log.Debug("keeping the trace of a sandbox that failed", "sandbox", s.cfg.ID, "error", err)
+		}
+	}
+}
+
+// keptTraces is how many traces of failed sandboxes a node keeps.
+const keptTraces = 16
 
 // tracesDir is where traces of sandboxes go that are no more.
 func (s *Sandbox) tracesDir() string { return filepath.Join(filepath.Dir(s.cfg.Root), "traces") }

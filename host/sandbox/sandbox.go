@@ -71,6 +71,8 @@ type Sandbox struct {
 	// durations are how long the guest takes to answer, for the metrics.
 	durations manage.Durations
 	ready     time.Time // when the guest gave its first answer
+	// keepsOutput is what the guest says about itself; it is the guest's loss when that is not true.
+	keepsOutput bool
 
 	// background ends what runs beside the calls: watchers and long polls.
 	background context.Context
@@ -193,24 +195,6 @@ func (s *Sandbox) startTrace(ctx context.Context) error {
 	})
 	return nil
 }
-
-// endTrace writes out what is left, and keeps the trace of a sandbox that failed to start.
-func (s *Sandbox) endTrace(ctx context.Context) {
-	if err := s.keepFailed(); err != nil {
-		s.log.Warn("a sandbox failed", "sandbox", s.cfg.ID, "error", err)
-	}
-	if err := s.trace.Close(ctx); err != nil {
-		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
-	}
-	if s.failure != nil {
-		if err := trace.Keep(filepath.Join(s.dir, trace.FileName), s.tracesDir(), s.cfg.ID, keptTraces); err != nil {
-			s.log.Debug("keeping the trace of a sandbox that failed", "sandbox", s.cfg.ID, "error", err)
-		}
-	}
-}
-
-// keptTraces is how many traces of failed sandboxes a node keeps.
-const keptTraces = 16
 
 // makeDir takes the sandbox's directory. One that is there was left by a shim that is gone: containerd has one sandbox of an ID at a time.
 func (s *Sandbox) makeDir(ctx context.Context) (err error) {

@@ -17,6 +17,9 @@ var hostAnnotations = []string{
 	"cloister.dev/initdata", "cloister.dev/policy",
 }
 
+// terminationPath is the kubelet's annotation of a container with the path of its termination log.
+const terminationPath = "io.kubernetes.container.terminationMessagePath"
+
 // guestSpec turns the specification of a container into what the guest gets (runtime-shim.md sections 7 and 7.1): everything that is
 // about the host is left out, because the guest has its own, and because policies refuse it.
 func guestSpec(s *specs.Spec, p *volume.Prepared, kind cri.Kind, bundle string, seccomp bool) *pb.Spec {
@@ -29,6 +32,10 @@ func guestSpec(s *specs.Spec, p *volume.Prepared, kind cri.Kind, bundle string, 
 	}
 	annotations[cri.AnnotationKind] = string(kind)
 	annotations[cri.AnnotationBundle] = bundle
+	if p.TerminationLog != "" {
+		// The guest finds the message by it. The kubelet says it, but containerd passes on only what it was told to.
+		annotations[terminationPath] = p.TerminationLog
+	}
 	out := &pb.Spec{
 		Version: s.Version, Hostname: s.Hostname, Annotations: annotations, Process: guestProcess(s.Process),
 		Root: &pb.Root{Path: p.Root, Readonly: p.RootReadonly}, Linux: guestLinux(s.Linux, p.LinuxDevices, seccomp),

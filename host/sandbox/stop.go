@@ -42,6 +42,8 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 	if !s.down {
 		s.down = true
 		err = s.takeDown(ctx)
+	} else {
+		err = s.StopVM(ctx) // the only part that Cleanup cannot end for every monitor
 	}
 	if err = errors.Join(err, Cleanup(ctx, s.dir)); err != nil {
 		return fmt.Errorf("removing sandbox %s: %w", s.cfg.ID, err)

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -97,5 +98,35 @@ func BenchmarkStart(b *testing.B) {
 		if err := s.Close(b.Context()); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestStartedTellsOfChildren has a virtiofsd that has forked before it could be moved anywhere.
+func TestStartedTellsOfChildren(t *testing.T) {
+	needRoot(t)
+	program := filepath.Join(t.TempDir(), "virtiofsd")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n[ \"$1\" = --version ] && echo virtiofsd 1.0 && exit\nsleep 600 &\nwait\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var told []int
+	s, err := Start(testContext(t), Config{Dir: tempDir(t) + "/share", Program: program, Started: func(pid int) error {
+		for len(told) == 0 { // the shell forks meanwhile
+			text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/task/" + strconv.Itoa(pid) + "/children")
+			if err != nil {
+				return err
+			}
+			if len(text) > 0 {
+				break
+			}
+		}
+		told = append(told, pid)
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(t.Context())
+	if len(told) != 2 || told[0] != s.PID() {
+		t.Errorf("told of %v, virtiofsd is %d", told, s.PID())
 	}
 }

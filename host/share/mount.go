@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ const maxMounts = 256
 type BindOptions struct {
 	// ReadOnly keeps the guest from changing it, through this name. Recursive does so for mounts below it, too.
 	ReadOnly, Recursive bool
-	// Submounts shares what is mounted below a directory.
+	// Submounts shares what is mounted below a directory, as long as the host has it mounted.
 	Submounts bool
 	// Follow lets later mounts of the host below the directory appear, as mountPropagation HostToContainer asks for.
 	Follow bool
@@ -72,12 +73,20 @@ func (s *Share) bindAt(source *os.File, rel string, o BindOptions) error {
 	defer target.Close()
 	// Device nodes and set-user-id programs of a guest have no business on the host.
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
-	if o.Follow {
-		attr.Propagation = unix.MS_SLAVE
-	}
 	flags := 0
 	if o.Submounts {
 		flags = unix.AT_RECURSIVE
+	}
+	// A copy that does not follow keeps what the host unmounts below it: a volume or network namespace of another pod would stay busy, and the
+	// directory it was mounted on could not be removed. So what has mounts below follows; new ones appear with it.
+	follow := o.Follow
+	if o.Submounts && !follow {
+		if follow, err = hasMounts(source); err != nil {
+			return fmt.Errorf("looking for mounts: %w", err)
+		}
+	}
+	if follow {
+		attr.Propagation = unix.MS_SLAVE
 	}
 	tree, err := openTree(source, attr, flags)
 	if err != nil {
@@ -95,6 +104,16 @@ func (s *Share) bindAt(source *os.File, rel string, o BindOptions) error {
 		}
 	}
 	return attach(tree, target)
+}
+
+// hasMounts says whether something is mounted below an open directory.
+func hasMounts(source *os.File) (bool, error) {
+	dir, err := os.Readlink(fdPath(source))
+	if err != nil {
+		return false, err
+	}
+	points, err := mountsBelow(strings.TrimSuffix(dir, "/"))
+	return slices.ContainsFunc(points, func(p string) bool { return p != dir }), err
 }
 
 // Mount shares a container's root file system, made by containerd's mounts one on top of the other, and returns its path in the guest.

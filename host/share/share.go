@@ -2,7 +2,8 @@
 //
 // The layout below Config.Dir, and why it looks so:
 //
-//	DIR          bound on itself, private: nothing that is mounted below it shows up in other mount namespaces of the host
+//	DIR          bound on itself, private: nothing that is mounted below it shows up in other mount namespaces of the host; unbindable: nor
+//	             in what is shared of the directories above it
 //	DIR/names    empty directories and files, one for each thing that is shared; only we write here
 //	DIR/shared   names again, bound read-only and with propagation; the things are mounted here, virtiofsd serves this
 //	DIR/s        the socket of virtiofsd
@@ -59,7 +60,8 @@ type Config struct {
 	Args []string
 	// Cache is auto, always, metadata or never; empty is auto.
 	Cache string
-	// Started, when not nil, is called with the process number, for example to move it into a control group. An error ends the start.
+	// Started, when not nil, is called with the process number, for example to move it into a control group, and with those of the
+	// processes that it has started by then. An error ends the start.
 	Started func(pid int) error
 }
 
@@ -133,13 +135,42 @@ func Start(ctx context.Context, c Config) (_ *Share, err error) {
 		return nil, err
 	}
 	if c.Started != nil {
-		if err := c.Started(s.child.PID()); err != nil {
+		if err := tell(c.Started, s.child.PID(), 0); err != nil {
 			s.child.Kill()
 			return nil, fmt.Errorf("virtiofsd: %w", err)
 		}
 	}
 	go s.follow(program)
 	return s, nil
+}
+
+// maxDepth bounds how deep processes of virtiofsd are looked for.
+const maxDepth = 4
+
+// tell calls started for a process, then for its children: virtiofsd has the one that serves the guest soon, and it stays where it was when its
+// parent is moved. Those that come later are where the parent is.
+func tell(started func(pid int) error, pid, depth int) error {
+	err := started(pid)
+	if depth > 0 && errors.Is(err, unix.ESRCH) {
+		return nil // it has ended
+	}
+	if err != nil || depth == maxDepth {
+		return err
+	}
+	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return nil // it has ended, which is seen elsewhere
+	}
+	for _, text := range strings.Fields(string(list)) {
+		child, err := strconv.Atoi(text)
+		if err == nil {
+			err = tell(started, child, depth+1)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prepare makes the directories and their mounts.
@@ -186,6 +217,12 @@ func (s *Share) prepare() error {
 	propagate := unix.MountAttr{Propagation: unix.MS_SHARED}
 	if err := unix.MountSetattr(int(s.shared.Fd()), "", unix.AT_EMPTY_PATH, &propagate); err != nil {
 		return fmt.Errorf("letting mounts propagate: %w", err)
+	}
+	// From here on copies of the mounts above leave this one out. Without it, each container with the host's root directory would get a copy of
+	// all mounts of all pods, which the next one copies again: their number would double each time.
+	alone := unix.MountAttr{Propagation: unix.MS_UNBINDABLE}
+	if err := unix.MountSetattr(int(s.top.Fd()), "", unix.AT_EMPTY_PATH, &alone); err != nil {
+		return fmt.Errorf("keeping its mounts out of others: %w", err)
 	}
 	return nil
 }

@@ -105,9 +105,11 @@ func (p *process) follow() {
 			}
 		}()
 		go func() {
-			select {
-			case <-p.copy.Read():
-			case <-p.copied:
+			if !p.pod.KeepsOutput() {
+				select {
+				case <-p.copy.Read():
+				case <-p.copied:
+				}
 			}
 			code, err := p.pod.Wait(life, p.container.id, p.guestID())
 			if err != nil {

@@ -52,7 +52,7 @@ func (s *Service) makePod(ctx context.Context, cfg podConfig, options *anypb.Any
 	if err != nil {
 		return nil, err
 	}
-	if level := effective.Config.Level(); s.cfg.Level != nil && level != slog.LevelInfo { // containerd's own wish counts without one
+	if level := effective.Config.Level(); s.cfg.Level != nil && level != slog.LevelInfo { // without one, containerd's wish counts
 		s.cfg.Level.Set(level)
 	}
 	for _, text := range effective.Config.Insecure() {

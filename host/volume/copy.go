@@ -68,6 +68,7 @@ func (b *build) copyIn(ctx context.Context, m specs.Mount, src *source) (string,
 		b.set.mu.Lock()
 		b.held.termLog, b.held.logPath = f, src.path
 		b.set.mu.Unlock()
+		b.out.TerminationLog = m.Destination
 	}
 	return where, nil
 }

@@ -135,3 +135,32 @@ func TestWithoutShare(t *testing.T) {
 		t.Errorf("a writable copy: %v", err)
 	}
 }
+
+// TestDiskIsHeld has a guest that does not let go of a disk at first.
+func TestDiskIsHeld(t *testing.T) {
+	w := newWorld(t)
+	s := w.sandboxed()
+	create := func(id string) error {
+		_, err := s.Container(w.ctx(), Request{ID: id, Spec: &specs.Spec{Root: &specs.Root{}}, Rootfs: []Mount{{Type: "ext4", Source: w.put("image", "")}}})
+		return err
+	}
+	if err := create(cid); err != nil {
+		t.Fatal(err)
+	}
+	w.unplugErr = errors.New("the guest does not let go of it")
+	for range 2 {
+		if err := s.Release(w.ctx(), cid); !errors.Is(err, w.unplugErr) {
+			t.Errorf("a disk that the guest has was given back: %v", err)
+		}
+	}
+	if err := create("c2"); err == nil || !strings.Contains(err.Error(), "being removed") {
+		t.Errorf("a disk that is on its way out was given to another container: %v", err)
+	}
+	w.unplugErr = nil
+	if err := s.Release(w.ctx(), cid); err != nil || len(w.plugged) != 0 {
+		t.Errorf("%v, %v", w.plugged, err)
+	}
+	if err := create("c2"); err != nil {
+		t.Error(err)
+	}
+}

@@ -23,6 +23,8 @@ type disk struct {
 	refs     int
 	// keep: it belongs to the pod, and stays when no container uses it.
 	keep bool
+	// leaving: the guest was asked to let go of it, and has not yet.
+	leaving bool
 }
 
 // attachOptions say how a disk is used.
@@ -63,6 +65,9 @@ func (b *build) plugIn(ctx context.Context, key, name string, o attachOptions) (
 		}
 		s.disks[key] = d
 	}
+	if d.leaving {
+		return nil, fmt.Errorf("the disk %s is still being removed from the virtual machine, and cannot be added again before", name)
+	}
 	if d.readOnly && !o.readOnly {
 		return nil, fmt.Errorf("the disk %s is attached read-only already, and now shall be written", name)
 	}
@@ -85,13 +90,17 @@ func (s *Set) unplug(ctx context.Context, key string) error {
 	if d == nil {
 		return nil
 	}
-	if d.refs--; d.refs > 0 || d.keep {
+	if d.refs > 1 || d.keep {
+		d.refs--
 		return nil
 	}
-	delete(s.disks, key)
-	if err := s.opts.Disks.RemoveDisk(ctx, d.serial); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	// The guest decides when it lets go. Until it has, somebody else must not be told that the disk is free.
+	d.leaving = true
+	err := s.opts.Disks.RemoveDisk(ctx, d.serial)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing a disk: %w", err)
 	}
+	delete(s.disks, key)
 	return nil
 }
 

@@ -85,6 +85,8 @@ type Prepared struct {
 	// Mounts and LinuxDevices replace those of the specification.
 	Mounts       []specs.Mount
 	LinuxDevices []specs.LinuxDevice
+	// TerminationLog is where the container sees its termination log when that is a copy, else "".
+	TerminationLog string
 }
 
 // Set is the volumes of one sandbox. Its methods can be used from several goroutines, for different containers.
@@ -267,7 +269,8 @@ func (s *Set) GuestPath(hostPath string) (string, bool) {
 	return "", false
 }
 
-// Release gives back what a container had. Volumes of the pod stay. A container that has none is no error.
+// Release gives back what a container had. Volumes of the pod stay. A container that has none is no error. What cannot be given back is
+// kept for the next call.
 func (s *Set) Release(ctx context.Context, containerID string) error {
 	s.mu.Lock()
 	h := s.containers[containerID]
@@ -278,22 +281,32 @@ func (s *Set) Release(ctx context.Context, containerID string) error {
 		return nil
 	}
 	var errs []error
+	left := &held{}
 	for _, m := range h.copies {
 		m.stop(w)
 	}
 	for _, name := range h.shared {
-		errs = append(errs, s.opts.Share.Remove(name))
+		if err := s.opts.Share.Remove(name); err != nil {
+			errs, left.shared = append(errs, err), append(left.shared, name)
+		}
 	}
 	for _, key := range h.disks {
-		errs = append(errs, s.unplug(ctx, key))
+		if err := s.unplug(ctx, key); err != nil {
+			errs, left.disks = append(errs, err), append(left.disks, key)
+		}
 	}
 	if h.termLog != nil {
 		h.termLog.Close()
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("volumes of container %s: %w", containerID, err)
+	if len(errs) == 0 {
+		return nil
 	}
-	return nil
+	s.mu.Lock()
+	if s.containers[containerID] == nil {
+		s.containers[containerID] = left
+	}
+	s.mu.Unlock()
+	return fmt.Errorf("volumes of container %s: %w", containerID, errors.Join(errs...))
 }
 
 // Close gives back everything and removes the scratch disks. Disks are not unplugged: the VM has ended, or is about to.

@@ -213,7 +213,7 @@ func TestConfidentialRefusals(t *testing.T) {
 	if p.Mounts[4].Type != "proc" || p.Mounts[5].Source != guestShm || p.Mounts[5].Type != "bind" {
 		t.Errorf("%+v", p.Mounts)
 	}
-	if got, ok := w.set.TerminationLog(cid); !ok || got != log {
+	if got, ok := w.set.TerminationLog(cid); !ok || got != log || p.TerminationLog != "/dev/termination-log" {
 		t.Errorf("termination log: %q, %v", got, ok)
 	}
 	// What has taken the name of the log since is not written to.

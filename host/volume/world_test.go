@@ -37,11 +37,12 @@ type world struct {
 	share *share.Share
 	set   *Set
 
-	mu      sync.Mutex
-	plugged map[string]vmm.Disk // by serial
-	plugErr error
-	sent    []string
-	sendErr error
+	mu        sync.Mutex
+	plugged   map[string]vmm.Disk // by serial
+	plugErr   error
+	unplugErr error
+	sent      []string
+	sendErr   error
 }
 
 func newWorld(t *testing.T) *world {
@@ -273,6 +274,9 @@ func (w *world) AddDisk(_ context.Context, d vmm.Disk) (vmm.Place, error) {
 func (w *world) RemoveDisk(_ context.Context, serial string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.unplugErr != nil {
+		return w.unplugErr
+	}
 	if _, ok := w.plugged[serial]; !ok {
 		return fmt.Errorf("no disk %s", serial)
 	}

@@ -63,6 +63,9 @@ func (d *Daemon) leftovers() []string {
 	var files []string
 	log := d.Logs()
 	for name := range takeSnapshot() {
+		if strings.HasPrefix(name, "/run/cloister/traces/") {
+			continue // of the last sandboxes that did not start, kept for `cloister trace`
+		}
 		if id := containerID.FindString(name); !d.before[name] && id != "" && strings.Contains(log, id) { // not of the machine's other users
 			files = append(files, name)
 		}

@@ -70,10 +70,18 @@ boot = "2m" # other tests may keep this machine busy
 // options are those of a containerd with the runtime table that `cloister config containerd` prints.
 func (in installation) options(t *testing.T, version string) containerd.Options {
 	t.Helper()
+	opts := in.handler(t, version, "cloister")
+	opts.Env = []string{"CLOISTER_RUNTIME_CONFIG=" + in.config}
+	return opts
+}
+
+// handler are the options with a handler of another name, which finds its configuration by the table alone.
+func (in installation) handler(t *testing.T, version, name string) containerd.Options {
+	t.Helper()
 	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), "config", "containerd", "--for", version,
-		"--handler", "cloister="+in.config).Output()
+		"--handler", name+"="+in.config).Output()
 	if err != nil {
 		t.Fatalf("cloister config containerd: %v", err)
 	}
-	return containerd.Options{Version: version, Path: []string{in.bin}, DropIn: string(table), Env: []string{"CLOISTER_RUNTIME_CONFIG=" + in.config}}
+	return containerd.Options{Version: version, Path: []string{in.bin}, DropIn: string(table)}
 }

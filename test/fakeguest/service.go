@@ -258,3 +258,10 @@ func (s service) CloseStdin(_ context.Context, r *agent.CloseStdinRequest) (*emp
 	p.stdin.Close()
 	return &emptypb.Empty{}, nil
 }
+
+func (s service) GetGuestDetails(ctx context.Context, r *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error) {
+	if err := s.guest.enter(ctx, "GuestDetailsRequest", r); err != nil {
+		return nil, err
+	}
+	return &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{ExtraFeatures: []string{agent.FeatureOutputKept}}}, nil
+}

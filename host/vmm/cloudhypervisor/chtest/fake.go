@@ -58,6 +58,7 @@ type Request struct {
 type fake struct {
 	base   string
 	events *os.File
+	guest  func(conn net.Conn) // nil sends back what it gets
 
 	mu        sync.Mutex
 	behaviour []string
@@ -70,22 +71,25 @@ type fake struct {
 }
 
 // Main runs the stand-in and does not return, if the program was started like it.
-func Main() {
+func Main() { MainWith(nil) }
+
+// MainWith is Main with something that serves the guest's port 1024; nil sends back what it gets.
+func MainWith(guest func(conn net.Conn)) {
 	if len(os.Args) < 2 || os.Args[1] != "--api-socket" {
 		return
 	}
-	if err := run(); err != nil {
+	if err := run(guest); err != nil {
 		fmt.Fprintln(os.Stderr, "fake cloud-hypervisor:", err)
 		os.Exit(1)
 	}
 	os.Exit(0)
 }
 
-func run() error {
+func run(guest func(conn net.Conn)) error {
 	if want := []string{"--api-socket", "fd=3", "--event-monitor", "fd=4"}; !slices.Equal(os.Args[1:], want) {
 		return fmt.Errorf("arguments %q", os.Args[1:])
 	}
-	f := &fake{base: filepath.Dir(os.Getenv("TMPDIR")), events: os.NewFile(4, "events"), devices: map[string]string{}}
+	f := &fake{base: filepath.Dir(os.Getenv("TMPDIR")), events: os.NewFile(4, "events"), devices: map[string]string{}, guest: guest}
 	if b, err := os.ReadFile(filepath.Join(f.base, "behaviour")); err == nil {
 		f.behaviour = strings.Fields(string(b))
 	}

@@ -140,6 +140,11 @@ func (f *fake) stream(c net.Conn, n int) {
 		_, _ = io.Copy(io.Discard, c)
 		return
 	}
+	if f.guest != nil {
+		fmt.Fprint(c, "OK 1073741824\n")
+		f.guest(c) // the monitor waits for the line: nothing of the stream is in r
+		return
+	}
 	// The first bytes of the stream right behind the line.
 	fmt.Fprint(c, "OK 1073741824\nhello")
 	_, _ = io.Copy(c, r)
