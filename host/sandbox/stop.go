@@ -43,10 +43,11 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 		s.down = true
 		err = s.takeDown(ctx)
 	}
-	if err = errors.Join(err, Cleanup(ctx, s.dir)); err != nil {
+	if err = errors.Join(err, cleanup(ctx, s.dir)); err != nil {
 		return fmt.Errorf("removing sandbox %s: %w", s.cfg.ID, err)
 	}
 	s.removed = true
+	s.lock.Close()
 	return nil
 }
 
