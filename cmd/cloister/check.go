@@ -92,6 +92,7 @@ func nodeOf(c *runtimeconfig.Config, containerd string) doctor.Node {
 	}
 	if c.Sandbox.Hugepages {
 		n.Files["huge pages"] = "/dev/hugepages"
+		n.Hints["huge pages"] = "mount -t hugetlbfs hugetlbfs /dev/hugepages, or set sandbox.hugepages = false"
 	}
 	n.SoftwareTPM = c.Sandbox.TEE == runtimeconfig.TEETPM
 	return n

@@ -277,7 +277,8 @@ func superviseCmd(a *app) *cobra.Command {
 func psCmd(a *app) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
-		Use: "ps", Short: "List pods", Args: cobra.NoArgs,
+		Use: "ps", Short: "List pods of `cloister run`", Args: cobra.NoArgs,
+		Long: "Lists the pods of `cloister run`. Those that containerd runs are listed by `crictl pods` and `ctr containers list`.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			dirs, err := paths.Default()
 			if err != nil {
