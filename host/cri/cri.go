@@ -1,7 +1,10 @@
 // Package cri reads what containerd and CRI-O write into the annotations of an OCI specification (runtime-shim.md section 4).
 package cri
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // Kind is what a container is for its runtime.
 type Kind string
@@ -34,13 +37,22 @@ type Annotations map[string]string
 
 // Kind is what the container is. A container that no pod is named for has a VM of its own.
 func (a Annotations) Kind() Kind {
-	switch a.first(kinds) {
+	kind, _ := a.Classify()
+	return kind
+}
+
+// Classify is Kind for those who have to be sure: a word that nobody knows is an error.
+func (a Annotations) Classify() (Kind, error) {
+	switch word := a.first(kinds); word {
+	case "":
+		return KindSingle, nil
 	case "sandbox", "podsandbox":
-		return KindSandbox
+		return KindSandbox, nil
 	case "container":
-		return KindContainer
+		return KindContainer, nil
+	default:
+		return KindSingle, fmt.Errorf("the annotation of the container's type is %.80q: want sandbox or container", word)
 	}
-	return KindSingle
 }
 
 // SandboxID is the pod of a container, or "".

@@ -54,6 +54,7 @@ type Config struct {
 type Sandbox struct {
 	cfg     Config
 	dir     string
+	lock    *os.File // the directory, locked
 	log     *slog.Logger
 	runtime *runtimeconfig.Config
 	tee     string // what protects the VM, once "auto" has been decided
@@ -204,10 +205,14 @@ func (s *Sandbox) makeDir(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("making its directory: %w", err)
 	}
+	if s.lock, err = lockDir(s.dir); err != nil {
+		return fmt.Errorf("taking its directory: %w", err)
+	}
 	defer func() {
 		if err != nil {
 			os.RemoveAll(s.dir)
 			_ = os.Remove(filepath.Dir(s.dir)) // when it is empty
+			s.lock.Close()
 		}
 	}()
 	if err := os.Mkdir(filepath.Join(s.dir, volumeDir), 0o700); err != nil {

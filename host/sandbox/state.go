@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/manage"
@@ -118,11 +119,41 @@ func (s *Sandbox) writeState() error {
 }
 
 // Cleanup removes what a sandbox has left whose shim is gone. It can be called again, and for a sandbox that never was. What cannot be
-// removed is reported, and stays with the directory, so that the next call tries again.
+// removed is reported, and stays with the directory, so that the next call tries again. A sandbox that somebody serves is ErrInUse.
 func Cleanup(ctx context.Context, dir string) error {
-	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+	lock, err := lockDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("cleaning up sandbox %s: %w", filepath.Base(dir), err)
+	}
+	defer lock.Close()
+	return cleanup(ctx, dir)
+}
+
+// ErrInUse means that another process serves the sandbox.
+var ErrInUse = errors.New("another shim serves a sandbox of this name (hint: does a second containerd run on this node, with the same namespace?)")
+
+// lockDir takes a sandbox's directory for this process, until the result is closed or the process ends. Children do not inherit it.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = ErrInUse
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// cleanup is Cleanup for who has the directory.
+func cleanup(ctx context.Context, dir string) error {
 	state, err := ReadState(dir)
 	if err != nil {
 		state = &State{} // it was killed before it had written: then nothing was made that the state would name

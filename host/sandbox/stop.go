@@ -45,10 +45,11 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 	} else {
 		err = s.StopVM(ctx) // the only part that Cleanup cannot end for every monitor
 	}
-	if err = errors.Join(err, Cleanup(ctx, s.dir)); err != nil {
+	if err = errors.Join(err, cleanup(ctx, s.dir)); err != nil {
 		return fmt.Errorf("removing sandbox %s: %w", s.cfg.ID, err)
 	}
 	s.removed = true
+	s.lock.Close()
 	return nil
 }
 

@@ -2,6 +2,7 @@ package share
 
 import (
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -49,3 +50,34 @@ func TestHostKeepsItsMounts(t *testing.T) {
 }
 
 func exists(name string) bool { return unix.Access(name, unix.F_OK) == nil }
+
+// TestSharesOfShares shares a directory that has shared directories in it, as a pod with the host's root directory does.
+func TestSharesOfShares(t *testing.T) {
+	needRoot(t)
+	dir := tempDir(t)
+	s := start(t, dir+"/a/share")
+	other := start(t, dir+"/b/share")
+	volume := put(t, tempDir(t)+"/volume/file", "text")
+	for _, sh := range []*Share{s, other} {
+		if _, err := sh.Bind(open(t, filepath.Dir(volume)), "volume", BindOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func() int {
+		points, err := mountsBelow(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(points)
+	}
+	before := count()
+	for i := range 4 {
+		sh := []*Share{s, other}[i%2]
+		if _, err := sh.Bind(open(t, dir), "all"+strconv.Itoa(i), BindOptions{Submounts: true, Follow: i > 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := count(); got != before+4 {
+		t.Errorf("%d mounts became %d by four more", before, got)
+	}
+}

@@ -381,34 +381,3 @@ func TestDaemonThatEnds(t *testing.T) {
 	}
 	connect(t, long)
 }
-
-// TestSharesOfShares shares a directory that has shared directories in it, as a pod with the host's root directory does.
-func TestSharesOfShares(t *testing.T) {
-	needRoot(t)
-	dir := tempDir(t)
-	s := start(t, dir+"/a/share")
-	other := start(t, dir+"/b/share")
-	volume := put(t, tempDir(t)+"/volume/file", "text")
-	for _, sh := range []*Share{s, other} {
-		if _, err := sh.Bind(open(t, filepath.Dir(volume)), "volume", BindOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	count := func() int {
-		points, err := mountsBelow(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(points)
-	}
-	before := count()
-	for i := range 4 {
-		sh := []*Share{s, other}[i%2]
-		if _, err := sh.Bind(open(t, dir), "all"+strconv.Itoa(i), BindOptions{Submounts: true, Follow: i > 1}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := count(); got != before+4 {
-		t.Errorf("%d mounts became %d by four more", before, got)
-	}
-}

@@ -14,11 +14,13 @@ import (
 
 // TestCloister asks the scenarios of pods in virtual machines without confidentiality.
 func TestCloister(t *testing.T) {
+	t.Parallel()
 	vmtest.Need(t)
 	containerd.Need(t)
 	in := install(t)
 	for _, version := range []string{containerd.V2, containerd.V16} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			opts := in.options(t, version)
 			opts.IPv6 = true
 			w := &world{Client: start(t, opts), handler: "cloister", runtime: "io.containerd.cloister.v2"}

@@ -233,6 +233,7 @@ func (w *secretPod) from(config *runtime.ContainerConfig, image string) {
 
 // TestConfidential runs pods whose guest trusts nothing of this host but what the measured policy allows.
 func TestConfidential(t *testing.T) {
+	t.Parallel()
 	w := newSecretPod(t, containerd.V2)
 	t.Run("without initdata", func(t *testing.T) {
 		err := w.NewPod(t, handlerTPM, "bare").TryRun()

@@ -142,8 +142,6 @@ func (p *Pod) end() {
 	if err := os.RemoveAll(p.dir); err != nil {
 		p.t.Error(err)
 	}
-	_ = os.Remove(kubelet) // empty unless the machine has a kubelet
-	_ = os.Remove(filepath.Dir(kubelet))
 }
 
 // removeCgroup removes a cgroup that has nothing below it any more, in all hierarchies.

@@ -9,6 +9,7 @@ import (
 
 // TestSandboxService has containerd ask the shim for the pod itself (sandboxer = "shim"): there is no pause container then.
 func TestSandboxService(t *testing.T) {
+	t.Parallel()
 	vmtest.Need(t)
 	containerd.Need(t)
 	in := install(t)

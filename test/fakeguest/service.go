@@ -41,6 +41,8 @@ func newProcess(prog Program, spec *agent.Process) *Process {
 		Args: spec.GetArgs(), Env: spec.GetEnv(), Stdin: inR, Stdout: outW, Stderr: errW, Signals: make(chan uint32, 16),
 		start: make(chan struct{}), done: make(chan struct{}), cancel: cancel, stdin: inW, stdout: outR, stderr: errR,
 	}
+	// A kill ends a process that waits for somebody to take its output, too.
+	context.AfterFunc(ctx, func() { outW.Close(); errW.Close() })
 	go func() {
 		defer close(p.done)
 		defer outW.Close()

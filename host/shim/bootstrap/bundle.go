@@ -8,58 +8,38 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/cloister/cloister/host/cri"
 )
 
-// Kind is what a bundle stands for.
-type Kind string
+// Kind is what a bundle stands for. A bundle without config.json, which containerd makes for the sandbox service, is a single container.
+type Kind = cri.Kind
 
-// Kinds of bundles.
+// Kinds of bundles: a container that gets a shim and a machine of its own, a pod's own container, and a container of a pod that exists,
+// which the sandbox's shim serves.
 const (
-	// KindSingle is a container with no pod: it gets a shim and a machine of its own. A bundle without config.json, which containerd
-	// makes for the sandbox service, is one too.
-	KindSingle Kind = "single"
-	// KindSandbox is a pod's sandbox (pause) container.
-	KindSandbox Kind = "sandbox"
-	// KindContainer is a container of a pod that exists: the sandbox's shim serves it.
-	KindContainer Kind = "container"
+	KindSingle    = cri.KindSingle
+	KindSandbox   = cri.KindSandbox
+	KindContainer = cri.KindContainer
 )
 
 // maxSpec bounds config.json: etcd limits what a pod can hold to 1.5 MB, CDI and mounts add to it.
 const maxSpec = 16 << 20
 
-// annotationNames say how each caller writes a container's kind and sandbox.
-type annotationNames struct{ kind, sandbox string }
-
-// callers are those whose annotations are understood, section 4 of the shim's specification: containerd, CRI-O, dockershim.
-func callers() []annotationNames {
-	return []annotationNames{
-		{"io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"},
-		{"io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"},
-		{"io.kubernetes.docker.type", "io.kubernetes.sandbox.id"},
-	}
-}
-
 // Classify says what the annotations of a container with this id make it, and to which sandbox it belongs.
 func Classify(id string, annotations map[string]string) (Kind, string, error) {
-	for _, a := range callers() {
-		kind, ok := annotations[a.kind]
-		if !ok {
-			continue
-		}
-		switch kind {
-		case "sandbox", "podsandbox":
-			return KindSandbox, id, nil
-		case "container":
-			sandbox := annotations[a.sandbox]
-			if err := checkID("annotation "+a.sandbox, sandbox); err != nil {
-				return "", "", fmt.Errorf("finding the sandbox of container %s: %w", id, err)
-			}
-			return KindContainer, sandbox, nil
-		default:
-			return "", "", fmt.Errorf("container %s: annotation %s is %q: want sandbox or container", id, a.kind, clip(kind))
-		}
+	a := cri.Annotations(annotations)
+	kind, err := a.Classify()
+	if err != nil {
+		return "", "", fmt.Errorf("container %s: %w", id, err)
 	}
-	return KindSingle, id, nil
+	if kind != KindContainer {
+		return kind, id, nil
+	}
+	if err := checkID("annotation of its sandbox", a.SandboxID()); err != nil {
+		return "", "", fmt.Errorf("finding the sandbox of container %s: %w", id, err)
+	}
+	return kind, a.SandboxID(), nil
 }
 
 // readBundle fills Kind and SandboxID from config.json.

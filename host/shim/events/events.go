@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -141,12 +142,14 @@ func (p *Publisher) put(e *types.Envelope) {
 	}
 }
 
-// dropOne drops the oldest event whose loss can be borne, or the oldest. The first in the queue may be under way; it is dropped last.
+// dropOne drops the oldest event whose loss can be borne, or the oldest. A guest makes up as many events of a lack of memory as it likes: they
+// go before the ends of processes. The first in the queue may be under way; it is dropped last.
 func (p *Publisher) dropOne() {
 	at := min(1, len(p.queue)-1)
-	for i := 1; i < len(p.queue); i++ {
-		if t := p.queue[i].Topic; t != "/tasks/exit" && t != "/tasks/delete" && t != "/tasks/oom" {
-			at = i
+	for _, last := range [][]string{{"/tasks/exit", "/tasks/delete", "/tasks/oom"}, {"/tasks/exit", "/tasks/delete"}} {
+		i := slices.IndexFunc(p.queue[at:], func(e *types.Envelope) bool { return !slices.Contains(last, e.Topic) })
+		if i >= 0 {
+			at += i
 			break
 		}
 	}

@@ -206,3 +206,23 @@ func TestNowhere(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestFullQueueOfOOMs has a guest that makes them up while containerd is away.
+func TestFullQueueOfOOMs(t *testing.T) {
+	c := newContainerd(t)
+	p := New(Config{Namespace: "n", TTRPCAddress: c.path, Queue: 10})
+	for i := range 5 {
+		p.Publish(&eventtypes.TaskExit{ContainerID: fmt.Sprint("exit", i)})
+	}
+	for range 100 {
+		p.Publish(&eventtypes.TaskOOM{ContainerID: "c"})
+	}
+	defer c.start(t)()
+	got := c.wait(t, 10)
+	for i := range 5 {
+		if !strings.HasSuffix(got[i], fmt.Sprint("exit", i)) {
+			t.Errorf("lost an exit: %v", got)
+		}
+	}
+	p.Close(t.Context())
+}
