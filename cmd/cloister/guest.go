@@ -59,6 +59,9 @@ func guestBuildCmd(a *app) *cobra.Command {
 				return err
 			}
 			r, err := guestimage.Build(c.Context(), opts)
+			if err != nil && opts.GuestBinary != "" {
+				return hint(err, "%s may not have been built as guests are; run it in the source tree, or name that with --source DIR", opts.GuestBinary)
+			}
 			if err != nil {
 				return err
 			}
