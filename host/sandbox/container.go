@@ -14,6 +14,7 @@ import (
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/sizing"
 	"github.com/cloister/cloister/host/trace"
+	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/volume"
 	pb "github.com/cloister/cloister/wire/agent"
 )
@@ -139,6 +140,11 @@ func (s *Sandbox) grow(ctx context.Context) error {
 		return err
 	}
 	change, err := s.plan.Grow(vcpus, memory, total)
+	if err == nil && change.VCPUs > 0 && s.emulated() {
+		// Kernels ignore processors that come later, unless they know the hypervisor; they do not know emulation as one.
+		s.log.Warn("processors are not added under software emulation", "sandbox", s.cfg.ID, "have", vcpus, "want", vcpus+change.VCPUs)
+		change.VCPUs = 0
+	}
 	if err != nil || change == (sizing.Change{}) {
 		return err
 	}
@@ -174,6 +180,13 @@ func (s *Sandbox) grow(ctx context.Context) error {
 		return fmt.Errorf("%w (hint: a pod whose containers all have limits gets its size at the start, and need not grow)", err)
 	}
 	return nil
+}
+
+// emulated says whether the VM's processors are software.
+func (s *Sandbox) emulated() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state.Accel == vmm.AccelTCG
 }
 
 // StartContainer lets the container's first process run.
