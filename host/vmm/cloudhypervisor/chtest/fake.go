@@ -105,13 +105,24 @@ func run(guest func(conn net.Conn)) error {
 		return err
 	}
 	if f.is(Hang) {
-		select {}
+		return silence(l)
 	}
 	if f.is(FloodHeader) {
 		return floodHeaders(l)
 	}
 	s := &http.Server{Handler: f, ConnContext: withConn}
 	return s.Serve(fileListener{l.(*net.UnixListener)})
+}
+
+// silence takes connections and never answers.
+func silence(l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+	}
 }
 
 func floodHeaders(l net.Listener) error {
@@ -173,7 +184,7 @@ func (f *fake) serve(w http.ResponseWriter, name string, body []byte, files int)
 		f.ping(w)
 	case "vmm.shutdown":
 		if f.is(StaysOn) {
-			select {}
+			return silence(l)
 		}
 		w.WriteHeader(http.StatusNoContent)
 		go exitSoon(w)
