@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/guest/kmod"
 	"github.com/cloister/cloister/guest/mux"
 )
 
@@ -66,8 +67,12 @@ func run() error {
 	return serve()
 }
 
-// loadModules loads the image's list. What has no hardware here says so, and is not needed.
+// drivers are those of devices that come and go: a guest loads them when it sees the first.
+var drivers = []string{"virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon"}
+
+// loadModules loads the image's list, then the drivers. What has no hardware here says so, and is not needed.
 func loadModules() {
+	defer loadDrivers()
 	list, err := os.ReadFile("/etc/cloister/modules")
 	if err != nil {
 		return
@@ -82,6 +87,19 @@ func loadModules() {
 			fmt.Printf("probe: %s: %v\n", path, err)
 		}
 		f.Close()
+	}
+}
+
+func loadDrivers() {
+	release, err := kmod.Release()
+	if err == nil {
+		var modules *kmod.Loader
+		if modules, err = kmod.Open("/lib/modules/"+release, slog.New(slog.DiscardHandler)); err == nil {
+			err = modules.Load(drivers...)
+		}
+	}
+	if err != nil {
+		fmt.Printf("probe: %v\n", err)
 	}
 }
 
