@@ -171,7 +171,7 @@ func (b *builder) sourceOf(ctx context.Context, k KernelLock) (SourceLock, error
 	}
 	for _, o := range list {
 		if o.Version == k.Version {
-			s := SourceLock{Package: o.Package, Version: o.Version, Suite: o.Suite, SHA256: o.SHA256}
+			s := SourceLock(o)
 			return s, s.Validate()
 		}
 	}
