@@ -63,8 +63,8 @@ func (d *Daemon) leftovers() []string {
 	var files []string
 	log := d.Logs()
 	for name := range takeSnapshot() {
-		if strings.HasPrefix(name, "/run/cloister/traces/") {
-			continue // of the last sandboxes that did not start, kept for `cloister trace`
+		if strings.HasPrefix(name, keptTraces+"/") {
+			continue
 		}
 		if id := containerID.FindString(name); !d.before[name] && id != "" && strings.Contains(log, id) { // not of the machine's other users
 			files = append(files, name)
@@ -119,12 +119,18 @@ func (d *Daemon) Gone(t testing.TB, timeout time.Duration, ids ...string) {
 	}
 }
 
+// keptTraces has files of the last sandboxes that did not start, for `cloister trace`.
+const keptTraces = "/run/cloister/traces"
+
 // named are the paths below root whose last part has the text in it.
 func named(root, text string) []string {
 	var found []string
 	_ = filepath.WalkDir(root, func(name string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return nil
+		}
+		if name == keptTraces {
+			return fs.SkipDir
 		}
 		if strings.Contains(filepath.Base(name), text) {
 			found = append(found, name)

@@ -21,6 +21,9 @@ import (
 // drainTime is how long answers under way, as that to Shutdown itself, may take after the end was asked for.
 const drainTime = 2 * time.Second
 
+// answerTime is how long the answer to the call that asked for the end may take.
+const answerTime = 500 * time.Millisecond
+
 // Server is the long-lived end of a shim: it listens on the socket that start made.
 type Server struct {
 	Params Params
@@ -30,12 +33,13 @@ type Server struct {
 	once    sync.Once
 	idle    time.Duration
 	busy    func() bool
-	calls   chan int // +1 at the begin of a call, -1 at its end; nil without idle
+	wrote   chan struct{} // gets something with each write to a peer, while somebody waits for it
+	calls   chan int      // +1 at the begin of a call, -1 at its end; nil without idle
 	newFile func() (*os.File, error)
 }
 
 func newServer(p Params, w io.Writer) *Server {
-	return &Server{Params: p, Log: w, stop: make(chan struct{}),
+	return &Server{Params: p, Log: w, stop: make(chan struct{}), wrote: make(chan struct{}),
 		newFile: func() (*os.File, error) { return os.NewFile(3, "socket"), nil }}
 }
 
@@ -57,7 +61,7 @@ func (s *Server) Run(ctx context.Context, register func(*ttrpc.Server) error) er
 	}
 	defer l.Close()
 	s.calls = make(chan int, 16)
-	srv, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()), ttrpc.WithUnaryServerInterceptor(s.count(ctx)))
+	srv, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(s), ttrpc.WithUnaryServerInterceptor(s.count(ctx)))
 	if err != nil {
 		return fmt.Errorf("making the shim's server: %w", err)
 	}
@@ -82,12 +86,48 @@ func (s *Server) Run(ctx context.Context, register func(*ttrpc.Server) error) er
 			}
 			fmt.Fprintf(s.Log, "level=info msg=\"shim ends: %s\"\n", sig)
 		case <-s.stop:
+			s.lastAnswer(ctx)
 		case <-ctx.Done():
 		case err := <-served:
 			s.removeSocket()
 			return fmt.Errorf("serving containerd: %w", err)
 		}
 		return s.drain(srv)
+	}
+}
+
+// Handshake takes processes of the same user only (ttrpc.Handshaker), and notes what is written to them.
+func (s *Server) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, error) {
+	c, creds, err := ttrpc.UnixSocketRequireSameUser().Handshake(ctx, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &answered{Conn: c, wrote: s.wrote}, creds, nil
+}
+
+// answered tells of each write.
+type answered struct {
+	net.Conn
+	wrote chan struct{}
+}
+
+func (a *answered) Write(p []byte) (int, error) {
+	n, err := a.Conn.Write(p)
+	select {
+	case a.wrote <- struct{}{}:
+	default: // nobody wants to know
+	}
+	return n, err
+}
+
+// lastAnswer waits for the answer to the call that asked for the end: the library may close the connection before it has been written.
+func (s *Server) lastAnswer(ctx context.Context) {
+	t := time.NewTimer(answerTime)
+	defer t.Stop()
+	select {
+	case <-s.wrote:
+	case <-t.C: // nobody has asked by a call
+	case <-ctx.Done():
 	}
 }
 
