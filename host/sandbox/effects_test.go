@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/host/trace"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/test/fakeguest"
 )
@@ -107,7 +108,7 @@ func TestSteps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat(filepath.Join(s.Dir(), TraceFile)); (err == nil) != on {
+		if _, err := os.Stat(filepath.Join(s.Dir(), trace.FileName)); (err == nil) != on {
 			t.Errorf("steps %v: %v", on, err)
 		}
 	}

@@ -37,8 +37,6 @@ const (
 	shareDir    = "share"
 	volumeDir   = "volumes"
 	consoleFile = "console.log"
-	// TraceFile is what host/trace writes.
-	TraceFile = "trace.jsonl"
 )
 
 // State is what the directory says of a sandbox.
