@@ -6,17 +6,17 @@
 package telemetry
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"net/textproto"
 	"os"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloister/cloister/internal/headerfile"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/attribute"
@@ -31,9 +31,8 @@ import (
 )
 
 const (
-	batchDelay    = 2 * time.Second
-	maxBatch      = 512
-	maxHeaderFile = 64 << 10
+	batchDelay = 2 * time.Second
+	maxBatch   = 512
 )
 
 // Telemetry is the tracing of a broker. Its zero value is not usable; Start makes one.
@@ -95,7 +94,7 @@ func (c Config) options() ([]otlptracehttp.Option, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading headers_file: %w", err)
 		}
-		if headers, err = parseHeaders(text); err != nil {
+		if headers, err = headerfile.Parse(text); err != nil {
 			return nil, fmt.Errorf("headers_file %s: %w", c.HeadersFile, err)
 		}
 	}
@@ -119,26 +118,6 @@ func (c Config) options() ([]otlptracehttp.Option, error) {
 		}
 	}
 	return append(options, otlptracehttp.WithTLSClientConfig(conf)), nil
-}
-
-// parseHeaders reads lines "Name: value". Errors do not repeat what stands in the file: it holds a secret.
-func parseHeaders(text []byte) (map[string]string, error) {
-	if len(text) > maxHeaderFile {
-		return nil, fmt.Errorf("it has %d bytes, at most %d are read", len(text), maxHeaderFile)
-	}
-	headers := map[string]string{}
-	for n, line := range bytes.Split(text, []byte("\n")) {
-		line = bytes.TrimSpace(line)
-		if len(line) == 0 || line[0] == '#' {
-			continue
-		}
-		name, value, ok := strings.Cut(string(line), ":")
-		if !ok || name == "" || strings.ContainsAny(name, " \t") {
-			return nil, fmt.Errorf("line %d is not \"Name: value\"", n+1)
-		}
-		headers[textproto.CanonicalMIMEHeaderKey(name)] = strings.TrimSpace(value)
-	}
-	return headers, nil
 }
 
 // Collectors are the metrics.

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloister/cloister/internal/headerfile"
+
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -293,7 +295,7 @@ func TestConfig(t *testing.T) {
 	if err := errors.Join(c.Validate(), DefaultConfig().Validate()); err != nil {
 		t.Error(err)
 	}
-	if _, err := parseHeaders([]byte("s3cret")); err == nil || strings.Contains(err.Error(), "s3cret") {
+	if _, err := headerfile.Parse([]byte("s3cret")); err == nil || strings.Contains(err.Error(), "s3cret") {
 		t.Errorf("a wrong headers file: %v", err)
 	}
 }

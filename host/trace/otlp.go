@@ -12,13 +12,13 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"net/textproto"
 	"net/url"
 	"os"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloister/cloister/internal/headerfile"
 )
 
 // ExporterConfig says where spans go.
@@ -41,7 +41,6 @@ type ExporterConfig struct {
 
 const (
 	deliveryTimeout = 10 * time.Second
-	maxHeaderFile   = 64 << 10
 	scope           = "github.com/cloister/cloister/host"
 )
 
@@ -106,7 +105,7 @@ func NewExporter(c ExporterConfig) (*Exporter, error) {
 		if err != nil {
 			return nil, fmt.Errorf("sending traces: reading the headers: %w", err)
 		}
-		if e.headers, err = parseHeaders(text); err != nil {
+		if e.headers, err = headerfile.Parse(text); err != nil {
 			return nil, fmt.Errorf("sending traces: headers file %s: %w", c.HeadersFile, err)
 		}
 	}
@@ -116,26 +115,6 @@ func NewExporter(c ExporterConfig) (*Exporter, error) {
 		Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf, DisableKeepAlives: true},
 	}
 	return e, nil
-}
-
-// parseHeaders reads lines "Name: value". Errors do not repeat what stands in the file: it holds a secret.
-func parseHeaders(text []byte) (map[string]string, error) {
-	if len(text) > maxHeaderFile {
-		return nil, fmt.Errorf("it has %d bytes, at most %d are read", len(text), maxHeaderFile)
-	}
-	headers := map[string]string{}
-	for n, line := range bytes.Split(text, []byte("\n")) {
-		line = bytes.TrimSpace(line)
-		if len(line) == 0 || line[0] == '#' {
-			continue
-		}
-		name, value, ok := strings.Cut(string(line), ":")
-		if !ok || name == "" || strings.ContainsAny(name, " \t") {
-			return nil, fmt.Errorf("line %d is not \"Name: value\"", n+1)
-		}
-		headers[textproto.CanonicalMIMEHeaderKey(name)] = strings.TrimSpace(value)
-	}
-	return headers, nil
 }
 
 // span is one step on its way to the collector.

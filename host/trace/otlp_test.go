@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloister/cloister/internal/headerfile"
+
 	"github.com/containerd/ttrpc"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -193,7 +195,7 @@ func TestExporterConfig(t *testing.T) {
 			t.Errorf("the error is %v, want one with %q", err, says)
 		}
 	}
-	if _, err := parseHeaders([]byte("s3cret")); err == nil || strings.Contains(err.Error(), "s3cret") {
+	if _, err := headerfile.Parse([]byte("s3cret")); err == nil || strings.Contains(err.Error(), "s3cret") {
 		t.Errorf("a wrong headers file: %v", err)
 	}
 }
