@@ -257,7 +257,8 @@ func (s *Sandbox) waitGuest(ctx context.Context) error {
 			if r := s.vm.FatalReason(); r != "" {
 				return fmt.Errorf("the guest is ending: %s", r)
 			}
-			return fmt.Errorf("the guest did not answer within %s; %s", s.runtime.Timeouts.Boot, s.console())
+			return fmt.Errorf("the guest did not answer within %s (hint: a slow or busy host needs a longer timeouts.boot in the runtime's configuration); %s",
+				s.runtime.Timeouts.Boot, s.console())
 		}
 		return err
 	}
