@@ -16,27 +16,35 @@ import (
 // CleanDir kills the programs that were started with Environment(dir) and are left over, and removes dir. The caller must know that who
 // started them is gone. comms are the programs' names as in /proc/PID/comm, which has up to 15 bytes.
 //
-// Normally no process is left, since they die with who started them. A process descriptor is opened before the second look at the
-// process, so that the signal cannot hit a later process with the same number.
+// Normally no process is left, since they die with who started them.
 func CleanDir(ctx context.Context, dir string, comms ...string) error {
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
 		return fmt.Errorf("removing what is left of processes: %q is not their directory", dir)
 	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return fmt.Errorf("looking for processes of %s: %w", dir, err)
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !worksIn(pid, dir, comms) {
-			continue
-		}
-		if err := killOf(ctx, pid, dir, comms); err != nil {
-			return fmt.Errorf("ending process %d, left over from %s: %w", pid, dir, err)
-		}
+	if err := KillLeft(ctx, func(pid int) bool { return worksIn(pid, dir, comms) }); err != nil {
+		return fmt.Errorf("ending what is left over from %s: %w", dir, err)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("removing what is left of processes: %w", err)
+	}
+	return nil
+}
+
+// KillLeft kills all other processes that owned knows, and waits for their ends. A process descriptor is opened before the second look at
+// the process, so that the signal cannot hit a later process with the same number.
+func KillLeft(ctx context.Context, owned func(pid int) bool) error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("looking for processes: %w", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || !owned(pid) {
+			continue
+		}
+		if err := kill(ctx, pid, owned); err != nil {
+			return fmt.Errorf("ending process %d: %w", pid, err)
+		}
 	}
 	return nil
 }
@@ -65,7 +73,7 @@ func findTMPDIR(env []byte) []byte {
 	return nil
 }
 
-func killOf(ctx context.Context, pid int, dir string, comms []string) error {
+func kill(ctx context.Context, pid int, owned func(int) bool) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -75,7 +83,7 @@ func killOf(ctx context.Context, pid int, dir string, comms []string) error {
 	// Non-blocking, so that the runtime's poller does the waiting: a process descriptor becomes readable when its process ends.
 	f := os.NewFile(uintptr(fd), "pidfd")
 	defer f.Close()
-	if !worksIn(pid, dir, comms) {
+	if !owned(pid) {
 		return nil
 	}
 	raw, err := f.SyscallConn()
