@@ -21,13 +21,22 @@ func name(e pkcs11.Error) string {
 	return fmt.Sprintf("CKR 0x%X", uint(e))
 }
 
+// coded is a failure that still tells the module's code, for `is`.
+type coded struct {
+	*link.Failure
+	code pkcs11.Error
+}
+
+// Unwrap is for errors.As and errors.Is.
+func (c coded) Unwrap() []error { return []error{c.Failure, c.code} }
+
 // failure makes a link.Failure of an error of the binding.
 func failure(doing string, err error) error {
 	var code pkcs11.Error
 	if !errors.As(err, &code) {
 		return link.Fail(link.StatusFailed, "%s: %v", doing, err)
 	}
-	return link.Fail(status(uint(code)), "%s: %s", doing, name(code))
+	return coded{&link.Failure{Status: status(uint(code)), Text: doing + ": " + name(code)}, code}
 }
 
 func status(code uint) link.Status {

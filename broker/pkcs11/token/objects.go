@@ -48,15 +48,22 @@ func secretTemplate(label string) []*pkcs11.Attribute {
 
 // find returns the objects of a template that have exactly this label. When one goes while it looks, it looks again: the one
 // that took its place may not have been seen.
-func (t *Token) find(sh pkcs11.SessionHandle, template []*pkcs11.Attribute, label string) ([]object, error) {
+func (t *Token) find(sh pkcs11.SessionHandle, template []*pkcs11.Attribute, label string) (out []object, err error) {
 	for range maxLookups {
-		out, whole, err := t.look(sh, template, label)
-		if err != nil || whole {
+		var whole bool
+		if out, whole, err = t.look(sh, template, label); whole || err != nil && !passing(err) {
 			return out, err
 		}
 	}
+	if err != nil {
+		return nil, err
+	}
 	return nil, changing(label)
 }
+
+// passing tells whether an error may be gone at the next attempt: SoftHSM has a general error for whoever reads or writes an
+// object at the moment another process writes it.
+func passing(err error) bool { return is(err, pkcs11.CKR_GENERAL_ERROR) }
 
 func changing(label string) error {
 	return link.Fail(link.StatusFailed, "the object with label %q changes all the time", label)
@@ -124,8 +131,10 @@ func pick(objects []object, label string) (int, error) {
 
 // Get is part of serve.Token.
 func (t *Token) Get(ctx context.Context, label string) (value []byte, err error) {
+	t.objects.RLock()
+	defer t.objects.RUnlock()
 	err = t.with(ctx, func(sh pkcs11.SessionHandle) error {
-		for range maxLookups { // an object may be replaced between finding and reading it
+		for try := 1; try <= maxLookups; try++ { // an object may be replaced between finding and reading it
 			found, err := t.find(sh, secretTemplate(label), label)
 			if err != nil {
 				return err
@@ -138,7 +147,7 @@ func (t *Token) Get(ctx context.Context, label string) (value []byte, err error)
 				return link.Fail(link.StatusNotFound, "no object has label %q", label)
 			}
 			got, err := t.module.ctx.GetAttributeValue(sh, found[i].handle, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE, nil)})
-			if is(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
+			if is(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) || passing(err) && try < maxLookups {
 				continue
 			}
 			if is(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
@@ -161,8 +170,8 @@ func (t *Token) Get(ctx context.Context, label string) (value []byte, err error)
 
 // Put is part of serve.Token.
 func (t *Token) Put(ctx context.Context, label string, value []byte) error {
-	t.writes.Lock()
-	defer t.writes.Unlock()
+	t.objects.Lock()
+	defer t.objects.Unlock()
 	return t.with(ctx, func(sh pkcs11.SessionHandle) error {
 		old, err := t.find(sh, secretTemplate(label), label)
 		if err != nil {
@@ -172,15 +181,14 @@ func (t *Token) Put(ctx context.Context, label string, value []byte) error {
 		if err != nil {
 			return err
 		}
-		// SoftHSM has a general error when another process writes at the same moment. An object that a failed attempt left
-		// has the same id and value.
+		// An object that a failed attempt left has the same id and value.
 		for range maxLookups {
 			_, err = t.module.ctx.CreateObject(sh, append(secretTemplate(label),
 				pkcs11.NewAttribute(pkcs11.CKA_ID, id),
 				pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
 				pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
 				pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
-			if !is(err, pkcs11.CKR_GENERAL_ERROR) {
+			if !passing(err) {
 				break
 			}
 		}
@@ -196,8 +204,8 @@ func (t *Token) Put(ctx context.Context, label string, value []byte) error {
 
 // Delete is part of serve.Token.
 func (t *Token) Delete(ctx context.Context, label string) error {
-	t.writes.Lock()
-	defer t.writes.Unlock()
+	t.objects.Lock()
+	defer t.objects.Unlock()
 	return t.with(ctx, func(sh pkcs11.SessionHandle) error {
 		old, err := t.find(sh, secretTemplate(label), label)
 		if err != nil {

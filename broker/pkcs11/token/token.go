@@ -120,7 +120,7 @@ type Token struct {
 	module   *Module
 	info     Info
 	sessions chan pkcs11.SessionHandle
-	writes   sync.Mutex
+	objects  sync.RWMutex // modules have been seen that let a reader see half of what another thread writes
 	gcm      bool
 }
 
