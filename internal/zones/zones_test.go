@@ -18,13 +18,14 @@ const module = "github.com/cloister/cloister"
 
 // allowed names, for every zone, the zones it may import. Production code only: tests that need two zones live in test/.
 var allowed = map[string][]string{
-	"author":   {"author", "tee", "wire", "internal"},
-	"host":     {"host", "tee", "wire", "internal"},
-	"guest":    {"guest", "tee", "wire", "internal"},
+	"author":   {"author", "tee", "wire", "layer", "internal"},
+	"host":     {"host", "tee", "wire", "layer", "internal"},
+	"guest":    {"guest", "tee", "wire", "layer", "internal"},
 	"broker":   {"broker", "tee", "wire", "internal"},
 	"cluster":  {"cluster", "tee", "wire", "internal"},
 	"tee":      {"tee", "wire", "internal"},
 	"wire":     {"wire", "internal"},
+	"layer":    {"layer", "wire", "internal"},
 	"internal": {"internal"},
 }
 
