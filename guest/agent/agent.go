@@ -67,6 +67,8 @@ type Config struct {
 	Devices *device.Finder
 	// Modules loads file systems.
 	Modules Modules
+	// Settled is called whenever a container has been started; nil is nothing to call.
+	Settled func()
 	// WithoutIntegrity leaves encrypted disks without authentication codes.
 	WithoutIntegrity bool
 	// Reserved tells which character devices belong to the guest alone.
