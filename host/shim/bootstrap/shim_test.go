@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -39,6 +40,7 @@ func TestMain(m *testing.M) {
 func testHandlers() Handlers {
 	return Handlers{Name: "io.containerd.cloister.v2", Version: "1", Revision: "r",
 		Annotations: map[string]string{"a": "b"},
+		Features:    &features.Features{MountOptions: []string{"rro"}},
 		Extensions:  []proto.Message{&types.MountCapabilities{Types: []string{"erofs"}}},
 		Serve: func(ctx context.Context, s *Server) error {
 			fmt.Fprintln(s.Log, "level=info msg=serving")
@@ -388,6 +390,9 @@ func TestInfo(t *testing.T) {
 	var i types.RuntimeInfo
 	if err != nil || proto.Unmarshal(out, &i) != nil || i.Name != "io.containerd.cloister.v2" || i.Annotations["a"] != "b" || i.Version.Revision != "r" {
 		t.Fatalf("%v: %v", &i, err)
+	}
+	if f := i.Features; f.GetTypeUrl() != featuresType || string(f.GetValue()) != `{"mountOptions":["rro"]}` {
+		t.Errorf("features: %v", f)
 	}
 	if out, err := exec.Command(os.Args[0], "-v").Output(); err != nil || !strings.Contains(string(out), "Version:  1") {
 		t.Fatalf("%s: %v", out, err)
