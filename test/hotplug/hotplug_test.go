@@ -10,12 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/author/guestimage"
 	"github.com/cloister/cloister/host/vmm"
@@ -156,7 +153,7 @@ func TestHotPlug(t *testing.T) {
 			cfg := config(t, image, "serve")
 			cfg.MaxVCPUs, cfg.MaxMemoryMiB, cfg.Balloon = 3, 1024, true
 			cfg.ExtraDisks = []vmm.Disk{{Path: diskImage(t, "first"), Serial: "cold"}}
-			cfg.NICs = []vmm.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Taps: taps(t, "hp0", 1)}}
+			cfg.NICs = []vmm.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Taps: vmmtest.Taps(t, "hp0", 1)}}
 			edit(&cfg)
 			g := boot(t, cfg)
 			ctx := testContext(t)
@@ -216,7 +213,7 @@ func (g *guest) disks(ctx context.Context) {
 func (g *guest) cards(ctx context.Context) {
 	t := g.t
 	for _, queues := range []int{1, 2} {
-		n := vmm.NIC{ID: fmt.Sprint("hot", queues), MAC: fmt.Sprintf("02:00:00:00:02:%02x", queues), Taps: taps(t, fmt.Sprint("hp", queues), queues), MTU: 1450}
+		n := vmm.NIC{ID: fmt.Sprint("hot", queues), MAC: fmt.Sprintf("02:00:00:00:02:%02x", queues), Taps: vmmtest.Taps(t, fmt.Sprint("hp", queues), queues), MTU: 1450}
 		place, err := g.AddNIC(ctx, n)
 		if err != nil {
 			t.Fatal(err)
@@ -259,50 +256,4 @@ func loopDevice(t testing.TB, path string) string {
 		}
 	})
 	return device
-}
-
-// taps makes a tap with several queues in a network namespace of its own, which ends with the test.
-func taps(t testing.TB, name string, queues int) []*os.File {
-	t.Helper()
-	var files []*os.File
-	done, end := make(chan error, 1), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		for i := 0; i < queues && err == nil; i++ {
-			var f *os.File
-			if f, err = openTap(name, queues > 1); err == nil {
-				files = append(files, f)
-			}
-		}
-		done <- err
-		<-end
-	}()
-	t.Cleanup(func() {
-		close(end)
-		for _, f := range files {
-			f.Close()
-		}
-	})
-	if err := <-done; err != nil {
-		t.Skipf("making a tap: %v", err)
-	}
-	return files
-}
-
-func openTap(name string, multi bool) (*os.File, error) {
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return nil, err
-	}
-	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if multi {
-		flags |= unix.IFF_MULTI_QUEUE
-	}
-	ifr.SetUint16(flags)
-	return f, unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr)
 }
