@@ -63,9 +63,12 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
-	labels := snapshots.WithLabels(map[string]string{labelRoot: l.Root, labelDiffID: l.DiffID, labelRecipe: s.cfg.Recipe})
+	opts = opts[:len(opts):len(opts)]
+	if chainOfKey(key) != "" {
+		opts = append(opts, snapshots.WithLabels(map[string]string{labelRoot: l.Root, labelDiffID: l.DiffID, labelRecipe: s.cfg.Recipe}))
+	}
 	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		_, err := storage.CommitActive(ctx, key, name, usage, append(opts[:len(opts):len(opts)], labels)...)
+		_, err := storage.CommitActive(ctx, key, name, usage, opts...)
 		return err
 	}); err != nil {
 		return err

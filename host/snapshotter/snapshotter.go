@@ -33,7 +33,7 @@ const (
 	newPrefix    = "new-"
 )
 
-// Labels that a committed snapshot gets, for who looks at it. Nothing depends on them.
+// Labels that the snapshot of an image's layer gets, for who looks at it. Nothing depends on them.
 const (
 	labelPrefix = "cloister.dev/layer."
 	labelRoot   = labelPrefix + "root-hash"
@@ -53,10 +53,11 @@ type Snapshotter struct {
 	overlay []string      // options of overlays
 	finder  finder
 
-	life context.Context // ends with Close; conversions that run ahead stop then
-	end  context.CancelFunc
-	conn io.Closer // to containerd; nil in tests
-	work sync.WaitGroup
+	life  context.Context // ends with Close; conversions that run ahead stop then
+	end   context.CancelFunc
+	conn  io.Closer // to containerd; nil in tests
+	work  sync.WaitGroup
+	close sync.Once
 
 	mu      sync.Mutex // what is below, links to layers, and host mounts
 	active  map[string][]string
@@ -100,15 +101,17 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, content contentStore
 	return s, nil
 }
 
-// Close ends conversions and gives the root free. Mounts of running containers stay.
-func (s *Snapshotter) Close() error {
-	s.end()
-	s.work.Wait()
-	err := s.ms.Close()
-	if s.conn != nil {
-		err = errors.Join(err, s.conn.Close())
-	}
-	s.lock.Unlock()
+// Close ends conversions and gives the root free. Layers stay mounted: a container may be about to start on them.
+func (s *Snapshotter) Close() (err error) {
+	s.close.Do(func() {
+		s.end()
+		s.work.Wait()
+		err = s.ms.Close()
+		if s.conn != nil {
+			err = errors.Join(err, s.conn.Close())
+		}
+		s.lock.Unlock()
+	})
 	return err
 }
 
