@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 
 	"github.com/cloister/cloister/host/blockmount"
@@ -46,6 +47,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		parent = given.Parent
 	}
 	start := time.Now()
+	ctx = withNamespace(ctx, name)
 	var l stored
 	if chain := chainOfKey(key); chain != "" {
 		l, err = s.imageLayer(ctx, id, chain, name, parent, info.Labels)
@@ -55,6 +57,15 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return fmt.Errorf("making the block layer of snapshot %s: %w", name, err)
 	}
+	if err := s.finish(ctx, name, key, id, l, opts); err != nil {
+		return err
+	}
+	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
+
+// finish gives a layer to an active snapshot, unpins it and commits the snapshot.
+func (s *Snapshotter) finish(ctx context.Context, name, key, id string, l stored, opts []snapshots.Opt) error {
 	defer s.unpin(l)
 	if err := s.link(l, id); err != nil {
 		return fmt.Errorf("keeping the block layer of snapshot %s: %w", name, err)
@@ -75,7 +86,6 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	s.release(key)
 	s.stripCommitted(id)
-	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "took", time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
@@ -91,6 +101,7 @@ func (s *Snapshotter) imageLayer(ctx context.Context, id, chain, name, parent st
 	l, err := s.linked(id) // by the differ
 	if errors.Is(err, os.ErrNotExist) {
 		var src source
+		s.differs.Store(false)
 		if src, err = s.locate(ctx, chain, below, labels); err == nil {
 			s.convertAhead(ctx, src)
 			l, err = s.convertBlob(ctx, src)
@@ -104,6 +115,20 @@ func (s *Snapshotter) imageLayer(ctx context.Context, id, chain, name, parent st
 		return stored{}, fmt.Errorf("the layer's uncompressed digest is %s, which gives the chain ID %s, want %s: %w", l.DiffID, got, chain, errdefs.ErrFailedPrecondition)
 	}
 	return l, nil
+}
+
+// containerdName is how containerd names a snapshot: its namespace, a number, and the name that its client gave.
+var containerdName = regexp.MustCompile(`^([^/]+)/[0-9]+/`)
+
+// withNamespace gives a context the namespace of a snapshot's name if it has none: containerd 1.6 does not tell.
+func withNamespace(ctx context.Context, name string) context.Context {
+	if _, told := namespaces.Namespace(ctx); told {
+		return ctx
+	}
+	if m := containerdName.FindStringSubmatch(name); m != nil {
+		return namespaces.WithNamespace(ctx, m[1])
+	}
+	return ctx
 }
 
 // writtenLayer is what was written into a snapshot. It is pinned.

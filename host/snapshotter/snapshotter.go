@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -52,6 +53,7 @@ type Snapshotter struct {
 	slots   chan struct{} // one for each conversion under way
 	overlay []string      // options of overlays
 	finder  finder
+	differs atomic.Bool // containerd lets us apply layers, as far as is known
 
 	life  context.Context // ends with Close; conversions that run ahead stop then
 	end   context.CancelFunc
@@ -78,6 +80,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, content contentStore
 		active: map[string][]string{}, uses: map[string]int{}, running: map[string]*conversion{}, pins: map[string]int{},
 		ahead: map[string]bool{}, left: map[string]bool{},
 	}
+	s.differs.Store(true)
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	for _, dir := range []string{"", snapshotsDir, layersDir, ingestDir} {
 		if err := os.MkdirAll(filepath.Join(cfg.Root, dir), 0o711); err != nil {
