@@ -49,8 +49,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	start := time.Now()
 	ctx = withNamespace(ctx, name)
 	var l stored
+	from := "what was written"
 	if chain := chainOfKey(key); chain != "" {
-		l, err = s.imageLayer(ctx, id, chain, name, parent, info.Labels)
+		l, from, err = s.imageLayer(ctx, id, chain, name, parent, info.Labels)
 	} else {
 		l, err = s.writtenLayer(ctx, id)
 	}
@@ -60,7 +61,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err := s.finish(ctx, name, key, id, l, opts); err != nil {
 		return err
 	}
-	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "took", time.Since(start).Round(time.Millisecond))
+	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "from", from, "took", time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
@@ -89,18 +90,20 @@ func (s *Snapshotter) finish(ctx context.Context, name, key, id string, l stored
 	return nil
 }
 
-// imageLayer is the layer of an image that a snapshot waits for. It is pinned.
-func (s *Snapshotter) imageLayer(ctx context.Context, id, chain, name, parent string, labels map[string]string) (stored, error) {
+// imageLayer is the layer of an image that a snapshot waits for, pinned, and where it came from.
+func (s *Snapshotter) imageLayer(ctx context.Context, id, chain, name, parent string, labels map[string]string) (_ stored, from string, err error) {
 	if plain(name) != chain {
-		return stored{}, fmt.Errorf("the snapshot was prepared for %s: %w", chain, errdefs.ErrInvalidArgument)
+		return stored{}, "", fmt.Errorf("the snapshot was prepared for %s: %w", chain, errdefs.ErrInvalidArgument)
 	}
 	below, err := parentChain(parent)
 	if err != nil {
-		return stored{}, err
+		return stored{}, "", err
 	}
-	l, err := s.linked(id) // by the differ
+	from = "the differ"
+	l, err := s.linked(id)
 	if errors.Is(err, os.ErrNotExist) {
 		var src source
+		from = "the blob"
 		s.differs.Store(false)
 		if src, err = s.locate(ctx, chain, below, labels); err == nil {
 			s.convertAhead(ctx, src)
@@ -108,13 +111,13 @@ func (s *Snapshotter) imageLayer(ctx context.Context, id, chain, name, parent st
 		}
 	}
 	if err != nil {
-		return stored{}, err
+		return stored{}, "", err
 	}
 	if got := chainID(below, l.DiffID); got != chain {
 		s.unpin(l)
-		return stored{}, fmt.Errorf("the layer's uncompressed digest is %s, which gives the chain ID %s, want %s: %w", l.DiffID, got, chain, errdefs.ErrFailedPrecondition)
+		return stored{}, "", fmt.Errorf("the layer's uncompressed digest is %s, which gives the chain ID %s, want %s: %w", l.DiffID, got, chain, errdefs.ErrFailedPrecondition)
 	}
-	return l, nil
+	return l, from, nil
 }
 
 // containerdName is how containerd names a snapshot: its namespace, a number, and the name that its client gave.

@@ -143,7 +143,7 @@ func (s *Snapshotter) commitEarly(ctx context.Context, key, parent, chain, id st
 	if err := s.finish(ctx, name, key, id, l, opts); err != nil {
 		return false, err
 	}
-	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "took", "0s")
+	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "from", "layers that are there")
 	return true, nil
 }
 
