@@ -40,7 +40,7 @@ func layers(t *testing.T) []v1.Layer {
 	dir := func(n string) tar.Header { return tar.Header{Name: n, Mode: 0o755} }
 	middle := []tar.Header{dir("data/"), text("data/gone"), text("data/kept"), dir("opaque/"), text("opaque/hidden")}
 	top := []tar.Header{dir("data/"), {Name: "data/.wh.gone"}, {Name: "data/suid", Mode: 0o4755, Size: 9, Uid: 7},
-		{Name: "data/second", Linkname: "data/suid", Typeflag: tar.TypeLink}, dir("opaque/"), {Name: "opaque/.wh..wh..opq"}, text("opaque/seen")}
+		{Name: "data/second", Linkname: "data/suid", Typeflag: tar.TypeLink, Mode: 0o4755, Uid: 7}, dir("opaque/"), {Name: "opaque/.wh..wh..opq"}, text("opaque/seen")}
 	var all []v1.Layer
 	for _, headers := range [][]tar.Header{base, middle, top} {
 		var b bytes.Buffer
