@@ -184,6 +184,9 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 	options := bindOptions(&kubernetes.VolumeMount{}, vm.ReadOnly)
 	again := slices.ContainsFunc(m.c.VolumeMounts[:slices.IndexFunc(m.c.VolumeMounts, func(x kubernetes.VolumeMount) bool { return x.Node == vm.Node })],
 		func(x kubernetes.VolumeMount) bool { return x.Name == vm.Name })
+	if per := m.g.s.cluster.PerMount; per == nil || *per {
+		again = false
+	}
 	sub := ""
 	if vm.SubPathExpr != "" || strings.Contains(vm.SubPath, "..") {
 		m.g.fail(vm.At, where+".subPath", "of an emptyDir only directories whose name is known can be mounted")
