@@ -327,6 +327,7 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	p := containers[index]
 	t := table[index]
 	id := input.container_id
+	regex.match(`^[a-z0-9][a-z0-9.-]*$`, id)
 	pod := {
 		"id": annotation("io.kubernetes.cri.sandbox-id"),
 		"name": annotation("io.kubernetes.cri.sandbox-name"),
@@ -743,7 +744,8 @@ disk_mount_point(s) := concat("/", [common.spath, base64url.encode(s.source)])
 
 # --- storages --------------------------------------------------------------
 
-# One to one: as many as declared, each declared, each declared one there, none twice.
+# One to one: as many as declared, each declared, each declared one there, none twice. A disk that is declared as shared
+# comes once for each of its mounts.
 right_storages(p, pod) if {
 	others := [s | some s in input.storages; s.driver != "image_guest_pull"]
 	count(others) == count(p.storages)
@@ -755,7 +757,8 @@ right_storages(p, pod) if {
 		some i in others
 		right_storage(i, s, pod)
 	}
-	count({[s.driver, s.source, s.mount_point, roots_of(s)] | some s in others}) == count(others)
+	single := [s | some s in others; not s.shared]
+	count({[s.driver, s.source, s.mount_point, roots_of(s)] | some s in single}) == count(single)
 }
 
 right_storage(i, p, pod) if {
@@ -1137,16 +1140,16 @@ CopyFileRequest := {"allowed": true, "ops": ops} if {
 	ops := free_volume
 }
 
-# Nothing is known about the path.
-free_volume := [] if count(bound_files) == 0
+free_volume := [] if not bound_base
 
-free_volume := [] if {
+bound_base if {
 	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
-	not bound_files[place[count(place) - 2]]
+	bound_files[place[count(place) - 2]]
 }
 
 # The same name stands for a volume of known content elsewhere. The container will tell which one it is.
 free_volume := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(place[1])]), "value": {"": "unbound"}}] if {
+	bound_base
 	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
 	base := place[count(place) - 2]
 	mixed_bases[base]
@@ -1160,7 +1163,7 @@ free_type("Regular") := true
 free_type("Directory") := true
 
 free_type("Symlink") if {
-	regex.match(`-[^/]*/.+`, input.path)
+	regex.match(concat("", ["(?:", free_paths, ").*/.+"]), input.path)
 	not startswith(input.symlink_target, "/")
 	not ".." in split(input.symlink_target, "/")
 }
