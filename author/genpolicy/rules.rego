@@ -266,7 +266,12 @@ table[index] := t if {
 
 mount_entry(m) := {"type_": m.type_, "options": m.options, "source": m.source, "pattern": anchored(m.source)} if is_pattern(m.source)
 
-mount_entry(m) := {"type_": m.type_, "options": m.options, "source": m.source} if not is_pattern(m.source)
+mount_entry(m) := {"type_": m.type_, "options": m.options, "source": m.source, "literal": m.source} if {
+	m.source != ""
+	not is_pattern(m.source)
+}
+
+mount_entry(m) := {"type_": m.type_, "options": m.options, "source": ""} if m.source == ""
 
 namespace_type("mnt") := "mount"
 
@@ -390,15 +395,14 @@ plain_resources(i) if {
 
 # Streams that the host opens itself pass no rule for streams later.
 ports_allowed(i) if {
-	i.stdin_port == 0
-	i.stdout_port == 0
-	i.stderr_port == 0
+	port_allowed(i.stdin_port, "WriteStreamRequest")
+	port_allowed(i.stdout_port, "ReadStreamRequest")
+	port_allowed(i.stderr_port, "ReadStreamRequest")
 }
 
-ports_allowed(_) if {
-	defaults.ReadStreamRequest
-	defaults.WriteStreamRequest
-}
+port_allowed(port, _) if port == 0
+
+port_allowed(_, setting) if defaults[setting] == true
 
 # The id is new, nothing runs in its place, and a container that must not come back has not been there.
 fresh(index, id, p) if {
@@ -627,14 +631,15 @@ right_args(i, t, _) if i == t.args
 right_args(i, t, pod) if {
 	count(t.arg_templates) > 0
 	count(i) == count(t.args)
-	every n, v in i {
-		right_arg(n, v, t, pod)
-	}
+	i == [v | some n, text in t.args; v := filled_arg(n, text, i[n], t, pod)]
 }
 
-right_arg(n, v, t, _) if v == t.args[n]
+# An argument as it may be: what was given where it fits the template, the policy's text elsewhere.
+filled_arg(n, _, given, t, pod) := given if fits_template(n, given, t, pod)
 
-right_arg(n, v, t, pod) if regex.match(for_pod(t.arg_templates[n], pod), v)
+filled_arg(n, text, given, t, pod) := text if not fits_template(n, given, t, pod)
+
+fits_template(n, given, t, pod) if regex.match(for_pod(t.arg_templates[n], pod), given)
 
 right_identity(i, p, t) if {
 	i.Cwd == object.get(p, "Cwd", "")
@@ -718,6 +723,8 @@ right_mount(i, p, _) if {
 	extra := {o | some o in i.options} - {o | some o in p.options}
 	extra - {o | some o in object.get(policy_data.cluster_config, "cgroup_mount_extras_allowed", [])} == set()
 }
+
+right_mount_source(source, p, _) if source == p.literal
 
 right_mount_source(source, p, pod) if {
 	not contains(source, "$(")

@@ -208,7 +208,7 @@ func (c *kubeContainer) request(id string) *agent.CreateContainerRequest {
 	} else {
 		a["io.katacontainers.pkg.oci.container_type"] = "pod_container"
 		a["io.kubernetes.cri.container-name"] = c.name
-		a["io.kubernetes.cri.image-name"] = c.image
+		a["io.kubernetes.cri.image-name"] = c.annotations()["io.kubernetes.cri.image-name"].(string)
 		a["io.kubernetes.container.terminationMessagePath"] = "/dev/termination-log"
 	}
 	a["io.kubernetes.cri.container-type"] = kind
