@@ -9,39 +9,40 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/test/kubepod"
 	"github.com/cloister/cloister/wire/agent"
 )
 
 // diskVolume is an encrypted emptyDir on a disk that the host attaches.
-func diskVolume(c *kubeContainer, destination string) {
+func diskVolume(c *kubepod.Container, destination string) {
 	const source = "02/03"
 	mountPoint := "/run/kata-containers/sandbox/storage/MDIvMDM="
-	m := kubeMount{destination, "bind", "", []string{"rbind", "rprivate", "rw"}, func(string) string { return mountPoint }}
-	c.mounts = append(c.mounts, m)
-	c.oci()["Mounts"] = append(c.oci()["Mounts"].([]object), m.declared())
-	c.storage(object{"driver": "", "source": "", "fstype": "ext4", "driver_options": []string{"encryption_key=ephemeral", "create_filesystem"},
+	m := kubepod.Mount{Destination: destination, Kind: "bind", Options: []string{"rbind", "rprivate", "rw"}, Real: func(string) string { return mountPoint }}
+	c.Mounts = append(c.Mounts, m)
+	c.OCI()["Mounts"] = append(c.OCI()["Mounts"].([]kubepod.Object), m.Declared())
+	c.AddStorage(kubepod.Object{"driver": "", "source": "", "fstype": "ext4", "driver_options": []string{"encryption_key=ephemeral", "create_filesystem"},
 		"options": []string{}, "fs_group": nil, "shared": true, "mount_point": "$(spath)/$(b64_device_id)"},
 		&agent.Storage{Driver: "blk", Source: source, Fstype: "ext4", DriverOptions: []string{"encryption_key=ephemeral", "create_filesystem"},
 			Shared: true, MountPoint: mountPoint})
 }
 
 // memoryVolume is an emptyDir of medium Memory.
-func memoryVolume(c *kubeContainer, name string) {
+func memoryVolume(c *kubepod.Container, name string) {
 	pattern, place := "^/run/kata-containers/sandbox/ephemeral/"+name+"$", "/run/kata-containers/sandbox/ephemeral/"+name
-	m := kubeMount{"/" + name, "bind", pattern, []string{"rbind", "rprivate", "rw"}, func(string) string { return place }}
-	c.mounts = append(c.mounts, m)
-	c.oci()["Mounts"] = append(c.oci()["Mounts"].([]object), m.declared())
-	c.storage(object{"driver": "ephemeral", "source": "tmpfs", "fstype": "tmpfs", "driver_options": []string{}, "options": []string{}, "fs_group": nil,
+	m := kubepod.Mount{Destination: "/" + name, Kind: "bind", Source: pattern, Options: []string{"rbind", "rprivate", "rw"}, Real: func(string) string { return place }}
+	c.Mounts = append(c.Mounts, m)
+	c.OCI()["Mounts"] = append(c.OCI()["Mounts"].([]kubepod.Object), m.Declared())
+	c.AddStorage(kubepod.Object{"driver": "ephemeral", "source": "tmpfs", "fstype": "tmpfs", "driver_options": []string{}, "options": []string{}, "fs_group": nil,
 		"shared": false, "mount_point": pattern}, &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: place})
 }
 
 // layers takes the image from the host instead of pulling it.
-func layers(c *kubeContainer, roots ...string) {
-	c.image = ""
+func layers(c *kubepod.Container, roots ...string) {
+	c.Image = ""
 	for i, root := range roots {
 		options := []string{"X-kata.overlay-lower", "X-kata.multi-layer=true", "X-kata.gpt-partitioned=true", "X-kata.partition-number=" + string(rune('1'+i)),
 			"X-kata.dmverity-enabled=true", "X-kata.dmverity.blocksize=4096", "X-kata.dmverity.hashsize=4096", "X-kata.dmverity.roothash=" + root}
-		c.storage(object{"driver": "erofs-verity-layer", "source": "", "fstype": "erofs", "driver_options": []string{}, "options": options, "fs_group": nil,
+		c.AddStorage(kubepod.Object{"driver": "erofs-verity-layer", "source": "", "fstype": "erofs", "driver_options": []string{}, "options": options, "fs_group": nil,
 			"shared": false, "mount_point": "^/run/kata-containers/$(bundle-id)/rootfs$"},
 			&agent.Storage{Driver: "blk", Source: "05", Fstype: "erofs", Options: append(slices.Clone(options), "X-kata.dmverity.hashoffset=4096", "X-kata.dmverity.no-superblock=false"),
 				MountPoint: "ROOT"})
@@ -87,12 +88,12 @@ func addEnv(v string) func(*agent.CreateContainerRequest) {
 }
 
 // attackAll asks for each changed request, which is refused, and then for the honest one, which is allowed.
-func attackAll(t *testing.T, data object, honest func(id string) *agent.CreateContainerRequest, attacks []attack) {
+func attackAll(t *testing.T, data kubepod.Object, honest func(id string) *agent.CreateContainerRequest, attacks []attack) {
 	e := kubeEngine(t, data)
-	mustAllow(t, e, kubeSandbox())
+	mustAllow(t, e, kubepod.Sandbox())
 	for n, a := range attacks {
 		t.Run(a.name, func(t *testing.T) {
-			id := containerID(n + 1)
+			id := kubepod.ID(n + 1)
 			r := honest(id)
 			a.change(r)
 			if proto.Equal(r, honest(id)) {
@@ -116,14 +117,14 @@ func attackAll(t *testing.T, data object, honest func(id string) *agent.CreateCo
 }
 
 func TestKubernetesContainerAttacks(t *testing.T) {
-	web := workload("web")
+	web := kubepod.Workload("web")
 	diskVolume(web, "/scratch")
 	memoryVolume(web, "cache")
-	other := workload("other")
-	web.data["required_env"] = []string{"MODE"}
-	web.data["required_mounts"] = []string{"/scratch"}
-	data := kubeData(pause(), web, other)
-	honest := web.request
+	other := kubepod.Workload("other")
+	web.Entry["required_env"] = []string{"MODE"}
+	web.Entry["required_mounts"] = []string{"/scratch"}
+	data := kubepod.Data(kubepod.Pause(), web, other)
+	honest := web.Request
 	type req = *agent.CreateContainerRequest
 	attackAll(t, data, honest, []attack{
 		// process
@@ -146,7 +147,7 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 		// environment
 		{"variable added", addEnv("LD_PRELOAD=/scratch/evil.so"), "LD_PRELOAD"},
 		{"variable changed", func(r req) { r.OCI.Process.Env[2] = "MODE=debug" }, "MODE"},
-		{"variable twice", addEnv("MODE=production"), "Env"},
+		{"variable twice", addEnv("MODE=production"), "count(given): got 6"},
 		{"variable dropped", func(r req) { r.OCI.Process.Env = slices.Delete(r.OCI.Process.Env, 2, 3) }, "required_env"},
 		{"pod name in the environment", func(r req) { r.OCI.Process.Env[3] = "POD=evil" }, "POD"},
 		{"address that is none", func(r req) { r.OCI.Process.Env[4] = "IP=10.1.2.3;reboot" }, "IP"},
@@ -174,7 +175,7 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 		{"streams on the host's ports", func(r req) { r.StdinPort = 5000 }, "WriteStreamRequest"},
 		{"version", func(r req) { r.OCI.Version = "1.2.0" }, "OCI.Version"},
 		{"writable root", func(r req) { r.OCI.Root.Readonly = false }, "OCI.Root.Readonly"},
-		{"root of another container", func(r req) { r.OCI.Root.Path = "/run/kata-containers/" + sandboxID + "/rootfs" }, "Root.Path"},
+		{"root of another container", func(r req) { r.OCI.Root.Path = "/run/kata-containers/" + kubepod.SandboxID + "/rootfs" }, "Root.Path"},
 		{"root elsewhere", func(r req) { r.OCI.Root.Path += "/../../shared" }, "Root.Path"},
 		{"no id", func(r req) { r.ContainerId, r.ExecId = "", "" }, "container_id"},
 		{"id that is a path", func(r req) { r.ContainerId = "../x"; r.ExecId = "" }, "container_id"},
@@ -187,14 +188,14 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 		{"another namespace", func(r req) { r.OCI.Annotations["io.kubernetes.cri.sandbox-namespace"] = "kube-system" }, "namespace"},
 		{"sandbox id that is none", func(r req) { r.OCI.Annotations["io.kubernetes.cri.sandbox-id"] = "x" }, "sandbox-id"},
 		{"annotation added", func(r req) { r.OCI.Annotations["io.katacontainers.config.agent.policy"] = "x" }, "io.katacontainers.config.agent.policy"},
-		{"annotation of the pause container", func(r req) { r.OCI.Annotations["nerdctl/network-namespace"] = netns }, "nerdctl/network-namespace"},
+		{"annotation of the pause container", func(r req) { r.OCI.Annotations["nerdctl/network-namespace"] = kubepod.NetNS }, "nerdctl/network-namespace"},
 		{"bundle elsewhere", func(r req) { r.OCI.Annotations["io.katacontainers.pkg.oci.bundle_path"] = "/tmp" }, "bundle_path"},
 		{"annotation whose value is wrong", func(r req) { r.OCI.Annotations["io.kubernetes.container.terminationMessagePolicy"] = "Never" }, "terminationMessagePolicy"},
-		{"image name", func(r req) { r.OCI.Annotations["io.kubernetes.cri.image-name"] = "evil@" + digestTwo }, digestTwo},
+		{"image name", func(r req) { r.OCI.Annotations["io.kubernetes.cri.image-name"] = "evil@" + kubepod.DigestTwo }, kubepod.DigestTwo},
 		// image
 		{"image by tag", func(r req) { pulledStorage(r).Source = "registry.example/web:1" }, "registry.example/web:1"},
-		{"image of another digest", func(r req) { pulledStorage(r).Source = "registry.example/web:1@" + digestTwo }, digestTwo},
-		{"two digests", func(r req) { pulledStorage(r).Source = "x@" + digestTwo + "@" + digestOne }, digestTwo},
+		{"image of another digest", func(r req) { pulledStorage(r).Source = "registry.example/web:1@" + kubepod.DigestTwo }, kubepod.DigestTwo},
+		{"two digests", func(r req) { pulledStorage(r).Source = "x@" + kubepod.DigestTwo + "@" + kubepod.DigestOne }, kubepod.DigestTwo},
 		{"image as pause", func(r req) { pulledStorage(r).Source = "pause" }, "container-type"},
 		{"guest's pause program instead of the image", func(r req) {
 			pulledStorage(r).DriverOptions = []string{`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`}
@@ -208,18 +209,22 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 		{"image with options", func(r req) { pulledStorage(r).Options = []string{"upperdir=/x"} }, "options"},
 		// mounts
 		{"mount added", func(r req) {
-			r.OCI.Mounts = append(r.OCI.Mounts, &agent.Mount{Destination: "/bin", Type: "bind", Source: sharedDir + r.ContainerId + "-0123456789abcdef-bin", Options: []string{"rbind"}})
+			r.OCI.Mounts = append(r.OCI.Mounts, &agent.Mount{Destination: "/bin", Type: "bind", Source: kubepod.SharedDir + r.ContainerId + "-0123456789abcdef-bin", Options: []string{"rbind"}})
 		}, `destination`},
 		{"mount stacked on another", func(r req) { r.OCI.Mounts = append(r.OCI.Mounts, proto.CloneOf(mountAt(r, "/etc/hosts"))) }, "destinations"},
 		{"mount dropped", func(r req) {
 			r.OCI.Mounts = slices.DeleteFunc(r.OCI.Mounts, func(m *agent.Mount) bool { return m.Destination == "/scratch" })
 		}, "required_mounts"},
 		{"file of another container", func(r req) {
-			mountAt(r, "/etc/hosts").Source = sharedDir + containerID(999) + "-0123456789abcdef-hosts"
+			mountAt(r, "/etc/hosts").Source = kubepod.SharedDir + kubepod.ID(999) + "-0123456789abcdef-hosts"
 		}, "source"},
-		{"other file", func(r req) { mountAt(r, "/etc/hosts").Source = sharedDir + r.ContainerId + "-0123456789abcdef-passwd" }, "source"},
+		{"other file", func(r req) {
+			mountAt(r, "/etc/hosts").Source = kubepod.SharedDir + r.ContainerId + "-0123456789abcdef-passwd"
+		}, "source"},
 		{"path of the guest", func(r req) { mountAt(r, "/etc/hosts").Source = "/proc/1/root/etc/shadow" }, "source"},
-		{"placeholder written out", func(r req) { mountAt(r, "/etc/hosts").Source = sharedDir + "$(bundle-id)-0123456789abcdef-hosts" }, "source"},
+		{"placeholder written out", func(r req) {
+			mountAt(r, "/etc/hosts").Source = kubepod.SharedDir + "$(bundle-id)-0123456789abcdef-hosts"
+		}, "source"},
 		{"path behind the file", func(r req) { mountAt(r, "/etc/hosts").Source += "/../../x" }, "source"},
 		{"literal source changed", func(r req) { mountAt(r, "/dev/shm").Source += "/x" }, "source"},
 		{"mount writable", func(r req) {
@@ -248,8 +253,8 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 	})
 	// Kernels and runtimes add these, and the rules know it.
 	e := kubeEngine(t, data)
-	mustAllow(t, e, kubeSandbox())
-	r := honest(containerID(1))
+	mustAllow(t, e, kubepod.Sandbox())
+	r := honest(kubepod.ID(1))
 	mountAt(r, "/sys/fs/cgroup").Options = append(mountAt(r, "/sys/fs/cgroup").Options, "nsdelegate")
 	r.OCI.Process.Env = append(r.OCI.Process.Env, "REDIS_SERVICE_PORT=6379")
 	r.OCI.Linux.Namespaces = append(r.OCI.Linux.Namespaces, &agent.LinuxNamespace{Type: "cgroup"})
@@ -260,9 +265,9 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 
 func TestKubernetesLayerAttacks(t *testing.T) {
 	one, two, three := strings.Repeat("11", 32), strings.Repeat("22", 32), strings.Repeat("33", 32)
-	web := workload("web")
+	web := kubepod.Workload("web")
 	layers(web, one, two)
-	data := kubeData(pause(), web)
+	data := kubepod.Data(kubepod.Pause(), web)
 	type req = *agent.CreateContainerRequest
 	option := func(layer, n int, text string) func(req) {
 		return func(r req) { r.Storages[layer].Options[n] = text }
@@ -270,7 +275,7 @@ func TestKubernetesLayerAttacks(t *testing.T) {
 	add := func(text string) func(req) {
 		return func(r req) { r.Storages[0].Options = append(r.Storages[0].Options, text) }
 	}
-	attackAll(t, data, func(id string) req { return rootOf(web.request(id)) }, []attack{
+	attackAll(t, data, func(id string) req { return rootOf(web.Request(id)) }, []attack{
 		{"other root hash", option(0, 7, "X-kata.dmverity.roothash="+three), "roothash=11"},
 		{"layers swapped", func(r req) {
 			r.Storages[0].Options[7], r.Storages[1].Options[7] = r.Storages[1].Options[7], r.Storages[0].Options[7]
@@ -284,10 +289,10 @@ func TestKubernetesLayerAttacks(t *testing.T) {
 		{"layer twice", func(r req) { r.Storages[1] = r.Storages[0] }, ""},
 		{"layer added", func(r req) { r.Storages = append(r.Storages, proto.CloneOf(r.Storages[0])) }, "count(others)"},
 		{"image pulled beside the layers", func(r req) {
-			r.Storages = append(r.Storages, &agent.Storage{Driver: "image_guest_pull", Source: web.annotations()["io.kubernetes.cri.image-name"].(string), Fstype: "overlay", MountPoint: r.OCI.Root.Path})
+			r.Storages = append(r.Storages, &agent.Storage{Driver: "image_guest_pull", Source: web.Annotations()["io.kubernetes.cri.image-name"].(string), Fstype: "overlay", MountPoint: r.OCI.Root.Path})
 		}, ""},
 		{"other file system", func(r req) { r.Storages[0].Fstype = "ext4" }, "fstype"},
-		{"root of another container", func(r req) { r.Storages[0].MountPoint = "/run/kata-containers/" + containerID(999) + "/rootfs" }, "mount_point"},
+		{"root of another container", func(r req) { r.Storages[0].MountPoint = "/run/kata-containers/" + kubepod.ID(999) + "/rootfs" }, "mount_point"},
 		{"shared directory as a layer", func(r req) { r.Storages[0].Driver = "virtio-fs" }, "driver"},
 	})
 }
