@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -85,7 +86,8 @@ type Agent struct {
 	destroy   sync.Once
 	oom       chan string
 
-	copying sync.Mutex // held while a file is copied
+	copying sync.Mutex   // held while a file is copied
+	layers  atomic.Int64 // counts the devices of layers, whose names differ
 
 	mu         sync.Mutex
 	sandbox    *sandbox
