@@ -129,7 +129,7 @@ func (m *lowerMount) close() error {
 const layersAtOnce = 8
 
 // openLowers mounts all layers below dir. Those that it returns are mounted, or left to be removed, also with an error.
-func (a *Agent) openLowers(ctx context.Context, dir string, list []lowerLayer) ([]*lowerMount, error) {
+func (a *Agent) openLowers(ctx context.Context, dir string, list []*lowerLayer) ([]*lowerMount, error) {
 	out := make([]*lowerMount, len(list))
 	disks := diskTable{agent: a, disks: map[[2]string]device.Block{}}
 	g, ctx := errgroup.WithContext(ctx)
@@ -137,8 +137,8 @@ func (a *Agent) openLowers(ctx context.Context, dir string, list []lowerLayer) (
 	for i := range list {
 		out[i] = &lowerMount{place: filepath.Join(dir, "lower-"+strconv.Itoa(i))}
 		g.Go(func() error {
-			if err := a.openLower(ctx, &disks, &list[i], out[i]); err != nil {
-				return fmt.Errorf("%s: %w", &list[i], err)
+			if err := a.openLower(ctx, &disks, list[i], out[i]); err != nil {
+				return fmt.Errorf("%s: %w", list[i], err)
 			}
 			return nil
 		})

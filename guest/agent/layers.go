@@ -1,13 +1,14 @@
 package agent
 
 import (
-	"cmp"
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/guest/crypt"
 	"github.com/cloister/cloister/wire/agent"
@@ -41,7 +42,7 @@ const maxLayers = 128
 
 // layered is a root file system of layers.
 type layered struct {
-	lowers []lowerLayer // the topmost first
+	lowers []*lowerLayer // the topmost first
 	upper  *agent.Storage
 }
 
@@ -66,7 +67,7 @@ func (l *lowerLayer) String() string {
 // found, and nothing is taken for a disk without hashes.
 func isLayer(s *agent.Storage) bool {
 	return s.GetDriver() == driverLayers || slices.ContainsFunc(s.GetOptions(), func(o string) bool {
-		for _, prefix := range []string{optionMultiLayer, "X-kata.overlay-", optionMkdir, optionGPT, optionPartition, "X-kata.dmverity", "X-cloister."} {
+		for _, prefix := range []string{optionMultiLayer, "X-kata.overlay-", optionGPT, optionPartition, "X-kata.dmverity", "X-cloister."} {
 			if strings.HasPrefix(o, prefix) {
 				return true
 			}
@@ -98,47 +99,56 @@ func parseLayers(list []*agent.Storage, rootfs string) (*layered, error) {
 		return nil, invalid("%d layers, at most %d are accepted", len(list), maxLayers)
 	}
 	out := &layered{}
+	var byNumber [maxLayers + 1]*lowerLayer
 	for i, s := range list {
-		fail := func(err error) (*layered, error) { return nil, fmt.Errorf("storage %d of the layers: %w", i+1, err) }
-		opts, err := layerOptions(s)
-		if err != nil {
-			return fail(err)
+		if err := out.add(s, rootfs, &byNumber); err != nil {
+			return nil, fmt.Errorf("storage %d of the layers: %w", i+1, err)
 		}
-		_, upper := opts[optionUpper]
-		_, lower := opts[optionLower]
-		switch {
-		case s.GetMountPoint() != rootfs:
-			return fail(invalid("layers belong at %s, not %.120q", rootfs, s.GetMountPoint()))
-		case opts[optionMultiLayer] != "true" || upper == lower:
-			return fail(invalid("it needs %s=true and one of %s and %s", optionMultiLayer, optionLower, optionUpper))
-		case s.GetShared():
-			return fail(invalid("layers are not shared"))
-		}
-		if upper {
-			if out.upper != nil {
-				return fail(invalid("there is a writable layer already"))
-			}
-			if out.upper, err = upperStorage(s, opts, rootfs); err != nil {
-				return fail(err)
-			}
-			continue
-		}
-		l, err := parseLower(s, opts)
-		if err != nil {
-			return fail(err)
-		}
-		out.lowers = append(out.lowers, *l)
 	}
-	if len(out.lowers) == 0 || len(out.lowers) > maxLayers {
-		return nil, invalid("%d layers to read, expected 1 to %d", len(out.lowers), maxLayers)
+	for _, l := range byNumber {
+		if l != nil {
+			out.lowers = append(out.lowers, l)
+		}
 	}
-	slices.SortFunc(out.lowers, func(a, b lowerLayer) int { return cmp.Compare(a.number, b.number) })
-	for i, l := range out.lowers[1:] {
-		if l.number == out.lowers[i].number || l.partition != out.lowers[i].partition {
-			return nil, invalid("layers %d and %d: expected different numbers, and all or none in partitions", out.lowers[i].number, l.number)
+	if len(out.lowers) == 0 {
+		return nil, invalid("there is only a writable layer")
+	}
+	for _, l := range out.lowers {
+		if l.partition != out.lowers[0].partition {
+			return nil, invalid("all layers are in partitions, or none")
 		}
 	}
 	return out, nil
+}
+
+// add reads one storage.
+func (g *layered) add(s *agent.Storage, rootfs string, byNumber *[maxLayers + 1]*lowerLayer) error {
+	opts, err := layerOptions(s)
+	if err != nil {
+		return err
+	}
+	_, upper := opts[optionUpper]
+	_, lower := opts[optionLower]
+	switch {
+	case s.GetMountPoint() != rootfs:
+		return invalid("layers belong at %s, not %.120q", rootfs, s.GetMountPoint())
+	case opts[optionMultiLayer] != "true" || upper == lower || s.GetShared():
+		return invalid("it needs %s=true and one of %s and %s, and is not shared", optionMultiLayer, optionLower, optionUpper)
+	case upper && g.upper != nil:
+		return invalid("there is a writable layer already")
+	case upper:
+		g.upper, err = upperStorage(s, rootfs)
+		return err
+	}
+	l, err := parseLower(s, opts)
+	if err != nil {
+		return err
+	}
+	if byNumber[l.number] != nil {
+		return invalid("there is a layer %d already", l.number)
+	}
+	byNumber[l.number] = l
+	return nil
 }
 
 // layerOptions reads the options of a layer. All have a meaning here: one that is unknown, or there twice, is refused.
@@ -146,7 +156,7 @@ func layerOptions(s *agent.Storage) (map[string]string, error) {
 	opts := map[string]string{}
 	for _, o := range s.GetOptions() {
 		key, value, _ := strings.Cut(o, "=")
-		if _, twice := opts[key]; twice {
+		if _, twice := opts[key]; twice && key != optionMkdir {
 			return nil, invalid("option %.60q is there twice", key)
 		}
 		opts[key] = value
@@ -173,32 +183,23 @@ func layerOptions(s *agent.Storage) (map[string]string, error) {
 	return opts, nil
 }
 
-// upperStorage is the disk below the writable layer, as any other disk of the host.
-func upperStorage(s *agent.Storage, opts map[string]string, rootfs string) (*agent.Storage, error) {
+// upperStorage is the disk below the writable layer, as any other disk of the host. Which directories it needs is known here.
+func upperStorage(s *agent.Storage, rootfs string) (*agent.Storage, error) {
 	if s.GetFstype() != "ext4" {
 		return nil, fmt.Errorf("writable layer of type %.40q: %w", s.GetFstype(), errUnsupported)
 	}
-	var plain []string
+	out := proto.CloneOf(s)
+	out.Options, out.MountPoint = nil, filepath.Join(filepath.Dir(rootfs), "multi-layer/upper")
 	for _, o := range s.GetOptions() {
-		switch key, _, _ := strings.Cut(o, "="); {
-		case key == optionUpper, key == optionMultiLayer, key == optionMkdir:
-		case strings.HasPrefix(key, "X-"):
+		switch {
+		case o == optionUpper, o == optionMultiLayer+"=true", strings.HasPrefix(o, optionMkdir+"="):
+		case strings.HasPrefix(o, "X-"):
 			return nil, invalid("option %.60q of a writable layer", o)
 		default:
-			plain = append(plain, o)
+			out.Options = append(out.Options, o)
 		}
 	}
-	// The directories that overlayfs needs are made in any case.
-	for dir := range strings.SplitSeq(opts[optionMkdir], ";") {
-		dir = strings.ReplaceAll(dir, " ", "")
-		if name, ok := strings.CutPrefix(dir, "{{mount0}}/"); dir != "" && !(ok && slices.Contains([]string{"upper", "work", "upper:0755", "work:0755"}, name)) {
-			return nil, invalid("option %s=%.60q", optionMkdir, dir)
-		}
-	}
-	return &agent.Storage{
-		Driver: s.GetDriver(), Source: s.GetSource(), Fstype: s.GetFstype(), Options: plain, DriverOptions: s.GetDriverOptions(),
-		MountPoint: filepath.Join(filepath.Dir(rootfs), "multi-layer/upper"),
-	}, nil
+	return out, nil
 }
 
 func parseLower(s *agent.Storage, opts map[string]string) (*lowerLayer, error) {

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -118,7 +117,7 @@ func (v *Verity) readSalt(node string) ([]byte, error) {
 	}
 	defer f.Close()
 	var b [superblockSize]byte
-	if _, err := io.ReadFull(io.NewSectionReader(f, v.HashOffset, superblockSize), b[:]); err != nil {
+	if _, err := f.ReadAt(b[:], v.HashOffset); err != nil {
 		return nil, fmt.Errorf("reading the superblock: %w", err)
 	}
 	le := binary.LittleEndian

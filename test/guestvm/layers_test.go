@@ -255,7 +255,7 @@ func TestLayers(t *testing.T) {
 			"broken superblock": {with(broken, "09"), "does not fit the root hash"},
 			"hash offset":       {with(short, "06"), "the signature in the superblock"},
 			"salt":              {with(layers[1], "06", "X-kata.dmverity.salt=00"), "the salt in the superblock"},
-			"block size":        {with(layers[1], "06", "X-kata.dmverity.blocksize=512"), "the data block size in the superblock"},
+			"block size":        {with(layers[1], "06", "X-kata.dmverity.blocksize=512"), "data and hashes end at"},
 			"no superblock":     {with(layers[2], "06"), "bytes"},
 			"no disk":           {with(layers[1], "1e"), "layer 2 at blk 1e"},
 		} {
