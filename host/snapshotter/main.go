@@ -1,0 +1,172 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+)
+
+// DefaultFile is read when no other is named and it is there.
+const DefaultFile = "/etc/cloister/snapshotter.toml"
+
+// usageError is a mistake in how the program was called.
+type usageError struct{ error }
+
+// Main is the program cloister-snapshotter. It returns the exit code: 0 done, 1 failed, 2 wrong use.
+func Main(ctx context.Context, args []string, version string, stdout, stderr io.Writer) int {
+	logrus.SetOutput(io.Discard) // what containerd's libraries say stands in our own errors, too
+	root := rootCmd(version, stderr)
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(stderr, "cloister-snapshotter: error: %v\n", err)
+	var usage usageError
+	if errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+func rootCmd(version string, stderr io.Writer) *cobra.Command {
+	c := &cobra.Command{
+		Use: "cloister-snapshotter", Version: version, SilenceUsage: true, SilenceErrors: true,
+		Short: "containerd's snapshotter for integrity-protected block layers",
+	}
+	c.CompletionOptions.DisableDefaultCmd = true
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	c.AddCommand(serveCmd(stderr), removeCmd(stderr), configCmd())
+	return c
+}
+
+// settings are the flags that each command has.
+type settings struct {
+	file string
+	cfg  Config
+}
+
+func (f *settings) flags(c *cobra.Command) {
+	c.Flags().StringVarP(&f.file, "file", "f", "", "the configuration (default "+DefaultFile+" if it is there)")
+	d := Default()
+	c.Flags().StringVar(&f.cfg.Root, "root", d.Root, "directory of everything that is kept")
+	c.Flags().StringVar(&f.cfg.Socket, "socket", d.Socket, "socket that containerd speaks to")
+	c.Flags().StringVar(&f.cfg.Containerd, "containerd", d.Containerd, "socket of containerd")
+	c.Flags().StringVar(&f.cfg.Mounts, "mounts", d.Mounts, "overlay: layers are mounted on the host; erofs: containerd 2.2 does it")
+	c.Flags().StringVar(&f.cfg.Recipe, "recipe", d.Recipe, RecipeCloister+" or "+RecipeContainerd)
+}
+
+// load reads the file; flags that were given replace what it says.
+func (f *settings) load(c *cobra.Command) (Config, error) {
+	cfg := Default()
+	file := f.file
+	if file == "" {
+		if _, err := os.Stat(DefaultFile); err == nil {
+			file = DefaultFile
+		}
+	}
+	if file != "" {
+		var err error
+		if cfg, err = Load(file); err != nil {
+			return cfg, err
+		}
+	}
+	for name, v := range map[string]struct{ to, from *string }{
+		"root": {&cfg.Root, &f.cfg.Root}, "socket": {&cfg.Socket, &f.cfg.Socket}, "containerd": {&cfg.Containerd, &f.cfg.Containerd},
+		"mounts": {&cfg.Mounts, &f.cfg.Mounts}, "recipe": {&cfg.Recipe, &f.cfg.Recipe},
+	} {
+		if c.Flags().Changed(name) {
+			*v.to = *v.from
+		}
+	}
+	if err := cfg.Validate(); err != nil {
+		return cfg, usageError{err}
+	}
+	return cfg, nil
+}
+
+func serveCmd(stderr io.Writer) *cobra.Command {
+	var f settings
+	var debug bool
+	c := &cobra.Command{
+		Use: "serve", Short: "Answer containerd until SIGTERM", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := f.load(c)
+			if err != nil {
+				return err
+			}
+			level := slog.LevelInfo
+			if debug {
+				level = slog.LevelDebug
+			}
+			log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+			s, err := Open(c.Context(), cfg, log)
+			if err != nil {
+				return err
+			}
+			err = s.Serve(c.Context(), func() {
+				log.Info("serving", "socket", cfg.Socket, "root", cfg.Root, "recipe", cfg.Recipe, "mounts", cfg.Mounts)
+				if err := tellSystemd(os.Getenv("NOTIFY_SOCKET")); err != nil {
+					log.Warn("telling systemd that it is ready", "error", err)
+				}
+			})
+			return errors.Join(err, s.Close())
+		},
+	}
+	f.flags(c)
+	c.Flags().BoolVar(&debug, "debug", false, "log more")
+	return c
+}
+
+// tellSystemd says that the service is ready, by the protocol of sd_notify(3).
+func tellSystemd(socket string) error {
+	if socket == "" {
+		return nil
+	}
+	if socket[0] == '@' {
+		socket = "\x00" + socket[1:]
+	}
+	conn, err := net.Dial("unixgram", socket)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte("READY=1"))
+	return errors.Join(err, conn.Close())
+}
+
+func configCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "config", Short: "Print a configuration with each setting and its default", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := c.OutOrStdout().Write(Example())
+			return err
+		},
+	}
+}
+
+func removeCmd(stderr io.Writer) *cobra.Command {
+	var f settings
+	c := &cobra.Command{
+		Use: "remove", Short: "Remove everything that the snapshotter has on this node", Args: cobra.NoArgs,
+		Long: "Unmounts all layers and removes the root directory and the socket. The server has to be stopped, and containerd has to have\n" +
+			"removed all containers and images of this snapshotter before; if it has not, that is an error and nothing is removed.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := f.load(c)
+			if err != nil {
+				return err
+			}
+			return RemoveAll(c.Context(), cfg, slog.New(slog.NewTextHandler(stderr, nil)))
+		},
+	}
+	f.flags(c)
+	return c
+}
