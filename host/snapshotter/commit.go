@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 
 	"github.com/cloister/cloister/host/blockmount"
@@ -46,15 +47,26 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		parent = given.Parent
 	}
 	start := time.Now()
+	ctx = withNamespace(ctx, name)
 	var l stored
+	from := "what was written"
 	if chain := chainOfKey(key); chain != "" {
-		l, err = s.imageLayer(ctx, id, chain, name, parent, info.Labels)
+		l, from, err = s.imageLayer(ctx, id, chain, name, parent, info.Labels)
 	} else {
 		l, err = s.writtenLayer(ctx, id)
 	}
 	if err != nil {
 		return fmt.Errorf("making the block layer of snapshot %s: %w", name, err)
 	}
+	if err := s.finish(ctx, name, key, id, l, opts); err != nil {
+		return err
+	}
+	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "from", from, "took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
+
+// finish gives a layer to an active snapshot, unpins it and commits the snapshot.
+func (s *Snapshotter) finish(ctx context.Context, name, key, id string, l stored, opts []snapshots.Opt) error {
 	defer s.unpin(l)
 	if err := s.link(l, id); err != nil {
 		return fmt.Errorf("keeping the block layer of snapshot %s: %w", name, err)
@@ -63,44 +75,63 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
-	labels := snapshots.WithLabels(map[string]string{labelRoot: l.Root, labelDiffID: l.DiffID, labelRecipe: s.cfg.Recipe})
+	opts = opts[:len(opts):len(opts)]
+	if chainOfKey(key) != "" {
+		opts = append(opts, snapshots.WithLabels(map[string]string{labelRoot: l.Root, labelDiffID: l.DiffID, labelRecipe: s.cfg.Recipe}))
+	}
 	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		_, err := storage.CommitActive(ctx, key, name, usage, append(opts[:len(opts):len(opts)], labels)...)
+		_, err := storage.CommitActive(ctx, key, name, usage, opts...)
 		return err
 	}); err != nil {
 		return err
 	}
 	s.release(key)
 	s.stripCommitted(id)
-	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "took", time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
-// imageLayer is the layer of an image that a snapshot waits for. It is pinned.
-func (s *Snapshotter) imageLayer(ctx context.Context, id, chain, name, parent string, labels map[string]string) (stored, error) {
+// imageLayer is the layer of an image that a snapshot waits for, pinned, and where it came from.
+func (s *Snapshotter) imageLayer(ctx context.Context, id, chain, name, parent string, labels map[string]string) (_ stored, from string, err error) {
 	if plain(name) != chain {
-		return stored{}, fmt.Errorf("the snapshot was prepared for %s: %w", chain, errdefs.ErrInvalidArgument)
+		return stored{}, "", fmt.Errorf("the snapshot was prepared for %s: %w", chain, errdefs.ErrInvalidArgument)
 	}
 	below, err := parentChain(parent)
 	if err != nil {
-		return stored{}, err
+		return stored{}, "", err
 	}
-	l, err := s.linked(id) // by the differ
+	from = "the differ"
+	l, err := s.linked(id)
 	if errors.Is(err, os.ErrNotExist) {
 		var src source
+		from = "the blob"
+		s.differs.Store(false)
 		if src, err = s.locate(ctx, chain, below, labels); err == nil {
 			s.convertAhead(ctx, src)
 			l, err = s.convertBlob(ctx, src)
 		}
 	}
 	if err != nil {
-		return stored{}, err
+		return stored{}, "", err
 	}
 	if got := chainID(below, l.DiffID); got != chain {
 		s.unpin(l)
-		return stored{}, fmt.Errorf("the layer's uncompressed digest is %s, which gives the chain ID %s, want %s: %w", l.DiffID, got, chain, errdefs.ErrFailedPrecondition)
+		return stored{}, "", fmt.Errorf("the layer's uncompressed digest is %s, which gives the chain ID %s, want %s: %w", l.DiffID, got, chain, errdefs.ErrFailedPrecondition)
 	}
-	return l, nil
+	return l, from, nil
+}
+
+// containerdName is how containerd names a snapshot: its namespace, a number, and the name that its client gave.
+var containerdName = regexp.MustCompile(`^([^/]+)/[0-9]+/`)
+
+// withNamespace gives a context the namespace of a snapshot's name if it has none: containerd 1.6 does not tell.
+func withNamespace(ctx context.Context, name string) context.Context {
+	if _, told := namespaces.Namespace(ctx); told {
+		return ctx
+	}
+	if m := containerdName.FindStringSubmatch(name); m != nil {
+		return namespaces.WithNamespace(ctx, m[1])
+	}
+	return ctx
 }
 
 // writtenLayer is what was written into a snapshot. It is pinned.

@@ -16,6 +16,7 @@ type buildFunc func(ctx context.Context, tar io.Reader, out io.WriterAt, o layer
 type source struct {
 	Blob   string // digest in the content store
 	DiffID string // of its tar, as the image's configuration says; may be empty
+	Below  string // chain ID of the layers below, when DiffID is known
 	Ahead  []source
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,7 +47,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	}
 	made := tmp
 	defer func() {
-		if err != nil {
+		if err != nil && !errdefs.IsAlreadyExists(err) || made == tmp {
 			s.discard(made)
 		}
 	}()
@@ -73,6 +74,14 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, err
 	}
+	if chain != "" {
+		done, err := s.commitEarly(ctx, key, parent, chain, snap.ID, opts)
+		if err != nil {
+			s.log.Warn("a layer that is there already cannot be used", "error", err)
+		} else if done {
+			return nil, fmt.Errorf("layer %s: %w", chain, errdefs.ErrAlreadyExists)
+		}
+	}
 	mounts, err := s.mounts(key, snap)
 	if err == nil && kind == snapshots.KindActive && chain == "" && len(snap.ParentIDs) > 0 && s.cfg.Mounts == MountsOverlay {
 		err = likeRoot(filepath.Join(made, upperDir), filepath.Join(s.dir(snap.ParentIDs[0]), blockmountPoint))
@@ -90,6 +99,52 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, err
 	}
 	return mounts, nil
+}
+
+// commitEarly spares containerd to download and unpack a layer, by committing its snapshot while it is prepared: containerd, told that
+// it exists, takes it by its label. That is possible if the layer has been made, as those of an image are while the first is unpacked.
+// If containerd does not let us apply layers but unpacks them for nothing, then also if the blob is there and only has to be converted.
+func (s *Snapshotter) commitEarly(ctx context.Context, key, parent, chain, id string, opts []snapshots.Opt) (bool, error) {
+	var given snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&given); err != nil {
+			return false, err
+		}
+	}
+	if given.Labels[labelRef] != chain {
+		return false, nil
+	}
+	ctx = withNamespace(ctx, key)
+	src, err := s.search(ctx, chain)
+	if errdefs.IsNotFound(err) {
+		return false, nil // it has to be downloaded
+	}
+	if err != nil {
+		return false, err
+	}
+	if below, err := parentChain(parent); err != nil || below != src.Below {
+		return false, err // the parent comes with the commit
+	}
+	s.convertAhead(ctx, src)
+	l, ok := s.have(s.layerName(src.DiffID, src.Blob))
+	if !ok && s.differs.Load() {
+		return false, nil
+	}
+	if !ok {
+		if l, err = s.convertBlob(ctx, src); err != nil {
+			return false, err
+		}
+	}
+	if l.DiffID != src.DiffID {
+		s.unpin(l)
+		return false, fmt.Errorf("the tar in blob %s is %s, its image says %s", src.Blob, l.DiffID, src.DiffID)
+	}
+	name := strings.TrimSuffix(key, plain(key)) + chain
+	if err := s.finish(ctx, name, key, id, l, opts); err != nil {
+		return false, err
+	}
+	s.log.Info("layer", "name", name, "root", l.Root, "bytes", l.Size, "from", "layers that are there")
+	return true, nil
 }
 
 // fillDirectory makes what is in the directory of a new snapshot. The chain ID is that of the layer it waits for, if it does.

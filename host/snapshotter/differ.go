@@ -78,6 +78,7 @@ func (s *Snapshotter) apply(ctx context.Context, id, chain, blob string) (stored
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return stored{}, err
 	}
+	s.differs.Store(true)
 	src, err := s.search(ctx, chain)
 	if err != nil || src.Blob != blob {
 		src = source{Blob: blob} // only what helps is lost: that the other layers are begun

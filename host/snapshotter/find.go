@@ -13,6 +13,7 @@ import (
 
 // Labels that containerd's CRI plugin, or its unpacker, puts on a snapshot for a layer.
 const (
+	labelRef            = "containerd.io/snapshot.ref"
 	labelLayerDigest    = "containerd.io/snapshot/cri.layer-digest"
 	labelManifestDigest = "containerd.io/snapshot/cri.manifest-digest"
 )
@@ -95,6 +96,9 @@ func (s *Snapshotter) inImage(ctx context.Context, manifest, chain string) (sour
 			return source{}, false // another image may have the same layer in another form
 		}
 		src := img.layers[i]
+		if i > 0 {
+			src.Below = img.chains[i-1]
+		}
 		for _, next := range img.layers[i+1:] {
 			if _, err := s.content.Size(ctx, next.Blob); err == nil {
 				src.Ahead = append(src.Ahead, next)

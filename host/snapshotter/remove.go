@@ -79,6 +79,21 @@ func (s *Snapshotter) discard(dir string) {
 	}
 }
 
+// Unmount unmounts all layers, for who has no containers any more.
+func (s *Snapshotter) Unmount() error {
+	entries, err := os.ReadDir(filepath.Join(s.cfg.Root, snapshotsDir))
+	if err != nil {
+		return fmt.Errorf("unmounting all layers: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, unmountLayer(filepath.Join(s.cfg.Root, snapshotsDir, e.Name())))
+	}
+	return errors.Join(errs...)
+}
+
 // recover brings the root into order after the process before this one ended, however it did.
 func (s *Snapshotter) recover(ctx context.Context) error {
 	names := map[string]string{}

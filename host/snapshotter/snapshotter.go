@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -33,7 +34,7 @@ const (
 	newPrefix    = "new-"
 )
 
-// Labels that a committed snapshot gets, for who looks at it. Nothing depends on them.
+// Labels that the snapshot of an image's layer gets, for who looks at it. Nothing depends on them.
 const (
 	labelPrefix = "cloister.dev/layer."
 	labelRoot   = labelPrefix + "root-hash"
@@ -52,11 +53,13 @@ type Snapshotter struct {
 	slots   chan struct{} // one for each conversion under way
 	overlay []string      // options of overlays
 	finder  finder
+	differs atomic.Bool // containerd lets us apply layers, as far as is known
 
-	life context.Context // ends with Close; conversions that run ahead stop then
-	end  context.CancelFunc
-	conn io.Closer // to containerd; nil in tests
-	work sync.WaitGroup
+	life  context.Context // ends with Close; conversions that run ahead stop then
+	end   context.CancelFunc
+	conn  io.Closer // to containerd; nil in tests
+	work  sync.WaitGroup
+	close sync.Once
 
 	mu      sync.Mutex // what is below, links to layers, and host mounts
 	active  map[string][]string
@@ -77,6 +80,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, content contentStore
 		active: map[string][]string{}, uses: map[string]int{}, running: map[string]*conversion{}, pins: map[string]int{},
 		ahead: map[string]bool{}, left: map[string]bool{},
 	}
+	s.differs.Store(true)
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	for _, dir := range []string{"", snapshotsDir, layersDir, ingestDir} {
 		if err := os.MkdirAll(filepath.Join(cfg.Root, dir), 0o711); err != nil {
@@ -100,15 +104,17 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, content contentStore
 	return s, nil
 }
 
-// Close ends conversions and gives the root free. Mounts of running containers stay.
-func (s *Snapshotter) Close() error {
-	s.end()
-	s.work.Wait()
-	err := s.ms.Close()
-	if s.conn != nil {
-		err = errors.Join(err, s.conn.Close())
-	}
-	s.lock.Unlock()
+// Close ends conversions and gives the root free. Layers stay mounted: a container may be about to start on them.
+func (s *Snapshotter) Close() (err error) {
+	s.close.Do(func() {
+		s.end()
+		s.work.Wait()
+		err = s.ms.Close()
+		if s.conn != nil {
+			err = errors.Join(err, s.conn.Close())
+		}
+		s.lock.Unlock()
+	})
 	return err
 }
 

@@ -22,6 +22,9 @@ type Options struct {
 	Path     []string          // folders where containerd looks for shims before those of PATH
 	DropIn   string            // lines of configuration, such as the runtime table that an installation adds
 	Pause    string            // name of the pause image, default PauseImage
+	Main     string            // tables that are added to the main configuration, such as those of proxy plugins
+
+	Snapshotter string // that of CRI; empty is containerd's default
 }
 
 // Runtime is one runtime handler of the CRI plugin. The fields are those of containerd's configuration.
@@ -85,10 +88,14 @@ imports = [%q]
   address = %q
 [plugins."io.containerd.internal.v1.opt"]
   path = %q
-`, d.path("root"), d.path("state"), d.path("conf.d/*.toml"), d.Address, d.path("opt"))
+%s`, d.path("root"), d.path("state"), d.path("conf.d/*.toml"), d.Address, d.path("opt"), d.opts.Main)
 }
 
 func (d *Daemon) criBase() string {
+	snapshotter := ""
+	if d.opts.Snapshotter != "" {
+		snapshotter = fmt.Sprintf("  snapshotter = %q\n", d.opts.Snapshotter)
+	}
 	return fmt.Sprintf(`version = 2
 [%[1]s]
   sandbox_image = %[2]q
@@ -105,9 +112,9 @@ func (d *Daemon) criBase() string {
   config_path = %[5]q
 [%[1]s.containerd]
   default_runtime_name = "runc"
-[%[1]s.containerd.runtimes.runc]
+%[6]s[%[1]s.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
-`, cri, d.opts.Pause, cniPlugins, d.path("cni"), d.path("certs.d"))
+`, cri, d.opts.Pause, cniPlugins, d.path("cni"), d.path("certs.d"), snapshotter)
 }
 
 func (r Runtime) toml(version string) string {
