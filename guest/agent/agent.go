@@ -30,6 +30,11 @@ type Secrets interface {
 	UnsealSecret(ctx context.Context, sealed []byte) ([]byte, error)
 }
 
+// Keys fetches keys from the broker by their URI.
+type Keys interface {
+	Resource(ctx context.Context, uri string) ([]byte, error)
+}
+
 // Modules loads kernel modules by name; one that the image does not have is built into the kernel.
 type Modules interface {
 	Load(names ...string) error
@@ -48,7 +53,7 @@ func DefaultLayout() Layout {
 	return Layout{Root: "/run/kata-containers", Namespaces: "/run/cloister/ns", Resolv: "/etc/resolv.conf", Pause: "/init"}
 }
 
-// Config is what an agent works with. Images and Secrets may be nil when the guest has no data hub.
+// Config is what an agent works with. Images, Secrets and Keys may be nil when the guest has no data hub.
 type Config struct {
 	Version string
 	// Features are shown to the host beside the agent's own.
@@ -56,6 +61,7 @@ type Config struct {
 	Gate        Gate
 	Images      ImagePuller
 	Secrets     Secrets
+	Keys        Keys // of sealed layers
 	Runtime     *container.Runtime
 	Network     *network.Stack
 	Log         *slog.Logger

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloister/cloister/guest/crypt"
 	"github.com/cloister/cloister/guest/device"
+	"github.com/cloister/cloister/layer/sealed"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -131,7 +132,8 @@ const layersAtOnce = 8
 // openLowers mounts all layers below dir. Those that it returns are mounted, or left to be removed, also with an error.
 func (a *Agent) openLowers(ctx context.Context, dir string, list []*lowerLayer) ([]*lowerMount, error) {
 	out := make([]*lowerMount, len(list))
-	disks := diskTable{agent: a, disks: map[[2]string]device.Block{}}
+	disks := diskTable{agent: a, disks: map[[2]string]device.Block{}, keys: map[string][]byte{}}
+	defer disks.forget()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(layersAtOnce)
 	for i := range list {
@@ -146,11 +148,52 @@ func (a *Agent) openLowers(ctx context.Context, dir string, list []*lowerLayer) 
 	return out, g.Wait()
 }
 
-// diskTable finds each disk once.
+// diskTable finds each disk, and fetches each key, once.
 type diskTable struct {
 	agent *Agent
 	mu    sync.Mutex
 	disks map[[2]string]device.Block
+	keys  map[string][]byte // of the broker, by name
+}
+
+// forget clears the keys.
+func (t *diskTable) forget() {
+	for _, k := range t.keys {
+		clear(k)
+	}
+}
+
+// layerKey is the key of a sealed layer with this salt.
+func (t *diskTable) layerKey(ctx context.Context, id string, salt []byte) ([]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key, ok := t.keys[id]
+	if !ok {
+		if t.agent.cfg.Keys == nil {
+			return nil, fmt.Errorf("fetching the key %s: the guest runs without a data hub: %w", id, errUnsupported)
+		}
+		ctx, cancel := context.WithTimeout(ctx, t.agent.cfg.HubTimeout)
+		defer cancel()
+		var err error
+		if key, err = t.agent.cfg.Keys.Resource(ctx, id); err != nil {
+			return nil, fmt.Errorf("fetching the key %s: %w", id, err)
+		}
+		t.keys[id] = key
+	}
+	return sealed.LayerKey(key, salt)
+}
+
+// unseal puts decryption on a verified layer.
+func (t *diskTable) unseal(ctx context.Context, name, id string, disk *crypt.Disk) error {
+	if err := t.agent.cfg.Modules.Load(crypt.SealedModules()...); err != nil {
+		return err
+	}
+	key, err := t.layerKey(ctx, id, disk.Salt)
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	return disk.Decrypt(name, key)
 }
 
 func (t *diskTable) find(ctx context.Context, driver, source string) (device.Block, error) {
@@ -186,11 +229,19 @@ func (a *Agent) openLower(ctx context.Context, disks *diskTable, l *lowerLayer, 
 		if m.disk, err = crypt.OpenVerity(name, node, disk.Size, *l.verity); err != nil {
 			return err
 		}
+		if l.keyID != "" {
+			if err := disks.unseal(ctx, name+"-plain", l.keyID, m.disk); err != nil {
+				return err
+			}
+		}
 		node = m.disk.Node
 	}
 	mount, err := openFS("erofs", node, mountArgs{attrs: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV, flags: []string{"ro"}})
 	if errors.Is(err, unix.EIO) && l.verity != nil {
 		return fmt.Errorf("what the host has attached does not fit the root hash: %w", err)
+	}
+	if errors.Is(err, unix.EINVAL) && l.keyID != "" {
+		return fmt.Errorf("the key %s does not open it: %w", l.keyID, err)
 	}
 	if err != nil {
 		return err

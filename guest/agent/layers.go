@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/guest/crypt"
+	"github.com/cloister/cloister/layer/sealed"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -35,6 +36,7 @@ const (
 	optionAlgorithm   = "X-kata.dmverity.algorithm"
 	optionHashType    = "X-kata.dmverity.hashtype"
 	optionLayerNumber = "X-cloister.layer-number"
+	optionKeyID       = "X-cloister.sealed.key-id"
 )
 
 // maxLayers is the number of partitions of a disk.
@@ -52,6 +54,7 @@ type lowerLayer struct {
 	number         int // 1 is the topmost
 	partition      bool
 	verity         *crypt.Verity // nil: what the host attached is used as it is
+	keyID          string        // of a sealed layer, else ""
 	storage        *agent.Storage
 }
 
@@ -172,7 +175,7 @@ func layerOptions(s *agent.Storage) (map[string]string, error) {
 			ok = value == "1"
 		case optionNoSuper:
 			ok = value == "true" || value == "false"
-		case optionMkdir, optionPartition, optionRoot, optionHashOffset, optionSalt, optionBlockSize, optionHashSize, optionLayerNumber:
+		case optionMkdir, optionPartition, optionRoot, optionHashOffset, optionSalt, optionBlockSize, optionHashSize, optionLayerNumber, optionKeyID:
 		default:
 			ok = !strings.HasPrefix(o, "X-") && !strings.HasPrefix(o, "io.katacontainers.") // for the mount to judge
 		}
@@ -238,8 +241,16 @@ func parseLower(s *agent.Storage, opts map[string]string) (*lowerLayer, error) {
 	if l.number, err = number(opts, key, 0, maxLayers); err != nil || l.number < 1 {
 		return nil, invalid("option %s=%.20q: expected 1 to %d", key, opts[key], maxLayers)
 	}
-	l.verity, err = parseVerity(opts)
-	return l, err
+	if l.verity, err = parseVerity(opts); err != nil {
+		return nil, err
+	}
+	if l.keyID = opts[optionKeyID]; l.keyID == "" {
+		return l, nil
+	}
+	if l.verity == nil || l.verity.BlockSize != sealed.BlockSize {
+		return nil, invalid("a sealed layer has hashes over blocks of %d bytes", sealed.BlockSize)
+	}
+	return l, sealed.CheckKeyID(l.keyID)
 }
 
 // parseVerity reads what says how a layer is verified.

@@ -55,13 +55,38 @@ func OpenVerity(name, node string, size int64, v Verity) (_ *Disk, err error) {
 		return fail(err)
 	}
 	defer m.Close()
-	d := &Disk{Size: v.HashOffset}
+	d := &Disk{Size: v.HashOffset, Salt: v.Salt}
 	d.Node, err = m.create(name, target{kind: "verity", sectors: uint64(v.HashOffset / sector), params: v.table(node), readOnly: true})
 	if err != nil {
 		return fail(err)
 	}
 	d.names = []string{name}
 	return d, nil
+}
+
+// SealedModules are the kernel modules that Decrypt needs.
+func SealedModules() []string { return []string{"dm_crypt", "xts", "aesni_intel"} }
+
+// Decrypt puts a read-only layer of decryption on a verified disk: AES-256-XTS with a key of 64 bytes, in sectors of 4096 bytes. name is
+// that of the device and must be free.
+func (d *Disk) Decrypt(name string, key []byte) error {
+	if len(key) != xtsKey {
+		return fmt.Errorf("decrypting %s: a key of %d bytes", d.Node, len(key))
+	}
+	m, err := openMapper()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	params := hex.AppendEncode(append(make([]byte, 0, 512), "aes-xts-plain64 "...), key)
+	params = fmt.Appendf(params, " 0 %s 0 2 sector_size:%d iv_large_sectors", d.Node, blockSize)
+	defer clear(params)
+	node, err := m.create(name, target{kind: "crypt", sectors: uint64(d.Size / sector), params: params, readOnly: true})
+	if err != nil {
+		return fmt.Errorf("decrypting %s: %w", d.Node, err)
+	}
+	d.Node, d.names = node, append(d.names, name)
+	return nil
 }
 
 // check looks at the numbers before anything is read.
