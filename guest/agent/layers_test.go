@@ -1,13 +1,17 @@
 package agent
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/layer/sealed"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -151,4 +155,62 @@ func FuzzParseLayers(f *testing.F) {
 			t.Errorf("got %+v", l)
 		}
 	})
+}
+
+// fakeKeys is a broker with one key.
+type fakeKeys struct {
+	asked int
+	key   []byte
+}
+
+func (f *fakeKeys) Resource(_ context.Context, uri string) ([]byte, error) {
+	f.asked++
+	if uri != "kbs:///default/image-key/a" {
+		return nil, errors.New("the broker refuses " + uri)
+	}
+	return bytes.Clone(f.key), nil
+}
+
+func TestKeysOfSealedLayers(t *testing.T) {
+	a := hostVolumes(t, "default HostStorageRequest := true\n")
+	a.cfg.HubTimeout = time.Minute
+	const id = "kbs:///default/image-key/a"
+	table := diskTable{agent: a, keys: map[string][]byte{}}
+	if _, err := table.layerKey(t.Context(), id, make([]byte, 32)); !errors.Is(err, errUnsupported) {
+		t.Errorf("without a data hub: %v", err)
+	}
+	keys := &fakeKeys{key: make([]byte, 32)}
+	a.cfg.Keys = keys
+	one, err := table.layerKey(t.Context(), id, make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := table.layerKey(t.Context(), id, bytes.Repeat([]byte{1}, 32))
+	if err != nil || bytes.Equal(one, other) || len(one) != 64 || keys.asked != 1 {
+		t.Errorf("the broker was asked %d times, %v", keys.asked, err)
+	}
+	if _, err := table.layerKey(t.Context(), id, nil); !errors.Is(err, sealed.ErrKey) {
+		t.Errorf("a layer without salt: %v", err)
+	}
+	if _, err := table.layerKey(t.Context(), id+"b", make([]byte, 32)); err == nil || !strings.Contains(err.Error(), "the broker refuses") {
+		t.Errorf("got %v", err)
+	}
+	table.forget()
+	if !bytes.Equal(table.keys[id], make([]byte, 32)) {
+		t.Error("a key is left")
+	}
+	const at = "/run/kata-containers/c1/rootfs"
+	l, err := parseLayers([]*agent.Storage{lower(at, 1, optionKeyID+"="+id)}, at)
+	if err != nil || l.lowers[0].keyID != id {
+		t.Errorf("got %+v, %v", l, err)
+	}
+	for name, s := range map[string]*agent.Storage{
+		"no hashes": without(lower(at, 1, optionKeyID+"="+id), optionVerity, optionRoot, optionHashOffset),
+		"a file":    lower(at, 1, optionKeyID+"=file:///etc/passwd"),
+		"blocks":    lower(at, 1, optionKeyID+"="+id, optionBlockSize+"=512"),
+	} {
+		if _, err := parseLayers([]*agent.Storage{s}, at); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
 }

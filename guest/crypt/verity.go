@@ -146,25 +146,26 @@ func (v *Verity) readSalt(node string) ([]byte, error) {
 		return nil, fmt.Errorf("reading the superblock: %w", err)
 	}
 	le := binary.LittleEndian
-	saltSize := int(le.Uint16(b[80:]))
-	for _, field := range []struct {
-		what string
-		ok   bool
-	}{
-		{"signature", string(b[:8]) == "verity\x00\x00"},
-		{"version", le.Uint32(b[8:]) == 1},
-		{"hash type", le.Uint32(b[12:]) == 1},
-		{"algorithm", string(bytes.TrimRight(b[32:64], "\x00")) == "sha256"},
-		{"data block size", le.Uint32(b[64:]) == uint32(v.BlockSize)},
-		{"hash block size", le.Uint32(b[68:]) == uint32(v.HashSize)},
-		{"number of blocks", le.Uint64(b[72:]) == uint64(v.HashOffset/int64(v.BlockSize))},
-		{"salt", saltSize <= maxSalt && (!v.HasSalt || bytes.Equal(b[88:88+saltSize], v.Salt))},
-	} {
-		if !field.ok {
-			return nil, fmt.Errorf("%w: the %s in the superblock at byte %d is not what was asked for", ErrVerity, field.what, v.HashOffset)
+	want := make([]byte, 80)
+	copy(want, "verity\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00") // version 1, hash type 1
+	copy(want[16:], b[16:32])                                    // any UUID
+	copy(want[32:], "sha256")
+	le.PutUint32(want[64:], uint32(v.BlockSize))
+	le.PutUint32(want[68:], uint32(v.HashSize))
+	le.PutUint64(want[72:], uint64(v.HashOffset/int64(v.BlockSize)))
+	for i := range want {
+		if want[i] != b[i] {
+			return nil, fmt.Errorf("%w: byte %d of the superblock at %d is %#x, expected %#x", ErrVerity, i, v.HashOffset, b[i], want[i])
 		}
 	}
-	return bytes.Clone(b[88 : 88+saltSize]), nil
+	salt := b[88:]
+	if n := int(le.Uint16(b[80:])); n <= maxSalt {
+		salt = salt[:n]
+	}
+	if len(salt) > maxSalt || v.HasSalt && !bytes.Equal(salt, v.Salt) {
+		return nil, fmt.Errorf("%w: the salt in the superblock at %d is another one", ErrVerity, v.HashOffset)
+	}
+	return bytes.Clone(salt), nil
 }
 
 // table is the kernel's description of the device.

@@ -140,6 +140,9 @@ func (b *build) layer(l blockLayer, at vmm.Place, number ...string) {
 	options = append(options, "X-kata.dmverity-enabled=true", "X-kata.dmverity.roothash="+l.Root,
 		fmt.Sprintf("X-kata.dmverity.hashoffset=%d", l.HashOffset), "X-kata.dmverity.no-superblock=false",
 		fmt.Sprintf("X-kata.dmverity.blocksize=%d", l.blockSize), fmt.Sprintf("X-kata.dmverity.hashsize=%d", l.hashSize))
+	if l.KeyID != "" {
+		options = append(options, "X-cloister.sealed.key-id="+l.KeyID)
+	}
 	b.out.Storages = append(b.out.Storages, &agent.Storage{Driver: at.Driver, Source: at.Address, Fstype: "erofs", Options: options, MountPoint: b.out.Root})
 }
 

@@ -253,7 +253,7 @@ func TestLayers(t *testing.T) {
 		}{
 			"swapped root":      {with(swapped, "06"), "layer 2 at blk 06 with root hash " + layers[2].root + ": what the host has attached does not fit"},
 			"broken superblock": {with(broken, "09"), "does not fit the root hash"},
-			"hash offset":       {with(short, "06"), "the signature in the superblock"},
+			"hash offset":       {with(short, "06"), "byte 0 of the superblock"},
 			"salt":              {with(layers[1], "06", "X-kata.dmverity.salt=00"), "the salt in the superblock"},
 			"block size":        {with(layers[1], "06", "X-kata.dmverity.blocksize=512"), "data and hashes end at"},
 			"no superblock":     {with(layers[2], "06"), "bytes"},
