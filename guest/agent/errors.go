@@ -10,10 +10,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/crypt"
 	"github.com/cloister/cloister/guest/device"
 	"github.com/cloister/cloister/guest/ext4"
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/guest/network"
+	"github.com/cloister/cloister/layer/sealed"
 )
 
 var (
@@ -46,7 +48,7 @@ func codeOf(err error) codes.Code {
 	case errors.As(err, &denied):
 		return codes.PermissionDenied
 	case errors.As(err, &policy), errors.Is(err, errInvalid), errors.Is(err, errNoContainer), errors.Is(err, container.ErrSpec),
-		errors.Is(err, network.ErrNoInterface), errors.Is(err, device.ErrLocator), errors.Is(err, ext4.ErrSize):
+		errors.Is(err, network.ErrNoInterface), errors.Is(err, device.ErrLocator), errors.Is(err, ext4.ErrSize), errors.Is(err, crypt.ErrVerity), errors.Is(err, sealed.ErrKey):
 		return codes.InvalidArgument
 	case errors.Is(err, container.ErrNoProcess), errors.Is(err, fs.ErrNotExist):
 		return codes.NotFound

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/author/guestimage"
+	"github.com/cloister/cloister/host/layerdisk"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/host/vmm/vmmtest"
@@ -173,6 +175,57 @@ func TestHotPlug(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLateDisks adds disks that can only be read to a VM whose start is measured, and which gets no other device.
+func TestLateDisks(t *testing.T) {
+	image := probeImage(t)
+	cfg := config(t, image, "serve")
+	cfg.FirmwareCode, cfg.FirmwareVars, cfg.LateDisks = image.Manifest.Firmware.CodePath, image.Manifest.Firmware.VarsPath, true
+	g := boot(t, cfg)
+	ctx := testContext(t)
+	g.ask("size 1 256")
+	path := diskImage(t, "first")
+	for serial, d := range map[string]vmm.Disk{
+		"plain": {Path: path, ReadOnly: true},
+		"parts": {Path: partitioned(t, path), ReadOnly: true, Format: vmm.FormatVMDK},
+	} {
+		d.Serial = serial
+		place, err := g.AddDisk(ctx, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, f := range g.ask("wait disk %s", serial).Disks {
+			// A partition table begins with an empty sector.
+			found = found || f.Serial == serial && f.PCI == place.Address && strings.HasPrefix("this is first", f.Content)
+		}
+		if !found {
+			t.Errorf("disk %s is not at %+v", serial, place)
+		}
+	}
+	for _, serial := range []string{"plain", "parts"} {
+		if err := g.RemoveDisk(ctx, serial); err != nil {
+			t.Error(err)
+		}
+		g.ask("gone disk %s", serial)
+	}
+	if _, err := g.AddDisk(ctx, vmm.Disk{Path: path, Serial: "written"}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("a disk that the guest can write: %v", err)
+	}
+	if _, _, err := g.Resize(ctx, 2, 512); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("resizing: %v", err)
+	}
+}
+
+// partitioned is a disk with the image as its partition.
+func partitioned(t *testing.T, path string) string {
+	t.Helper()
+	descriptor, err := layerdisk.Write(filepath.Join(t.TempDir(), "disk"), []layerdisk.Layer{{Path: path, Size: 1 << 20, Name: "first"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return descriptor
 }
 
 // disks adds disks, finds them at their places with their content, removes one and gives its place to another.

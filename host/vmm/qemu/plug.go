@@ -41,6 +41,21 @@ func whyNoPlug(c *vmm.Config) error {
 	return nil
 }
 
+// whyNoDisks says why a VM takes no read-only disks while it runs, or nil when it does. Those that are made with room for them have the
+// bus, too: what is on such a disk the guest verifies, so that it changes nothing of what is proven.
+func whyNoDisks(c *vmm.Config) error {
+	why := whyNoPlug(c)
+	switch {
+	case why == nil:
+		return nil
+	case !c.LateDisks, bareMachine(c):
+		return why
+	case c.TEE != nil && c.InitdataImage == nil:
+		return fmt.Errorf("a confidential virtual machine without initdata has no bus for disks that come later: %w", errors.ErrUnsupported)
+	}
+	return nil
+}
+
 // plugged is a device that came while the VM ran.
 type plugged struct {
 	kind    string // disk or card
@@ -178,10 +193,14 @@ func (v *VM) AddDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 }
 
 func (v *VM) addDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
-	if v.noPlug != nil {
-		return vmm.Place{}, v.noPlug
+	why := v.noPlug
+	if d.ReadOnly {
+		why = v.noDisks
 	}
-	if err := checkDisk(d); err != nil {
+	if why != nil {
+		return vmm.Place{}, why
+	}
+	if err := errors.Join(checkDisk(d), d.Validate()); err != nil {
 		return vmm.Place{}, err
 	}
 	if v.atStart["disk "+d.Serial] {
@@ -233,8 +252,12 @@ func (v *VM) RemoveDisk(ctx context.Context, serial string) error {
 }
 
 func (v *VM) remove(ctx context.Context, kind, key string) error {
-	if v.noPlug != nil {
-		return v.noPlug
+	why := v.noPlug
+	if kind == "disk" {
+		why = v.noDisks
+	}
+	if why != nil {
+		return why
 	}
 	if v.atStart[kind+" "+key] {
 		return fmt.Errorf("it is there since the start and cannot go: %w", errors.ErrUnsupported)
