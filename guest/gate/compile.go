@@ -29,6 +29,8 @@ type policy struct {
 	queries   map[string]*query // per rule
 	constants map[string]ast.Value
 	secrets   *secrets // values of env and args in the policy, filled on the first denial
+	text      string   // as it was given, without fragments
+	fragments []loadedFragment
 
 	insecureAllowFailing bool
 }
@@ -102,6 +104,7 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 		compiler:  c,
 		queries:   map[string]*query{},
 		constants: map[string]ast.Value{},
+		text:      text,
 		store: inmem.NewFromObjectWithOpts(map[string]any{"pstate": map[string]any{}},
 			inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true)),
 	}

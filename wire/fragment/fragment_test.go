@@ -170,7 +170,7 @@ func TestForeign(t *testing.T) {
 		"no identity":       {func(h cose.ProtectedHeader) { h["iss"] = "Contoso" }, "did:x509"},
 		"another chain": {func(h cose.ProtectedHeader) {
 			h[cose.HeaderLabelX5Chain] = []any{big.header.Chain[0].Raw, big.header.Chain[1].Raw, big.header.Chain[2].Raw}
-		}, "no algorithm for"},
+		}, "signature is wrong"},
 		"other content": {func(h cose.ProtectedHeader) { h[cose.HeaderLabelContentType] = "application/json" }, "content type"},
 		"long feed":     {func(h cose.ProtectedHeader) { h["feed"] = strings.Repeat("x", 513) }, "the feed has"},
 		"critical header": {func(h cose.ProtectedHeader) {

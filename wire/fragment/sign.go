@@ -91,15 +91,16 @@ func algorithmOf(key crypto.PublicKey) (Algorithm, error) {
 }
 
 func signature(key crypto.Signer, alg Algorithm, message []byte) ([]byte, error) {
-	hash, curve, err := alg.needs()
+	hash, kind, err := alg.needs()
 	if err != nil {
 		return nil, err
 	}
-	if hash == 0 {
+	if kind == kindEd25519 {
 		return key.Sign(rand.Reader, message, crypto.Hash(0))
 	}
 	sum := digest(hash, message)
-	if curve == nil {
+	ec, ok := key.Public().(*ecdsa.PublicKey)
+	if !ok {
 		return key.Sign(rand.Reader, sum, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: hash})
 	}
 	der, err := key.Sign(rand.Reader, sum, hash)
@@ -110,7 +111,7 @@ func signature(key crypto.Signer, alg Algorithm, message []byte) ([]byte, error)
 	if rest, err := asn1.Unmarshal(der, &rs); err != nil || len(rest) > 0 {
 		return nil, errors.New("the key made a signature that cannot be read")
 	}
-	size := (curve.Params().BitSize + 7) / 8
+	size := (ec.Curve.Params().BitSize + 7) / 8
 	if rs.R.Sign() < 0 || rs.S.Sign() < 0 || rs.R.BitLen() > 8*size || rs.S.BitLen() > 8*size {
 		return nil, errors.New("the key made a signature that is none of its curve")
 	}

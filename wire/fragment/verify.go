@@ -44,17 +44,18 @@ var errSignature = errors.New("the signature is wrong")
 const minRSABits = 2048
 
 func (m *Message) signed() error {
-	hash, curve, err := m.Algorithm.needs()
+	hash, kind, err := m.Algorithm.needs()
 	if err != nil {
 		return err
 	}
 	message := toBeSigned(m.protected, m.Payload)
 	switch key := m.Chain[0].PublicKey.(type) {
 	case *ecdsa.PublicKey:
-		if curve == nil || key.Curve != curve {
+		if kind != kindECDSA || key.Curve == elliptic.P224() {
 			break
 		}
-		size := (curve.Params().BitSize + 7) / 8
+		// COSE does not tie the hash to the curve (RFC 9053, section 2.1), and not all signers do.
+		size := (key.Curve.Params().BitSize + 7) / 8
 		if len(m.signature) != 2*size {
 			return errSignature
 		}
@@ -64,7 +65,7 @@ func (m *Message) signed() error {
 		}
 		return nil
 	case *rsa.PublicKey:
-		if curve != nil || hash == 0 {
+		if kind != kindPSS {
 			break
 		}
 		if key.N.BitLen() < minRSABits {
@@ -75,7 +76,7 @@ func (m *Message) signed() error {
 		}
 		return nil
 	case ed25519.PublicKey:
-		if m.Algorithm != EdDSA {
+		if kind != kindEd25519 {
 			break
 		}
 		if !ed25519.Verify(key, message, m.signature) {
@@ -86,25 +87,33 @@ func (m *Message) signed() error {
 	return fmt.Errorf("%s is no algorithm for the signer's key (%T)", m.Algorithm, m.Chain[0].PublicKey)
 }
 
-// needs gives the hash of an algorithm, and its curve if it has one.
-func (a Algorithm) needs() (crypto.Hash, elliptic.Curve, error) {
+type keyKind int
+
+const (
+	kindECDSA keyKind = iota
+	kindPSS
+	kindEd25519
+)
+
+// needs gives the hash of an algorithm and the kind of key that it is for.
+func (a Algorithm) needs() (crypto.Hash, keyKind, error) {
 	switch a {
 	case ES256:
-		return crypto.SHA256, elliptic.P256(), nil
+		return crypto.SHA256, kindECDSA, nil
 	case ES384:
-		return crypto.SHA384, elliptic.P384(), nil
+		return crypto.SHA384, kindECDSA, nil
 	case ES512:
-		return crypto.SHA512, elliptic.P521(), nil
+		return crypto.SHA512, kindECDSA, nil
 	case PS256:
-		return crypto.SHA256, nil, nil
+		return crypto.SHA256, kindPSS, nil
 	case PS384:
-		return crypto.SHA384, nil, nil
+		return crypto.SHA384, kindPSS, nil
 	case PS512:
-		return crypto.SHA512, nil, nil
+		return crypto.SHA512, kindPSS, nil
 	case EdDSA:
-		return 0, nil, nil
+		return 0, kindEd25519, nil
 	}
-	return 0, nil, fmt.Errorf("%s is not accepted", a)
+	return 0, 0, fmt.Errorf("%s is not accepted", a)
 }
 
 func digest(h crypto.Hash, message []byte) []byte {
