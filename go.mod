@@ -57,11 +57,17 @@ require github.com/containerd/containerd/api v1.12.0
 require github.com/containerd/typeurl/v2 v2.3.0 // indirect
 
 require (
+	github.com/golang/groupcache v0.0.0-20210331224755-41bb18bfe9da // indirect
 	github.com/google/go-cmp v0.7.0 // indirect
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
+	github.com/pkg/errors v0.9.1 // indirect
+	go.opencensus.io v0.24.0 // indirect
 )
 
-require github.com/opencontainers/runtime-spec v1.3.0
+require (
+	github.com/Microsoft/hcsshim v0.14.0
+	github.com/opencontainers/runtime-spec v1.3.0
+)
 
 require (
 	github.com/containerd/cgroups/v3 v3.1.3

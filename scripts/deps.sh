@@ -27,6 +27,8 @@ if [ "${1:-}" = test ]; then
   need[runc]=/usr/sbin/runc
   need[busybox-static]=/bin/busybox
   need[e2fsprogs]=/usr/sbin/e2fsck
+  need[cryptsetup-bin]=/usr/sbin/veritysetup
+  need[erofs-utils]=/usr/bin/mkfs.erofs
 fi
 missing=()
 for package in "${!need[@]}"; do

@@ -83,6 +83,12 @@ func (e *Engine) LoadFragment(ctx context.Context, raw []byte, at time.Time) err
 	return e.addFragment(f)
 }
 
+// wantsFragments says whether a policy may declare fragments.
+func wantsFragments(constants map[string]ast.Value) bool {
+	data, ok := constants["policy_data"].(ast.Object)
+	return !ok || member(data, "fragments") != nil
+}
+
 func (p *policy) hasFragment(m *fragment.Message) bool {
 	return slices.ContainsFunc(p.fragments, func(f loadedFragment) bool {
 		return f.Issuer == m.Issuer && f.Feed == m.Feed && f.SVN == m.SVN && f.payload == string(m.Payload)
@@ -101,6 +107,9 @@ func fragmentInput(m *fragment.Message, expired bool) *input {
 // addFragment compiles the policy anew with one fragment more.
 func (e *Engine) addFragment(f loadedFragment) error {
 	old := e.policy
+	if old.text == "" {
+		return &FragmentError{Err: errors.New("the policy declares no fragments")}
+	}
 	if len(old.fragments) >= maxFragments {
 		return &FragmentError{Err: fmt.Errorf("the policy has %d fragments, which is the limit", maxFragments)}
 	}

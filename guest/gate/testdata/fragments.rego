@@ -7,8 +7,10 @@ default fragments_loaded := []
 
 default LoadPolicyFragmentRequest := false
 
+declared_fragments := object.get(policy_data, "fragments", [])
+
 LoadPolicyFragmentRequest if {
-	declared := [d | some d in object.get(policy_data, "fragments", []); d.issuer == input.issuer; d.feed == input.feed]
+	declared := [d | some d in declared_fragments; d.issuer == input.issuer; d.feed == input.feed]
 	count(declared) > 0
 	input.svn >= max([d.minimum_svn | some d in declared])
 	fragment_in_date(declared)
@@ -20,7 +22,6 @@ LoadPolicyFragmentRequest if {
 fragment_in_date(_) if not input.expired
 
 fragment_in_date(declared) if {
-	input.expired
 	every d in declared {
 		object.get(d, "allow_expired", false) == true
 	}
@@ -30,19 +31,15 @@ fragment_newer(f) if f.feed != input.feed
 
 fragment_newer(f) if f.issuer != input.issuer
 
-fragment_newer(f) if {
-	f.feed == input.feed
-	f.issuer == input.issuer
-	f.svn < input.svn
-}
+fragment_newer(f) if f.svn < input.svn
 
 fragments_ready if {
-	every d in object.get(policy_data, "fragments", []) {
+	every d in declared_fragments {
 		fragment_ready(d)
 	}
 }
 
-fragment_ready(d) if not object.get(d, "required", false)
+fragment_ready(d) if object.get(d, "required", false) == false
 
 fragment_ready(d) if {
 	some f in fragments_loaded
