@@ -198,14 +198,14 @@ func (r *reader) variable(n *node, at string) (Variable, bool) {
 	}
 	if secure && !r.options.PinSecure {
 		r.warn("the secure variable %s can have any value: the policy does not bind it", v.Name)
-		v.Value, v.Pattern = "(?s:.*)", true
+		v.Value, v.Pattern = anything, true
 		return v, true
 	}
 	value, _ := r.value(field, at+".value")
 	switch x := value.(type) {
 	case string:
 		if v.Value = x; x == thimEndpoint {
-			v.Value, v.Pattern = "(?s:.*)", true
+			v.Value, v.Pattern = anything, true
 		}
 	case mixed, open:
 		why, _ := isOpen(x)
@@ -217,7 +217,7 @@ func (r *reader) variable(n *node, at string) (Variable, bool) {
 		if m, ok := x.(mixed); ok {
 			v.Value, v.Pattern = m.pattern(), true
 		} else {
-			v.Value, v.Pattern = "(?s:.*)", true
+			v.Value, v.Pattern = anything, true
 		}
 	default:
 		r.fault(field, at+".value", "%s", notA(value, "a string"))

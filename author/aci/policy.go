@@ -26,27 +26,6 @@ type Images interface {
 	Image(ctx context.Context, name string) (Image, error)
 }
 
-// Fragment is a signed part of a policy that the guest may load when its issuer, feed and security version are right.
-type Fragment struct {
-	Issuer     string   `json:"issuer"` // did:x509
-	Feed       string   `json:"feed"`
-	MinimumSVN string   `json:"minimum_svn"`
-	Includes   []string `json:"includes"` // of containers, fragments, external_processes, namespace
-}
-
-// Infrastructure is the fragment with the service's own containers, which mount volumes and serve identities.
-func Infrastructure(minimumSVN int) Fragment {
-	return Fragment{
-		Issuer:     "did:x509:0:sha256:I__iuL25oXEVFdTP_aBLx_eT1RPHbCQ_ECBQfYZpt9s::eku:1.3.6.1.4.1.311.76.59.1.3",
-		Feed:       "mcr.microsoft.com/aci/aci-cc-infra-fragment",
-		MinimumSVN: strconv.Itoa(minimumSVN),
-		Includes:   []string{"containers", "fragments"},
-	}
-}
-
-// InfrastructureSVN is the lowest security version of the infrastructure fragment that is not known to be revoked.
-const InfrastructureSVN = 4
-
 // Options say what a policy allows beyond its containers.
 type Options struct {
 	Fragments []Fragment

@@ -6,6 +6,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -38,18 +41,8 @@ func (p *Policy) Text() (string, error) {
 	var b strings.Builder
 	b.WriteString("package policy\n\nimport future.keywords.every\nimport future.keywords.in\n\n")
 	fmt.Fprintf(&b, "api_version := %q\nframework_version := %q\n\n", apiVersion, frameworkVersion)
-	for _, part := range []struct {
-		name  string
-		value any
-	}{{"fragments", p.fragments}, {"containers", p.containers}} {
-		e := json.NewEncoder(&b)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		b.WriteString(part.name + " := ")
-		if err := e.Encode(part.value); err != nil {
-			return "", fmt.Errorf("writing the policy: %w", err)
-		}
-		b.WriteByte('\n')
+	if err := p.objects(&b, p.containers); err != nil {
+		return "", err
 	}
 	for _, flag := range []struct {
 		name string
@@ -71,6 +64,45 @@ func (p *Policy) Text() (string, error) {
 	b.WriteString("\nreason := {\"errors\": data.framework.errors}\n")
 	if b.Len() > maxPolicyBytes {
 		return "", fmt.Errorf("writing the policy: it has %d bytes, the limit is %d", b.Len(), maxPolicyBytes)
+	}
+	return b.String(), nil
+}
+
+// objects writes fragments and containers.
+func (p *Policy) objects(b *strings.Builder, containers []containerRule) error {
+	for _, part := range []struct {
+		name  string
+		value any
+	}{{"fragments", p.fragments}, {"containers", containers}} {
+		e := json.NewEncoder(b)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		b.WriteString(part.name + " := ")
+		if err := e.Encode(part.value); err != nil {
+			return fmt.Errorf("writing the policy: %w", err)
+		}
+		b.WriteByte('\n')
+	}
+	return nil
+}
+
+// packageName is what a fragment's package can be called, and reservedPackages are names that mean something else in the guest.
+var (
+	packageName      = regexp.MustCompile("^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")
+	reservedPackages = []string{"policy", "framework", "api", "data", "input", "metadata", "package", "import", "default", "as", "with", "not", "some", "every", "if", "in", "contains", "else", "null", "true", "false",
+		"defaultMounts", "privilegedMounts", "sandboxPrefix", "hugePagesPrefix", "plan9Prefix", "defaultPrivilegedCapabilities", "defaultUnprivilegedCapabilities"}
+)
+
+// FragmentText is the group's containers, without the pause container, as the Rego module of a fragment for Azure: a package of this name,
+// with a security version. It is to be signed.
+func (p *Policy) FragmentText(name string, svn uint64) (string, error) {
+	if !packageName.MatchString(name) || slices.Contains(reservedPackages, name) {
+		return "", fmt.Errorf("writing a fragment: %q cannot be the name of its package", name)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "package %s\n\nsvn := %q\nframework_version := %q\n\n", name, strconv.FormatUint(svn, 10), frameworkVersion)
+	if err := p.objects(&b, p.containers[:len(p.containers)-1]); err != nil {
+		return "", err
 	}
 	return b.String(), nil
 }
