@@ -97,6 +97,8 @@ default ExecProcessRequest := false
 
 default GetDiagnosticDataRequest := false
 
+default LoadPolicyFragmentRequest := false
+
 default PortForwardRequest := false
 
 default ReadStreamRequest := false
@@ -123,7 +125,7 @@ default WriteStreamRequest := false
 
 # --- tables ----------------------------------------------------------------
 
-containers := policy_data.containers
+containers := array.concat(policy_data.containers, [c | some f in fragments_loaded; some c in f.containers])
 
 defaults := policy_data.request_defaults
 
@@ -362,6 +364,7 @@ sandbox_storage(i, p) if {
 annotation(key) := object.get(input.OCI.Annotations, key, "")
 
 CreateContainerRequest := {"allowed": true, "ops": ops} if {
+	fragments_ready
 	plain(input)
 	some index in by_name[annotation("io.kubernetes.cri.container-name")]
 	p := containers[index]
@@ -1106,6 +1109,53 @@ GetDiagnosticDataRequest if defaults.GetDiagnosticDataRequest
 UpdateEphemeralMountsRequest if defaults.UpdateEphemeralMountsRequest
 
 PortForwardRequest if input.port in object.get(object.get(defaults, "PortForwardRequest", {}), "allowed_ports", [])
+
+# --- signed fragments ------------------------------------------------------
+
+# The engine defines this anew with the fragments that it has verified and that the rule below has admitted: in the order
+# of their arrival, never removed. So a container keeps its place among all containers.
+default fragments_loaded := []
+
+declared_fragments := object.get(policy_data, "fragments", [])
+
+LoadPolicyFragmentRequest if {
+	declared := [d | some d in declared_fragments; d.issuer == input.issuer; d.feed == input.feed]
+	count(declared) > 0
+	input.svn >= max([d.minimum_svn | some d in declared])
+	fragment_in_date(declared)
+	every f in fragments_loaded {
+		fragment_newer(f)
+	}
+}
+
+fragment_in_date(_) if not input.expired
+
+fragment_in_date(declared) if {
+	every d in declared {
+		object.get(d, "allow_expired", false) == true
+	}
+}
+
+fragment_newer(f) if f.feed != input.feed
+
+fragment_newer(f) if f.issuer != input.issuer
+
+fragment_newer(f) if f.svn < input.svn
+
+# No container is created before the fragments that the policy cannot do without are there.
+fragments_ready if {
+	every d in declared_fragments {
+		fragment_ready(d)
+	}
+}
+
+fragment_ready(d) if object.get(d, "required", false) == false
+
+fragment_ready(d) if {
+	some f in fragments_loaded
+	f.issuer == d.issuer
+	f.feed == d.feed
+}
 
 # --- files -----------------------------------------------------------------
 

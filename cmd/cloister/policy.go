@@ -17,7 +17,7 @@ import (
 )
 
 func policyCmd(a *app) *cobra.Command {
-	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a), policyTestCmd(a), policySimCmd(a))
+	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a), policyACICmd(a), policyFragmentCmd(a), policyTestCmd(a), policySimCmd(a))
 }
 
 // policyFlags say what beyond the manifest the owner allows.
@@ -80,6 +80,9 @@ func policyGenerateCmd(a *app) *cobra.Command {
 					return err
 				}
 				return a.writeMode(out, []byte(text), mode)
+			}
+			if target == "aci" {
+				return hint(usageError{errors.New("--for aci is a command of its own")}, "use `cloister policy aci FILE`")
 			}
 			return usageError{fmt.Errorf("--for %q: want kubernetes or run", target)}
 		},

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
@@ -26,6 +27,8 @@ type Gate interface {
 	Exited(ctx context.Context, containerID string, status int) error
 	// SetPolicy decides about and performs the replacement of the policy in one step.
 	SetPolicy(ctx context.Context, text string) error
+	// LoadFragment verifies a signed fragment, decides about it and adds it to the policy in one step.
+	LoadFragment(ctx context.Context, raw []byte, at time.Time) error
 }
 
 // The services of the agent's socket, as the transport names them.
@@ -35,10 +38,10 @@ const (
 )
 
 // decidedLater are the methods whose decision cannot be made before they run. Each of their handlers asks the gate
-// itself: reads because a refusal hides what was read, SetPolicy because deciding and replacing are one step.
+// itself: reads because a refusal hides what was read, SetPolicy and LoadPolicyFragment because deciding and replacing are one step.
 func decidedLater(fullMethod string) bool {
 	switch fullMethod {
-	case agentPrefix + "ReadStdout", agentPrefix + "ReadStderr", agentPrefix + "SetPolicy":
+	case agentPrefix + "ReadStdout", agentPrefix + "ReadStderr", agentPrefix + "SetPolicy", agentPrefix + "LoadPolicyFragment":
 		return true
 	}
 	return false

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
@@ -46,6 +47,11 @@ func (g *recordingGate) Exited(context.Context, string, int) error { return nil 
 
 func (g *recordingGate) SetPolicy(context.Context, string) error {
 	_, err := g.Begin(context.Background(), "SetPolicyRequest", nil)
+	return err
+}
+
+func (g *recordingGate) LoadFragment(context.Context, []byte, time.Time) error {
+	_, err := g.Begin(context.Background(), "LoadPolicyFragmentRequest", nil)
 	return err
 }
 

@@ -29,6 +29,8 @@ type policy struct {
 	queries   map[string]*query // per rule
 	constants map[string]ast.Value
 	secrets   *secrets // values of env and args in the policy, filled on the first denial
+	text      string   // as it was given, without fragments; kept only if the policy may get some
+	fragments []loadedFragment
 
 	insecureAllowFailing bool
 }
@@ -97,7 +99,11 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 	if c, err = fold(c, module, version, constants); err != nil {
 		return nil, err
 	}
-	return &policy{compiler: c, queries: map[string]*query{}, constants: constants, store: newStore()}, nil
+	p := &policy{compiler: c, queries: map[string]*query{}, constants: constants, store: newStore()}
+	if wantsFragments(constants) {
+		p.text = text
+	}
+	return p, nil
 }
 
 func newStore() storage.Store {
