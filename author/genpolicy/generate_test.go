@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -285,4 +286,21 @@ func FuzzGenerate(f *testing.F) {
 			}
 		}
 	})
+}
+
+// BenchmarkGenerate is a pod of 20 containers, without fetching images.
+func BenchmarkGenerate(b *testing.B) {
+	var text strings.Builder
+	text.WriteString("apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  containers:\n")
+	for i := range 20 {
+		fmt.Fprintf(&text, "  - {name: c%d, image: registry.example/nginx:1.27, env: [{name: A, value: b}], volumeMounts: [{name: v, mountPath: /v}]}\n", i)
+	}
+	text.WriteString("  volumes: [{name: v, emptyDir: {}}]\n")
+	s := settings(b)
+	for b.Loop() {
+		r, err := generate(b, text.String(), Options{Settings: s})
+		if err != nil || len(r.Pins) != 20 {
+			b.Fatal(err)
+		}
+	}
 }

@@ -163,6 +163,7 @@ func get(t testing.TB, o Options, ref string, need Need) (*Image, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer s.Close()
 	return s.Image(t.Context(), ref, need)
 }
 
