@@ -370,6 +370,10 @@ func (g *generator) layers(img *imagesource.Image, at kubernetes.At, path string
 				fmt.Sprintf("X-kata.partition-number=%d", len(img.Layers)-i), "X-kata.dmverity-enabled=true", "X-kata.dmverity.blocksize=4096",
 				"X-kata.dmverity.hashsize=4096", "X-kata.dmverity.roothash=" + l.Root},
 		})
+		if l.KeyID != "" {
+			last := &out[len(out)-1]
+			last.Options = append(last.Options, "X-cloister.sealed.key-id="+l.KeyID)
+		}
 	}
 	return out
 }

@@ -223,6 +223,11 @@ func TestLayersOfTheHost(t *testing.T) {
 	if len(c.Storages) != 2 || c.Storages[0].Options[3] != "X-kata.partition-number=1" || !strings.HasSuffix(c.Storages[0].Options[7], "roothash="+strings.Repeat("2", 64)) {
 		t.Errorf("storages %+v", c.Storages)
 	}
+	if pause := dataOf(t, r.Policy).Containers[0]; len(pause.Storages) != 0 || pause.Image != nil {
+		t.Errorf("the guest's own pause container has layers: %+v", pause.Storages)
+	}
+	s.cluster.PauseConfig = nil // as in settings of others: the image is one like any
+	_, r = one(t, "", "", Options{Settings: s})
 	if pause := dataOf(t, r.Policy).Containers[0]; len(pause.Storages) != 2 || pause.Image == nil {
 		t.Errorf("the pause container's layers: %+v", pause.Storages)
 	}

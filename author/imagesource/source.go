@@ -138,8 +138,13 @@ func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) 
 	all := make([]*facts, len(m.layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, d := range m.layers {
-		img.Layers = append(img.Layers, Layer{Digest: d.Digest.String(), DiffID: m.config.RootFS.DiffIDs[i].String()})
+		root, keyID, sealed, err := sealedLayer(d)
+		if err != nil {
+			return nil, err
+		}
+		img.Layers = append(img.Layers, Layer{Digest: d.Digest.String(), DiffID: m.config.RootFS.DiffIDs[i].String(), Root: root, KeyID: keyID})
 		switch {
+		case sealed: // like an encrypted one, with a root
 		case !need.Users && !need.Roots:
 		case encrypted(d) && need.Roots:
 			return nil, fmt.Errorf("layer %s is encrypted; its root is that of the sealed layer, which only its owner makes", d.Digest)

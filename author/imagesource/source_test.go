@@ -329,6 +329,21 @@ func TestEncrypted(t *testing.T) {
 	}
 }
 
+// TestSealed takes root and key of a sealed layer from its manifest.
+func TestSealed(t *testing.T) {
+	root := strings.Repeat("ab", 32)
+	for _, tc := range []struct {
+		root, key, version string
+		ok                 bool
+	}{{root, "kbs:///default/image-key/a", "1", true}, {root, "https://x", "1", false}, {root[1:], "kbs:///a/b/c", "1", false}, {root, "kbs:///a/b/c", "2", false}} {
+		gotRoot, gotKey, sealed, err := sealedLayer(v1.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.erofs+sealed",
+			Annotations: map[string]string{"dev.cloister.layer.roothash": tc.root, "dev.cloister.sealed.key-id": tc.key, "dev.cloister.sealed.version": tc.version}})
+		if !sealed || (err == nil) != tc.ok || tc.ok && (gotRoot != tc.root || gotKey != tc.key) {
+			t.Errorf("%+v: %q, %q, %v", tc, gotRoot, gotKey, err)
+		}
+	}
+}
+
 // TestUsers has layers as they can be.
 func TestUsers(t *testing.T) {
 	for name, tc := range map[string]struct {
