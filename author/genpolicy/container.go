@@ -155,7 +155,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	if img == nil {
 		img = &imagesource.Image{} // already reported
 	}
-	args, env := g.processText(path, c, img)
+	args, env, values := g.processText(path, c, img)
 	p := process{
 		Terminal: c.TTY, User: g.identity(path, c, img), Args: appendMissing(args, t.Process.Args), Env: appendMissing(env, t.Process.Env),
 		Cwd: "/", Capabilities: g.capabilities(path, c),
@@ -172,7 +172,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	annotations[annoContainerName] = c.Name
 	r := t.Root
 	r.Readonly = c.Security.ReadOnlyRoot
-	m := &mounts{g: g, path: path, c: c}
+	m := &mounts{g: g, path: path, c: c, values: values}
 	m.base(false, c.Security.Privileged)
 	m.settings(t, r.Readonly, c.TerminationMessagePath)
 	m.volumes()
@@ -370,6 +370,10 @@ func (g *generator) layers(img *imagesource.Image, at kubernetes.At, path string
 				fmt.Sprintf("X-kata.partition-number=%d", len(img.Layers)-i), "X-kata.dmverity-enabled=true", "X-kata.dmverity.blocksize=4096",
 				"X-kata.dmverity.hashsize=4096", "X-kata.dmverity.roothash=" + l.Root},
 		})
+		if l.KeyID != "" {
+			last := &out[len(out)-1]
+			last.Options = append(last.Options, "X-cloister.sealed.key-id="+l.KeyID)
+		}
 	}
 	return out
 }

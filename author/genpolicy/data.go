@@ -9,6 +9,7 @@ type policyData struct {
 	Requests   map[string]any `json:"request_defaults"`
 	Devices    any            `json:"devices"`
 	Cluster    map[string]any `json:"cluster_config"`
+	Fragments  []any          `json:"fragments,omitempty"`
 	Cloister   ownData        `json:"cloister"`
 }
 

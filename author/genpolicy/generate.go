@@ -81,8 +81,9 @@ func Generate(ctx context.Context, set *kubernetes.Set, w *kubernetes.Workload, 
 	g := &generator{set: set, w: w, o: o, s: o.Settings}
 	data := policyData{
 		Common: g.s.Common, Sandbox: g.s.Sandbox, Requests: maps.Clone(g.s.Requests), Cluster: g.s.Cluster,
-		Devices:  map[string]any{"vfio": map[string]any{"device_path": g.s.Devices.VFIO.DevicePath}},
-		Cloister: ownData{Version: 1, EnforceOrder: !o.AnyOrder, BindFiles: !o.AnyFiles},
+		Devices:   map[string]any{"vfio": map[string]any{"device_path": g.s.Devices.VFIO.DevicePath}},
+		Fragments: g.s.Fragments,
+		Cloister:  ownData{Version: 1, EnforceOrder: !o.AnyOrder, BindFiles: !o.AnyFiles},
 	}
 	g.checkPod()
 	if err := g.fetch(ctx); err != nil {
@@ -228,7 +229,7 @@ func (g *generator) fetch(ctx context.Context) error {
 		path      string
 	}
 	var jobs []job
-	if g.s.cluster.PauseConfig == nil || g.s.HostLayers() {
+	if g.s.cluster.PauseConfig == nil {
 		jobs = append(jobs, job{g.s.cluster.PauseImage, g.w.Spec.At, ""})
 	}
 	for path, c := range g.each() {

@@ -41,6 +41,8 @@ type Settings struct {
 	} `json:"kata_config"`
 	Cluster  map[string]any `json:"cluster_config"`
 	Requests map[string]any `json:"request_defaults"`
+	// Fragments are those that the policy accepts, copied as they are.
+	Fragments []any `json:"fragments"`
 
 	cluster clusterConfig
 	common  commonConfig

@@ -40,7 +40,11 @@ func newContainerd(socket, namespace string) (*containerd, error) {
 	return &containerd{socket, namespace, conn, imagesapi.NewImagesClient(conn), contentapi.NewContentClient(conn)}, nil
 }
 
+// String is for messages.
 func (c *containerd) String() string { return "containerd at " + c.socket }
+
+// Close implements store.
+func (c *containerd) Close() error { return c.conn.Close() }
 
 func (c *containerd) in(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", c.namespace)

@@ -21,10 +21,13 @@ import (
 // files are the files of a layout directory or of an archive.
 type files interface {
 	open(name string) (io.ReadCloser, error)
+	io.Closer
 }
 
 // directory is a folder. Names do not lead out of it.
 type directory struct{ root *os.Root }
+
+func (d directory) Close() error { return d.root.Close() }
 
 func (d directory) open(name string) (io.ReadCloser, error) {
 	f, err := d.root.Open(name)
@@ -87,6 +90,8 @@ func openArchive(name string) (*archive, error) {
 	}
 }
 
+func (a *archive) Close() error { return a.file.Close() }
+
 func (a *archive) open(name string) (io.ReadCloser, error) {
 	p, ok := a.parts[name]
 	if !ok {
@@ -104,40 +109,46 @@ type localImages struct {
 }
 
 func newLayout(where string) (*localImages, error) {
+	l := &localImages{where: where}
 	info, err := os.Stat(where)
+	switch {
+	case err != nil:
+	case info.IsDir():
+		var root *os.Root
+		root, err = os.OpenRoot(where)
+		l.files = directory{root}
+	default:
+		l.files, err = openArchive(where)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening images: %w", err)
 	}
-	l := &localImages{where: where}
-	if info.IsDir() {
-		root, err := os.OpenRoot(where)
-		if err != nil {
-			return nil, fmt.Errorf("opening images: %w", err)
-		}
-		l.files = directory{root}
-	} else if l.files, err = openArchive(where); err != nil {
-		return nil, fmt.Errorf("opening images: %w", err)
+	if err := l.readIndex(); err != nil {
+		return nil, fmt.Errorf("opening images in %s: %w", where, errors.Join(err, l.Close()))
 	}
+	return l, nil
+}
+
+func (l *localImages) readIndex() error {
 	raw, err := readSmall(l.files, "index.json")
 	if err == nil {
 		ix, err := v1.ParseIndexManifest(bytes.NewReader(raw))
 		if err != nil {
-			return nil, fmt.Errorf("opening images in %s: index.json: %w", where, err)
+			return fmt.Errorf("index.json: %w", err)
 		}
 		l.index = ix.Manifests
-		return l, nil
+		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("opening images in %s: %w", where, err)
+		return err
 	}
-	raw, err = readSmall(l.files, "manifest.json")
-	if err != nil {
-		return nil, fmt.Errorf("opening images in %s: it has neither index.json (OCI) nor manifest.json (docker)", where)
+	if raw, err = readSmall(l.files, "manifest.json"); err != nil {
+		return errors.New("there is neither index.json (OCI) nor manifest.json (docker)")
 	}
 	if err := json.Unmarshal(raw, &l.docker); err != nil {
-		return nil, fmt.Errorf("opening images in %s: manifest.json: %w", where, err)
+		return fmt.Errorf("manifest.json: %w", err)
 	}
-	return l, nil
+	return nil
 }
 
 func readSmall(f files, name string) ([]byte, error) {
@@ -153,7 +164,8 @@ func readSmall(f files, name string) ([]byte, error) {
 	return data, err
 }
 
-func (l *localImages) String() string { return l.where }
+// Close implements store.
+func (l *localImages) Close() error { return l.files.Close() }
 
 // Names that tools give images in an index.
 const (

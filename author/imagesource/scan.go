@@ -48,6 +48,22 @@ const (
 // encrypted says whether a layer can only be read with a key.
 func encrypted(d v1.Descriptor) bool { return strings.HasSuffix(string(d.MediaType), "+encrypted") }
 
+// sealedLayer reads what the manifest says of a sealed layer (docs/reference/sealed-layers.md). Its root is that of the
+// ciphertext, and a wrong one opens nothing.
+func sealedLayer(d v1.Descriptor) (root, keyID string, ok bool, err error) {
+	if !strings.HasSuffix(string(d.MediaType), "+sealed") {
+		return "", "", false, nil
+	}
+	root, keyID = d.Annotations["dev.cloister.layer.roothash"], d.Annotations["dev.cloister.sealed.key-id"]
+	if version := d.Annotations["dev.cloister.sealed.version"]; version != "1" {
+		return "", "", true, fmt.Errorf("layer %s is sealed in version %q, expected 1", d.Digest, version)
+	}
+	if len(root) != 64 || strings.Trim(root, "0123456789abcdef") != "" || !strings.HasPrefix(keyID, "kbs:///") || strings.ContainsAny(keyID, " ,\n\"") {
+		return "", "", true, fmt.Errorf("sealed layer %s does not name its root hash and key", d.Digest)
+	}
+	return root, keyID, true, nil
+}
+
 // decompress opens a layer by what its first bytes are; types of media are often wrong.
 func decompress(r io.Reader) (io.Reader, func(), error) {
 	in := bufio.NewReaderSize(r, 64<<10)

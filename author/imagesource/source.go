@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,8 @@ type Options struct {
 	Layers int
 	// MaxLayer bounds a layer when decompressed, in bytes. Default layer.DefaultMaxSize.
 	MaxLayer int64
+	// Timeout bounds how long one image may take. Default an hour.
+	Timeout time.Duration
 }
 
 // Images is a Source.
@@ -43,6 +46,7 @@ type Images struct {
 	cache  *cache
 	slots  chan struct{}
 	max    int64
+	time   time.Duration
 
 	mu     sync.Mutex
 	layers map[string]*pending // by digest: images share layers
@@ -58,7 +62,7 @@ type pending struct {
 // New opens the places that images come from.
 func New(o Options) (*Images, error) {
 	s := &Images{arch: cmp.Or(o.Architecture, "amd64"), recipe: cmp.Or(o.Recipe, layer.Cloister), slots: make(chan struct{}, cmp.Or(o.Layers, 4)),
-		max: cmp.Or(o.MaxLayer, layer.DefaultMaxSize), layers: map[string]*pending{}}
+		max: cmp.Or(o.MaxLayer, layer.DefaultMaxSize), time: cmp.Or(o.Timeout, time.Hour), layers: map[string]*pending{}}
 	from := o.From
 	if len(from) == 0 {
 		from = []string{"registry"}
@@ -79,21 +83,32 @@ func New(o Options) (*Images, error) {
 			err = fmt.Errorf("image source %q is none of registry, oci:DIR, archive:FILE, containerd[:SOCKET[,NAMESPACE]]", f)
 		}
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, s.Close())
 		}
 		s.stores = append(s.stores, st)
 	}
 	if o.Cache != "" {
 		var err error
 		if s.cache, err = openCache(o.Cache); err != nil {
-			return nil, err
+			return nil, errors.Join(err, s.Close())
 		}
 	}
 	return s, nil
 }
 
+// Close gives back what the sources hold open.
+func (s *Images) Close() error {
+	var errs []error
+	for _, st := range s.stores {
+		errs = append(errs, st.Close())
+	}
+	return errors.Join(errs...)
+}
+
 // Image implements Source.
 func (s *Images) Image(ctx context.Context, reference string, need Need) (*Image, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.time)
+	defer cancel()
 	var missing []error
 	for _, st := range s.stores {
 		h, err := st.resolve(ctx, reference)
@@ -123,8 +138,13 @@ func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) 
 	all := make([]*facts, len(m.layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, d := range m.layers {
-		img.Layers = append(img.Layers, Layer{Digest: d.Digest.String(), DiffID: m.config.RootFS.DiffIDs[i].String()})
+		root, keyID, sealed, err := sealedLayer(d)
+		if err != nil {
+			return nil, err
+		}
+		img.Layers = append(img.Layers, Layer{Digest: d.Digest.String(), DiffID: m.config.RootFS.DiffIDs[i].String(), Root: root, KeyID: keyID})
 		switch {
+		case sealed: // like an encrypted one, with a root
 		case !need.Users && !need.Roots:
 		case encrypted(d) && need.Roots:
 			return nil, fmt.Errorf("layer %s is encrypted; its root is that of the sealed layer, which only its owner makes", d.Digest)

@@ -163,6 +163,7 @@ func get(t testing.TB, o Options, ref string, need Need) (*Image, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer s.Close()
 	return s.Image(t.Context(), ref, need)
 }
 
@@ -325,6 +326,21 @@ func TestEncrypted(t *testing.T) {
 	}
 	if _, err := get(t, o, r.Addr()+"/app:1", all); err == nil || !strings.Contains(err.Error(), "encrypted") {
 		t.Errorf("roots of an encrypted layer: %v", err)
+	}
+}
+
+// TestSealed takes root and key of a sealed layer from its manifest.
+func TestSealed(t *testing.T) {
+	root := strings.Repeat("ab", 32)
+	for _, tc := range []struct {
+		root, key, version string
+		ok                 bool
+	}{{root, "kbs:///default/image-key/a", "1", true}, {root, "https://x", "1", false}, {root[1:], "kbs:///a/b/c", "1", false}, {root, "kbs:///a/b/c", "2", false}} {
+		gotRoot, gotKey, sealed, err := sealedLayer(v1.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.erofs+sealed",
+			Annotations: map[string]string{"dev.cloister.layer.roothash": tc.root, "dev.cloister.sealed.key-id": tc.key, "dev.cloister.sealed.version": tc.version}})
+		if !sealed || (err == nil) != tc.ok || tc.ok && (gotRoot != tc.root || gotKey != tc.key) {
+			t.Errorf("%+v: %q, %q, %v", tc, gotRoot, gotKey, err)
+		}
 	}
 }
 

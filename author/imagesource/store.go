@@ -23,7 +23,7 @@ var ErrNotFound = errors.New("image not found")
 type store interface {
 	// resolve finds what a reference names.
 	resolve(ctx context.Context, ref string) (handle, error)
-	fmt.Stringer
+	io.Closer
 }
 
 // handle is an image of a store.

@@ -74,7 +74,6 @@ type File struct {
 type Set struct {
 	Files     []*File
 	Workloads []*Workload
-	Warnings  []string
 
 	configMaps map[string]*ConfigMap // by namespace/name
 	secrets    map[string]*Secret

@@ -59,8 +59,8 @@ func (f *kubeFlags) add(c *cobra.Command) {
 	p.BoolVar(&f.ignoreUnknown, "ignore-unknown-fields", false, "accept fields of pods that are not known")
 }
 
-// options makes the options of the generator.
-func (f *kubeFlags) options(pf *podFlags, rf *policyFlags) (genpolicy.Options, error) {
+// options makes the options of the generator, without its images.
+func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
 	o := genpolicy.Options{Rules: genpolicy.Rules(), Namespace: f.namespace, AnyOrder: f.anyOrder, AnyFiles: f.anyFiles, ForwardPorts: f.forward}
 	switch f.tags {
 	case "pin":
@@ -110,19 +110,21 @@ func (f *kubeFlags) options(pf *podFlags, rf *policyFlags) (genpolicy.Options, e
 	for _, c := range rf.allowExec {
 		o.Settings.AllowExec(strings.Fields(c))
 	}
-	so := imagesource.Options{From: f.sources, Architecture: f.arch, Registry: imagesource.RegistryOptions{Insecure: pf.insecure}, Cache: f.cache}
-	if so.Cache == "" && !f.noCache {
+	return o, nil
+}
+
+// images opens the places that images come from.
+func (f *kubeFlags) images(pf *podFlags) (*imagesource.Images, error) {
+	o := imagesource.Options{From: f.sources, Architecture: f.arch, Registry: imagesource.RegistryOptions{Insecure: pf.insecure}, Cache: f.cache}
+	if o.Cache == "" {
 		if dir, err := os.UserCacheDir(); err == nil {
-			so.Cache = filepath.Join(dir, "cloister", "layers")
+			o.Cache = filepath.Join(dir, "cloister", "layers")
 		}
 	}
 	if f.noCache {
-		so.Cache = ""
+		o.Cache = ""
 	}
-	if o.Images, err = imagesource.New(so); err != nil {
-		return o, err
-	}
-	return o, nil
+	return imagesource.New(o)
 }
 
 // generate makes the policies of all workloads in the named files.
@@ -152,10 +154,16 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 		}
 		fmt.Fprintf(a.stderr, "warning: no pod has a runtimeClassName that starts with %s; nothing was changed\n", strings.Join(f.runtimeClasses, " or "))
 	}
-	o, err := f.options(pf, rf)
+	o, err := f.options(rf)
 	if err != nil {
 		return err
 	}
+	images, err := f.images(pf)
+	if err != nil {
+		return err
+	}
+	defer images.Close()
+	o.Images = images
 	var base *initdata.Document
 	if f.initdata != "" {
 		text, err := os.ReadFile(f.initdata)
