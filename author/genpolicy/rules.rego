@@ -305,8 +305,8 @@ before(c) := {n: kind |
 	object.get(ours, "enforce_order", false)
 	some n, other in containers
 	object.get(other, "must_run", false)
-	other.order < c.order
-	kind := other.kind
+	object.get(other, "order", 0) < object.get(c, "order", 0)
+	kind := object.get(other, "kind", "")
 }
 
 env_patterns := [filled |

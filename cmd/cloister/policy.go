@@ -17,7 +17,7 @@ import (
 )
 
 func policyCmd(a *app) *cobra.Command {
-	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a), policyTestCmd(a), policySimCmd(a))
+	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a), policyTestCmd(a), policySimCmd(a), policyExplainCmd(a), policyDiffCmd(a))
 }
 
 // policyFlags say what beyond the manifest the owner allows.
