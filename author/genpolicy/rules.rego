@@ -307,8 +307,8 @@ before(c) := {n: kind |
 	object.get(ours, "enforce_order", false)
 	some n, other in containers
 	object.get(other, "must_run", false)
-	other.order < c.order
-	kind := other.kind
+	object.get(other, "order", 0) < object.get(c, "order", 0)
+	kind := object.get(other, "kind", "")
 }
 
 env_patterns := [filled |
@@ -324,15 +324,8 @@ env_patterns := [filled |
 
 env_pattern := concat("|", [concat("", ["(?:", p, ")"]) | some p in env_patterns])
 
-# The same for lines of a text, when each is meant to fit a whole variable.
-default env_lines := ""
-
-env_lines := concat("", ["(?m)^(?:", concat("|", [substring(p, 1, count(p) - 2) | some p in env_patterns]), ")$"]) if {
-	count(env_patterns) > 0
-	every p in env_patterns {
-		regex.match(`^\^[^|]*(?:\([^()]*\|[^()]*\)[^|]*)*[^\\]\$$`, p)
-	}
-}
+# The same for a text of several lines, each of them one match.
+env_lines := concat("", ["(?m)^.*?(?:", env_pattern, ").*$"])
 
 # --- sandbox ---------------------------------------------------------------
 
@@ -658,11 +651,15 @@ right_process(i, p, t, pod) if {
 	i.Terminal == p.Terminal
 	right_capabilities(i.Capabilities, t)
 	right_env(i.Env, t, pod)
-	t.required_env - {env_name(v) | some v in i.Env} == set()
+	nothing_missing(i.Env, t)
 	i.Rlimits == object.get(p, "Rlimits", i.Rlimits)
 	i.ApparmorProfile == object.get(p, "ApparmorProfile", i.ApparmorProfile)
 	i.OOMScoreAdj == object.get(p, "OOMScoreAdj", i.OOMScoreAdj)
 }
+
+nothing_missing(_, t) if count(t.required_env) == 0
+
+nothing_missing(i, t) if t.required_env - {env_name(v) | some v in i} == set()
 
 right_args(i, t, _) if i == t.args
 
@@ -700,8 +697,9 @@ right_env(i, t, pod) if {
 	given := {v | some v in i}
 	count(given) == count(i)
 	rest := given - t.env
-	once(given, rest, t)
-	filled := {v | some v in rest; t.env_templates[env_name(v)]}
+	named := [[split(v, "=")[0], v] | some v in rest]
+	once(given, {pair[0] | some pair in named}, rest, t)
+	filled := {pair[1] | some pair in named; t.env_templates[pair[0]]}
 	every v in filled {
 		right_variable(v, t, pod)
 	}
@@ -710,27 +708,25 @@ right_env(i, t, pod) if {
 	}
 }
 
-once(_, rest, t) if {
+once(_, names, rest, t) if {
 	t.env_once
-	names := {env_name(v) | some v in rest}
 	count(names) == count(rest)
 	names & t.env_names == set()
 }
 
-once(given, _, t) if {
+once(given, _, _, t) if {
 	not t.env_once
 	count({env_name(v) | some v in given}) == count(given)
 }
 
 # Those that the cluster adds to every container are looked at all at once, and one by one if that fails: as many whole
 # lines fit as there are variables.
-not_of_cluster(variables) := set() if of_cluster(variables)
-
-not_of_cluster(variables) := variables if not of_cluster(variables)
+not_of_cluster(variables) := {v | not of_cluster(variables); some v in variables}
 
 of_cluster(variables) if count(variables) == 0
 
 of_cluster(variables) if {
+	env_pattern != ""
 	lines := concat("\n", variables)
 	count(split(lines, "\n")) == count(variables)
 	count(regex.find_n(env_lines, lines, -1)) == count(variables)
@@ -749,8 +745,7 @@ right_variable(v, t, pod) if {
 right_hostname(p) if input.OCI.Hostname == object.get(p.OCI, "Hostname", input.OCI.Hostname)
 
 right_linux(i, t) if {
-	namespaces := [{"Type": namespace_type(n.Type), "Path": n.Path} | some n in i.Namespaces; not n.Type in {"network", "cgroup"}]
-	namespaces == t.namespaces
+	right_namespaces(i.Namespaces, t.namespaces)
 	masked := {m | some m in i.MaskedPaths}
 	t.masked - masked == set()
 	(t.readonly - {m | some m in i.ReadonlyPaths}) - masked == set()
@@ -758,6 +753,13 @@ right_linux(i, t) if {
 	every name, value in i.Sysctl {
 		value == t.sysctl[name]
 	}
+}
+
+right_namespaces(i, p) if i == p
+
+right_namespaces(i, p) if {
+	namespaces := [{"Type": namespace_type(n.Type), "Path": n.Path} | some n in i; not n.Type in {"network", "cgroup"}]
+	namespaces == p
 }
 
 # --- mounts ----------------------------------------------------------------
