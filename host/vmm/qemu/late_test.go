@@ -23,7 +23,9 @@ func TestLateDisks(t *testing.T) {
 		"SNP without initdata": {func(c *vmm.Config) { c.LateDisks, c.TEE, c.InitdataImage = true, &vmm.TEE{Kind: kindSNP}, nil }, ""},
 		"SNP, not asked":       {func(c *vmm.Config) { c.TEE = &vmm.TEE{Kind: kindSNP} }, ""},
 		"CCA":                  {func(c *vmm.Config) { c.LateDisks, c.TEE = true, &vmm.TEE{Kind: kindCCA} }, ""},
-		"SE":                   {func(c *vmm.Config) { c.LateDisks, c.TEE, c.FirmwareCode, c.FirmwareVars = true, &vmm.TEE{Kind: kindSE}, "", "" }, ""},
+		"SE": {func(c *vmm.Config) {
+			c.LateDisks, c.TEE, c.FirmwareCode, c.FirmwareVars = true, &vmm.TEE{Kind: kindSE}, "", ""
+		}, ""},
 	} {
 		cfg := base
 		c.edit(&cfg)
