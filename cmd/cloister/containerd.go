@@ -17,7 +17,7 @@ import (
 // configContainerdCmd prints what a node's containerd needs to know.
 func configContainerdCmd(a *app) *cobra.Command {
 	var handlers []string
-	var base string
+	var base, snapshotter string
 	version := "2"
 	c := &cobra.Command{
 		Use:   "containerd",
@@ -30,7 +30,7 @@ func configContainerdCmd(a *app) *cobra.Command {
 			"  cloister config containerd --for 1.7 --merge /etc/containerd/config.toml --handler cloister=/etc/cloister/runtime.toml --handler cloister-tpm=/etc/cloister/tpm.toml",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			text, err := containerdConfig(version, base, handlers)
+			text, err := containerdConfig(version, base, snapshotter, handlers)
 			if err != nil {
 				return err
 			}
@@ -40,6 +40,8 @@ func configContainerdCmd(a *app) *cobra.Command {
 	}
 	c.Flags().StringVar(&version, "for", version, "containerd's version: 1.6, 1.7 or 2")
 	c.Flags().StringVar(&base, "merge", "", "containerd 1.6 and 1.7: print the CRI plugin's table of FILE with the handlers added")
+	c.Flags().StringVar(&snapshotter, "snapshotter", "", "let pods of the handlers have block layers of cloister-snapshotter; =SOCKET if it is not "+defaultSnapshotterSocket)
+	c.Flags().Lookup("snapshotter").NoOptDefVal = defaultSnapshotterSocket
 	c.Flags().StringArrayVar(&handlers, "handler", []string{"cloister="}, "NAME=FILE, or NAME= for the default configuration; can be repeated")
 	return c
 }
@@ -49,10 +51,11 @@ type containerdRuntime struct {
 	RuntimeType string            `toml:"runtime_type"`
 	Privileged  bool              `toml:"privileged_without_host_devices"`
 	Annotations []string          `toml:"pod_annotations"`
+	Snapshotter string            `toml:"snapshotter,omitempty"`
 	Options     map[string]string `toml:"options,omitempty"`
 }
 
-func containerdConfig(version, base string, handlers []string) ([]byte, error) {
+func containerdConfig(version, base, snapshotter string, handlers []string) ([]byte, error) {
 	schema, plugin := 3, "io.containerd.cri.v1.runtime"
 	switch version {
 	case "1.6", "1.7":
@@ -75,6 +78,7 @@ func containerdConfig(version, base string, handlers []string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", base, err)
 	}
+	var names []string
 	for _, h := range handlers {
 		name, file, _ := strings.Cut(h, "=")
 		if !dnsName(name) {
@@ -87,12 +91,20 @@ func containerdConfig(version, base string, handlers []string) ([]byte, error) {
 			}
 			r.Options = map[string]string{"ConfigPath": file}
 		}
+		if snapshotter != "" && version != "1.6" {
+			r.Snapshotter = snapshotterName
+		}
 		runtimes[name] = r
+		names = append(names, name)
 	}
-	text, err := toml.Marshal(map[string]any{
-		"version": schema,
-		"plugins": map[string]any{plugin: cri},
-	})
+	plugins := map[string]any{plugin: cri}
+	doc := map[string]any{"version": schema, "plugins": plugins}
+	if snapshotter != "" {
+		if err := addSnapshotter(doc, plugins, cri, version, snapshotter, names); err != nil {
+			return nil, err
+		}
+	}
+	text, err := toml.Marshal(doc)
 	if err != nil {
 		return nil, fmt.Errorf("writing containerd's configuration: %w", err)
 	}

@@ -31,7 +31,7 @@ func TestContainerdConfigMerged(t *testing.T) {
 			if err := os.WriteFile(file, []byte(tc.base), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			text, err := containerdConfig("1.6", file, []string{"cloister="})
+			text, err := containerdConfig("1.6", file, "", []string{"cloister="})
 			if tc.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.err) {
 					t.Fatalf("the error is %v, want %q", err, tc.err)
@@ -68,8 +68,31 @@ func TestContainerdConfigMerged(t *testing.T) {
 			}
 		})
 	}
-	if _, err := containerdConfig("2", "/etc/containerd/config.toml", nil); err == nil {
+	if _, err := containerdConfig("2", "/etc/containerd/config.toml", "", nil); err == nil {
 		t.Error("containerd 2 merges by itself")
+	}
+}
+
+// TestContainerdConfigSnapshotter: each version is told of the snapshotter in its own way.
+func TestContainerdConfigSnapshotter(t *testing.T) {
+	for version, want := range map[string]string{
+		"1.6": "[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'cloister'\n",
+		"1.7": "snapshotter = 'cloister'\n\n[plugins.'io.containerd.service.v1.diff-service']\ndefault = ['cloister-diff', 'walking']\n",
+		"2":   "[plugins.'io.containerd.cri.v1.images'.runtime_platforms.cloister]\nsnapshotter = 'cloister'\n",
+	} {
+		text, err := containerdConfig(version, "", defaultSnapshotterSocket, []string{"cloister="})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), want) || !strings.Contains(string(text), "[proxy_plugins.cloister]\naddress = '/run/cloister/snapshotter.sock'\n") {
+			t.Errorf("for %s there is no %q in\n%s", version, want, text)
+		}
+		if differ := strings.Contains(string(text), "cloister-diff"); differ != (version != "1.6") {
+			t.Errorf("for %s the differ is there: %v", version, differ)
+		}
+	}
+	if _, err := containerdConfig("2", "", "a.sock", nil); err == nil {
+		t.Error("a relative socket is accepted")
 	}
 }
 

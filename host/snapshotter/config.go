@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -95,7 +96,7 @@ func Load(file string) (Config, error) {
 		var strict *toml.StrictMissingError
 		if errors.As(err, &strict) && len(strict.Errors) > 0 {
 			row, _ := strict.Errors[0].Position()
-			return c, fmt.Errorf("reading the snapshotter's configuration: %s:%d: unknown key %q", file, row, strict.Errors[0].Key())
+			return c, fmt.Errorf("reading the snapshotter's configuration: %s:%d: unknown key %q", file, row, strings.Join(strict.Errors[0].Key(), "."))
 		}
 		return c, fmt.Errorf("reading the snapshotter's configuration: %s: %w", file, err)
 	}

@@ -1,6 +1,6 @@
 module github.com/cloister/cloister/test/cri
 
-go 1.26.0
+go 1.26.6
 
 replace github.com/cloister/cloister => ../..
 

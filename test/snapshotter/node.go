@@ -37,37 +37,32 @@ type node struct {
 	runtime  cri.RuntimeServiceClient
 	images   cri.ImageServiceClient
 
-	t      testing.TB
-	dir    string
-	binary string
-	mu     sync.Mutex
-	log    bytes.Buffer
-	cmd    *exec.Cmd
-	done   chan struct{}
+	t       testing.TB
+	handler string // of pods on our layers
+	dir     string
+	binary  string
+	mu      sync.Mutex
+	log     bytes.Buffer
+	cmd     *exec.Cmd
+	done    chan struct{}
 }
 
-// proxies are the tables that `cloister config containerd --snapshotter` prints, for a socket.
-func proxies(version, socket string) string {
-	text := fmt.Sprintf("[proxy_plugins.%s]\n  type = \"snapshot\"\n  address = %q\n", name, socket)
-	if version == containerd.V16 {
-		return text
+// configure gives containerd what an installation of the snapshotter adds. In 1.6 all pods use it; in 2.x those of a handler, which is
+// made one of runc here: the command prints it for virtual machines.
+func (n *node) configure(opts *containerd.Options) {
+	if opts.Version == containerd.V16 {
+		opts.Main = fmt.Sprintf("[proxy_plugins.%s]\n  type = \"snapshot\"\n  address = %q\n", name, n.path("s.sock"))
+		opts.Snapshotter = name
+		return
 	}
-	return text + fmt.Sprintf(`  capabilities = ["rebase"]
-[proxy_plugins.%[1]s-diff]
-  type = "diff"
-  address = %[2]q
-[plugins."io.containerd.service.v1.diff-service"]
-  default = ["%[1]s-diff", "walking"]
-[plugins."io.containerd.transfer.v1.local"]
-  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
-    platform = "linux/amd64"
-    snapshotter = "%[1]s"
-    differ = "%[1]s-diff"
-  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
-    platform = "linux/amd64"
-    snapshotter = "overlayfs"
-    differ = "walking"
-`, name, socket)
+	n.handler = "blocks"
+	cmd := exec.CommandContext(n.t.Context(), "go", "run", "./cmd/cloister", "config", "containerd", "--snapshotter="+n.path("s.sock"), "--handler", n.handler+"=")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		n.t.Fatalf("cloister config containerd: %v", err)
+	}
+	opts.DropIn = strings.ReplaceAll(string(out), "io.containerd.cloister.v2", "io.containerd.runc.v2")
 }
 
 // start starts a node; everything goes with the test, and what is left behind is an error.
@@ -104,8 +99,9 @@ func start(t *testing.T, version string) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.registry.Close() })
-	n.Daemon = containerd.Start(t, containerd.Options{Version: version, Main: proxies(version, n.path("s.sock")), Snapshotter: name,
-		Mirrors: map[string]string{registryHost: "http://" + n.registry.Addr()}})
+	opts := containerd.Options{Version: version, Mirrors: map[string]string{registryHost: "http://" + n.registry.Addr()}}
+	n.configure(&opts)
+	n.Daemon = containerd.Start(t, opts)
 	if err := os.Symlink(n.Address, n.path("c.sock")); err != nil {
 		t.Fatal(err)
 	}
@@ -196,9 +192,10 @@ func (n *node) logs() string {
 	return n.log.String()
 }
 
-// pull pulls an image as the kubelet does.
-func (n *node) pull(image string) error {
-	_, err := n.images.PullImage(n.call(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})
+// pull pulls an image as the kubelet does for a pod of a handler.
+func (n *node) pull(image, handler string) error {
+	_, err := n.images.PullImage(n.call(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image, RuntimeHandler: handler},
+		SandboxConfig: &cri.PodSandboxConfig{Annotations: map[string]string{"io.containerd.cri.runtime-handler": handler}}})
 	return err
 }
 
@@ -210,7 +207,7 @@ func (n *node) removeImage(image string) {
 }
 
 // pod runs a program in a pod of one container and returns what it printed. While it runs, during is called.
-func (n *node) pod(image, script string, during func()) string {
+func (n *node) pod(image, handler, script string, during func()) string {
 	n.t.Helper()
 	fail := func(what string, err error) {
 		n.t.Helper()
@@ -224,7 +221,7 @@ func (n *node) pod(image, script string, during func()) string {
 			Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER}}},
 	}
 	fail("making the logs' directory", os.MkdirAll(n.path("logs"), 0o755))
-	p, err := n.runtime.RunPodSandbox(n.call(), &cri.RunPodSandboxRequest{Config: config})
+	p, err := n.runtime.RunPodSandbox(n.call(), &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	fail("running the sandbox", err)
 	defer func() {
 		_, err := n.runtime.StopPodSandbox(n.call(), &cri.StopPodSandboxRequest{PodSandboxId: p.PodSandboxId})

@@ -1,0 +1,330 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/host/blockmount"
+)
+
+// TestManyAtOnce: many pulls of the same layer are one conversion.
+func TestManyAtOnce(t *testing.T) {
+	content := newContent()
+	content.gate = make(chan struct{})
+	layers := content.addImage(t, tarOfSize(t, 1, someSize))
+	s, n := open(t, t.TempDir(), content, asIs), &number{}
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			if _, err := unpack(t.Context(), s, n, "", layers[0], nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for s.waiting1(layers[0].blob) < 16 {
+		time.Sleep(time.Millisecond)
+	}
+	close(content.gate)
+	all.Wait()
+	if times := content.times(layers[0].blob); times != 1 {
+		t.Errorf("the blob was read %d times", times)
+	}
+	if len(s.pins) > 0 || len(s.running) > 0 {
+		t.Errorf("pinned: %v, running: %v", s.pins, s.running)
+	}
+}
+
+// waiting1 is how many wait for the conversion of a blob.
+func (s *Snapshotter) waiting1(blob string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.running[blob]; c != nil {
+		return c.waiters
+	}
+	return 0
+}
+
+// TestImpatient: a conversion goes on while somebody wants it, and ends when nobody does.
+func TestImpatient(t *testing.T) {
+	content := newContent()
+	content.gate = make(chan struct{})
+	l := content.addImage(t, tarOfSize(t, 1, someSize))[0]
+	s, n := open(t, t.TempDir(), content, asIs), &number{}
+	impatient, leave := context.WithCancel(t.Context())
+	var both sync.WaitGroup
+	both.Go(func() {
+		if _, err := unpack(impatient, s, n, "", l, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("who left got %v", err)
+		}
+	})
+	both.Go(func() {
+		if _, err := unpack(t.Context(), s, n, "", l, nil); err != nil {
+			t.Errorf("who stayed got %v", err)
+		}
+	})
+	for s.waiting1(l.blob) < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	leave()
+	for s.waiting1(l.blob) > 1 {
+		time.Sleep(time.Millisecond)
+	}
+	close(content.gate)
+	both.Wait()
+
+	content.gate = make(chan struct{}) // never closed
+	other := content.addImage(t, tarOfSize(t, 2, someSize))[0]
+	alone, leave := context.WithCancel(t.Context())
+	both.Go(func() {
+		if _, err := unpack(alone, s, n, "", other, nil); err == nil {
+			t.Error("a layer that never came is committed")
+		}
+	})
+	for s.waiting1(other.blob) < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	leave()
+	both.Wait()
+	if err := s.Close(); err != nil { // waits for the conversion's end
+		t.Error(err)
+	}
+	if _, unfinished := inStore(t, s); len(unfinished) > 0 {
+		t.Errorf("there is %v", unfinished)
+	}
+}
+
+// TestFullDisk: a layer that does not fit says so and leaves room for one that does.
+func TestFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts a small file system, which needs root")
+	}
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skip("mounting a tmpfs:", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	content := newContent()
+	large, small := content.addImage(t, tarOfSize(t, 1, 4<<20)), content.addImage(t, tarOfSize(t, 2, someSize))
+	t.Run("", func(t *testing.T) {
+		s, n := open(t, filepath.Join(root, "r"), content, asIs), &number{}
+		_, err := unpack(t.Context(), s, n, "", large[0], nil)
+		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "hint: the disk of ") {
+			t.Errorf("the error is %v", err)
+		}
+		if layers, unfinished := inStore(t, s); len(layers)+len(unfinished) > 0 {
+			t.Errorf("there are %v and %v", layers, unfinished)
+		}
+		name, err := unpack(t.Context(), s, n, "", small[0], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole(t, layerFile(t, s, name), small[0])
+	})
+}
+
+// TestLeftovers: what a crash left is gone after the next start, and nothing else.
+func TestLeftovers(t *testing.T) {
+	root, content, n := t.TempDir(), newContent(), &number{}
+	layers := content.addImage(t, tarOfSize(t, 1, someSize), tarOfSize(t, 2, 10))
+	var names []string
+	var active string
+	t.Run("before", func(t *testing.T) {
+		s := open(t, root, content, asIs)
+		names = unpackAll(t, s, n, layers)
+		active = n.name("k8s.io", "empty")
+		if _, err := s.Prepare(t.Context(), active, ""); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(t.Context(), s.cfg, s.log, content, s.build); err == nil || !strings.Contains(err.Error(), "hint: another") {
+			t.Errorf("a second snapshotter on the root: %v", err)
+		}
+	})
+	for _, dir := range []string{"snapshots/new-1/fs", "snapshots/99/fs", "ingest/new-2/layer", "layers/half", "layers/" + RecipeCloister + "-x"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{"ingest/new-2/layer/layer.erofs", "layers/half/layer.erofs", "snapshots/1/extraction"} {
+		if err := os.WriteFile(filepath.Join(root, file), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t, root, content, asIs)
+	for i, name := range names {
+		whole(t, layerFile(t, s, name), layers[i])
+	}
+	if _, err := s.Stat(t.Context(), active); err != nil {
+		t.Error(err)
+	}
+	stored, unfinished := inStore(t, s)
+	entries, err := os.ReadDir(filepath.Join(root, snapshotsDir))
+	if err != nil || len(entries) != 3 || len(stored) != 2 || len(unfinished) != 0 {
+		t.Errorf("there are %v, %v and %v, %v", entries, stored, unfinished, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "snapshots/1/extraction")); err == nil {
+		t.Error("a committed snapshot still waits for a layer")
+	}
+}
+
+// TestHostMounts: layers are mounted while a snapshot above needs them.
+func TestHostMounts(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts, which needs root")
+	}
+	content, n := newContent(), &number{}
+	layers := content.addImage(t, tarOfSize(t, 1, someSize), tarOfSize(t, 2, 10))
+	root := t.TempDir()
+	s := open(t, root, content, asIs)
+	names := unpackAll(t, s, n, layers)
+	count := func() (found int) {
+		t.Helper()
+		for _, name := range names {
+			there, err := mounted(filepath.Dir(layerFile(t, s, name)), blockmount.MountPoint)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if there {
+				found++
+			}
+		}
+		return found
+	}
+	check := func(want int, when string) {
+		t.Helper()
+		if got := count(); got != want {
+			t.Errorf("%s: %d layers are mounted, want %d", when, got, want)
+		}
+	}
+	check(0, "after the pull")
+	mounts, err := s.Prepare(t.Context(), "k8s.io/100/c", names[1])
+	if errors.Is(err, unix.ENODEV) {
+		t.Skip("this kernel has no EROFS")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(2, "with a container")
+	if _, err := s.View(t.Context(), "k8s.io/101/v", names[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), "k8s.io/100/c"); err != nil {
+		t.Fatal(err)
+	}
+	check(1, "with a view of the first")
+	if text, err := os.ReadFile(filepath.Join(filepath.Dir(layerFile(t, s, names[0])), "mnt/d/1")); err != nil || len(text) != someSize {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+	if err := s.Unmount(); err != nil { // as a boot of the node does
+		t.Fatal(err)
+	}
+	if _, err := s.Mounts(t.Context(), "k8s.io/101/v"); err != nil {
+		t.Fatal(err)
+	}
+	check(1, "after a boot")
+	if err := s.Remove(t.Context(), "k8s.io/101/v"); err != nil {
+		t.Fatal(err)
+	}
+	check(0, "without any")
+	var list []blockmount.Mount
+	for _, m := range mounts {
+		list = append(list, blockmount.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+	}
+	found, upper, err := blockmount.Layers(list)
+	if err != nil || len(found) != 2 || found[0].File != layerFile(t, s, names[1]) || found[1].File != layerFile(t, s, names[0]) || upper == "" {
+		t.Errorf("the shim finds %v, %q, %v", found, upper, err)
+	}
+}
+
+// TestRemoveAll refuses while there is something and then leaves nothing.
+func TestRemoveAll(t *testing.T) {
+	cfg := Default()
+	dir := t.TempDir()
+	cfg.Root, cfg.Socket, cfg.Containerd = filepath.Join(dir, "root"), filepath.Join(dir, "s.sock"), filepath.Join(dir, "c.sock")
+	s, err := Open(t.Context(), cfg, open(t, t.TempDir(), newContent(), asIs).log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveAll(t.Context(), cfg, s.log); err == nil || !strings.Contains(err.Error(), "another cloister-snapshotter") {
+		t.Errorf("while it runs: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveAll(t.Context(), cfg, s.log); err == nil || !strings.Contains(err.Error(), "hint: remove the containers") {
+		t.Errorf("with a snapshot: %v", err)
+	}
+	if s, err = Open(t.Context(), cfg, s.log); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Remove(t.Context(), "a"), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := RemoveAll(t.Context(), cfg, s.log); err != nil {
+			t.Error(err)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("there are %v, %v", entries, err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.toml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(string(Example()))
+	if c, err := Load(file); err != nil || c != Default() {
+		t.Errorf("the example is %+v, %v", c, err)
+	}
+	for text, want := range map[string]string{
+		"root = \"/a\"\nnone = 1\n":                    `c.toml:2: unknown key "none"`,
+		"root = \"a\"\nrecipe = \"x\"\nmounts = \"y\"": "recipe is \"x\"",
+		"root = 3":          "c.toml",
+		"max_layer_gib = 0": "max_layer_gib is 0",
+		"conversions = -1":  "conversions is -1",
+		"root = \"/a:b\"":   "part of mount options",
+		"socket = \"/" + strings.Repeat("s", 200) + "\"": "socket has 201 bytes",
+	} {
+		write(text)
+		if _, err := Load(file); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+	if _, err := Load(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	var out, errs strings.Builder
+	for _, tc := range []struct {
+		args string
+		code int
+	}{{"config", 0}, {"serve --nothing", 2}, {"serve --mounts x", 2}, {"remove --root " + filepath.Join(dir, "gone"), 0}, {"serve -f " + filepath.Join(dir, "none"), 1}} {
+		if code := Main(t.Context(), strings.Fields(tc.args), "0", &out, &errs); code != tc.code {
+			t.Errorf("%s ends with %d, want %d: %s", tc.args, code, tc.code, errs.String())
+		}
+	}
+	if out.String() != string(Example()) {
+		t.Error(fmt.Errorf("config prints %q", out.String()))
+	}
+}
