@@ -1,10 +1,12 @@
 package cri
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,6 +56,15 @@ func snapshotter(t *testing.T) (dir string) {
 	return dir
 }
 
+// pullFor pulls an image as the kubelet does for pods of a handler.
+func (c *Client) pullFor(t *testing.T, image, handler string) {
+	t.Helper()
+	if _, err := c.Images.PullImage(call(t), &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: image, RuntimeHandler: handler},
+		SandboxConfig: &runtime.PodSandboxConfig{Annotations: map[string]string{"io.containerd.cri.runtime-handler": handler}}}); err != nil {
+		t.Fatalf("pulling %s for %s: %v", image, handler, err)
+	}
+}
+
 // TestHostLayers runs a pod in a virtual machine whose container's root is layers that the snapshotter has on the node.
 func TestHostLayers(t *testing.T) {
 	t.Parallel()
@@ -66,13 +77,9 @@ func TestHostLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = registry.Close() })
-	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), "config", "containerd", "--for", containerd.V2,
-		"--snapshotter="+dir+"/s.sock", "--handler", "layers="+in.config).Output()
-	if err != nil {
-		t.Fatalf("cloister config containerd: %v", err)
-	}
-	w := start(t, containerd.Options{Version: containerd.V2, Path: []string{in.bin}, DropIn: string(table),
-		Mirrors: map[string]string{"registry.cloister.test": "http://" + registry.Addr()}})
+	opts := in.handler(t, containerd.V2, "layers", "--snapshotter="+dir+"/s.sock")
+	opts.Mirrors = map[string]string{"registry.cloister.test": "http://" + registry.Addr()}
+	w := start(t, opts)
 	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
 		t.Fatal(err)
 	}
@@ -82,10 +89,7 @@ func TestHostLayers(t *testing.T) {
 	if err := containerd.Push(t.Context(), registry.Addr(), image); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Images.PullImage(call(t), &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: LayeredImage, RuntimeHandler: "layers"},
-		SandboxConfig: &runtime.PodSandboxConfig{Annotations: map[string]string{"io.containerd.cri.runtime-handler": "layers"}}}); err != nil {
-		t.Fatal(err)
-	}
+	w.pullFor(t, LayeredImage, "layers")
 	p := w.NewPod(t, "layers", "layers").Run()
 	for _, name := range []string{"one", "two"} {
 		main := Shell(name, `cat /note && echo changed > /note && cat /note
@@ -109,4 +113,76 @@ ls /sys/block`)
 	if _, err := w.Images.RemoveImage(call(t), &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: LayeredImage}}); err != nil {
 		t.Error(fmt.Errorf("removing the image: %w", err))
 	}
+}
+
+// TestSealedLayers runs a confidential pod whose container's root is a sealed layer: the node has ciphertext, and the guest opens it with a
+// key that it gets from the broker when it has proved what it is.
+func TestSealedLayers(t *testing.T) {
+	t.Parallel()
+	vmtest.Need(t)
+	containerd.Need(t)
+	dir := snapshotter(t)
+	w := newSecretPod(t, containerd.V2, "--snapshotter="+dir+"/s.sock")
+	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
+		t.Fatal(err)
+	}
+	const keyID = "kbs:///default/image-key/sealed"
+	key := w.file(t, "image.key", strings.Repeat("k", 32))
+	w.run(t, append([]string{"secret", "put", keyID, key}, w.admin...)...)
+	_, port, _ := strings.Cut(w.address, ":")
+	local := "127.0.0.1:" + port
+	image := containerd.Busybox(t, "registry.cloister.test/plain:1")
+	image.Files = append(image.Files, containerd.File{Path: "note", Mode: 0o644, Data: []byte("only the guest reads this\n")})
+	if err := containerd.Push(t.Context(), local, image); err != nil {
+		t.Fatal(err)
+	}
+	out := w.run(t, "image", "seal", local+"/plain:1", local+"/sealed:1", "--key", key, "--key-id", keyID, "--json")
+	var done struct {
+		Digest string
+		Layers []struct{ Root string }
+	}
+	if err := json.Unmarshal([]byte(out), &done); err != nil || len(done.Layers) != 1 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	ref := w.address + "/sealed@" + done.Digest
+	w.pullFor(t, ref, handlerTPM)
+	files, err := filepath.Glob(dir + "/root/layers/sealed-*/layer.erofs")
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the node has the sealed layers %v, %v", files, err)
+	}
+	if data, err := os.ReadFile(files[0]); err != nil || strings.Contains(string(data), "only the guest") {
+		t.Errorf("the node can read the layer, or %v", err)
+	}
+	// What the policy says of layers is tested elsewhere: this one allows the root hash, and all that is not a container.
+	text, err := os.ReadFile("../../docs/howto/pod-policy.rego")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := "package agent_policy\n"
+	for _, m := range regexp.MustCompile(`(?m)^default (\w+Request)\b`).FindAllSubmatch(text, -1) {
+		if rule := string(m[1]); rule != "CreateContainerRequest" && rule != "HostStorageRequest" {
+			policy += "default " + rule + " := true\n"
+		}
+	}
+	policy += fmt.Sprintf(`default CreateContainerRequest := false
+CreateContainerRequest { input.storages[0].driver == "image_guest_pull"; input.storages[0].source == "pause" }
+CreateContainerRequest { input.storages[0].options[_] == "X-kata.dmverity.roothash=%s" }
+`, done.Layers[0].Root)
+	annotation, manifest := w.initdata(t, policy)
+	w.run(t, "refvalue", "compute", "--runtime-config", w.config, "-o", "values.json", manifest)
+	w.run(t, append([]string{"refvalue", "add", "values.json"}, w.admin...)...)
+	p := w.NewPod(t, handlerTPM, "sealed")
+	p.Config.Annotations["cloister.dev/initdata"] = annotation
+	p.Config.Linux.Resources = resources()
+	p.Run()
+	main := Shell("main", `cat /note
+awk '$2 == "/" {print "root", $1, $3}' /proc/mounts`)
+	main.Image.Image = ref
+	k := p.RunContainer(t, main)
+	k.ExpectExit(0)
+	if out := k.Output(); out != "only the guest reads this\nroot layers overlay\n" {
+		t.Errorf("got %q", out)
+	}
+	k.Remove()
+	p.Remove()
 }
