@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cloister/cloister/internal/testregistry"
@@ -45,6 +47,11 @@ func snapshotter(t *testing.T) (dir string) {
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
+		// containerd may have ended before it told the snapshotter that a pod's own snapshot is not needed any more.
+		mounts, _ := filepath.Glob(dir + "/root/snapshots/*/mnt")
+		for _, at := range mounts {
+			_ = unix.Unmount(at, unix.MNT_DETACH) // most are not mounted
+		}
 		if t.Failed() {
 			t.Logf("the snapshotter said:\n%s", out.text())
 		}
@@ -115,6 +122,35 @@ ls /sys/block`)
 	}
 }
 
+// edit changes the files of a pattern and returns what puts them back. Names of one file are changed once.
+func edit(t *testing.T, pattern string, change func([]byte) []byte) (undo func()) {
+	t.Helper()
+	names, err := filepath.Glob(pattern)
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%s: %v, %v", pattern, names, err)
+	}
+	before := map[string][]byte{}
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before[name] = data
+	}
+	for name, data := range before {
+		if err := os.WriteFile(name, change(bytes.Clone(data)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		for name, data := range before {
+			if err := os.WriteFile(name, data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // TestSealedLayers runs a confidential pod whose container's root is a sealed layer: the node has ciphertext, and the guest opens it with a
 // key that it gets from the broker when it has proved what it is.
 func TestSealedLayers(t *testing.T) {
@@ -178,6 +214,14 @@ CreateContainerRequest { input.storages[0].options[_] == "X-kata.dmverity.rootha
 	main := Shell("main", `cat /note
 awk '$2 == "/" {print "root", $1, $3}' /proc/mounts`)
 	main.Image.Image = ref
+	swapped := edit(t, dir+"/root/snapshots/*/layer.erofs.dmverity", func(b []byte) []byte {
+		return []byte(strings.Replace(string(b), done.Layers[0].Root, strings.Repeat("0a", 32), 1))
+	})
+	refused(t, attempt(t, p, main), "CreateContainerRequest is blocked by policy")
+	swapped()
+	flipped := edit(t, dir+"/root/snapshots/*/layer.erofs", func(b []byte) []byte { b[1024] ^= 1; return b })
+	refused(t, attempt(t, p, main), "what the host has attached does not fit the root hash", done.Layers[0].Root)
+	flipped()
 	k := p.RunContainer(t, main)
 	k.ExpectExit(0)
 	if out := k.Output(); out != "only the guest reads this\nroot layers overlay\n" {
