@@ -26,7 +26,7 @@ const LayeredImage = "registry.cloister.test/layered:1"
 // snapshotter starts cloister-snapshotter for a containerd that is not there yet; its socket is linked to c.sock in the folder.
 func snapshotter(t *testing.T) (dir string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "snp")
+	dir, err := os.MkdirTemp("/tmp", "cri-layers")
 	if err != nil {
 		t.Fatal(err)
 	}
