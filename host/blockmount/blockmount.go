@@ -55,7 +55,12 @@ type sidecar struct {
 
 // Sidecar is the content of the file beside a layer.
 func Sidecar(root string, hashOffset int64) ([]byte, error) {
-	s := sidecar{Root: root, HashOffset: hashOffset}
+	return Layer{Root: root, HashOffset: hashOffset}.Sidecar()
+}
+
+// Sidecar is the content of the file beside this layer.
+func (l Layer) Sidecar() ([]byte, error) {
+	s := sidecar{Root: l.Root, HashOffset: l.HashOffset, KeyID: l.KeyID}
 	if err := s.check(); err != nil {
 		return nil, err
 	}

@@ -16,7 +16,8 @@ import (
 
 // Names that appear in registries.
 const (
-	MediaType = "application/vnd.cloister.layer.v1.erofs+sealed"
+	// MediaType of a layer's blob. It begins as those of all layers do, without which containerd takes a blob for none.
+	MediaType = "application/vnd.oci.image.layer.v1.erofs+sealed"
 
 	AnnotationVersion    = "dev.cloister.sealed.version"   // Version
 	AnnotationCipher     = "dev.cloister.sealed.cipher"    // Cipher
