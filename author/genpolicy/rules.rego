@@ -10,7 +10,7 @@
 # State (data.pstate), changed only by the ops of an allowed request
 #   "sandbox"           true once the sandbox was created
 #   "pinned"            name, namespace, network namespace and id of the pod, as its first container gave them
-#   "container:<id>"    {"index": n, "roots": [...]} of a container that was created and not removed
+#   "container:<id>"    {"index": n, "roots": [...], "env": [...]} of a container that was created and not removed
 #   "live:<n>"          id of the container that runs as entry n of policy_data
 #   "used:<n>"          true once entry n was created
 #   "started:<n>"       id of the container whose start was allowed and whose end was not seen
@@ -238,6 +238,8 @@ table[index] := t if {
 		"root": anchored(c.OCI.Root.Path),
 		"annotations": {k: v | some k, v in annotations; not k in special_annotations},
 		"env": {v | some v in env; not has_placeholder(v)},
+		"env_names": {env_name(v) | some v in env; not has_placeholder(v)},
+		"env_once": count({env_name(v) | some v in env}) == count({v | some v in env}),
 		"env_templates": {name: patterns |
 			some one in env
 			has_placeholder(one)
@@ -251,6 +253,10 @@ table[index] := t if {
 			some m in mounts
 			d := m.destination
 			list := [mount_entry(x) | some x in mounts; x.destination == d]
+		},
+		"capability_lists": {name: list |
+			some name in capability_names
+			list := [full | some c in object.get(process.Capabilities, name, []); some full in expanded(c)]
 		},
 		"capabilities": {name: capability_set(object.get(process.Capabilities, name, [])) | some name in capability_names},
 		"groups": {g | some g in object.get(process.User, "AdditionalGids", [])},
@@ -266,9 +272,31 @@ table[index] := t if {
 	}
 }
 
-mount_entry(m) := {"type_": m.type_, "options": m.options, "source": m.source, "pattern": anchored(m.source)} if is_pattern(m.source)
+# A mount with its source as one of: disk, literal, and expressions in which the id of the sandbox or the container stands.
+mount_entry(m) := object.union(
+	{"type_": m.type_, "options": m.options, "source": m.source},
+	{k: v |
+		some k in ["disk", "literal", "sandbox", "bundle"]
+		k == source_kind(m.source)
+		v := source_forms(m.source)[k]
+	},
+)
 
-mount_entry(m) := {"type_": m.type_, "options": m.options, "source": m.source} if not is_pattern(m.source)
+source_kind("") := "disk"
+
+source_kind(source) := "literal" if {
+	source != ""
+	not is_pattern(source)
+}
+
+source_kind(source) := "sandbox" if contains(source, "$(sandbox-id)")
+
+source_kind(source) := "bundle" if {
+	is_pattern(source)
+	not contains(source, "$(sandbox-id)")
+}
+
+source_forms(source) := {"disk": true, "literal": source, "sandbox": anchored(source), "bundle": anchored(source)}
 
 namespace_type("mnt") := "mount"
 
@@ -283,7 +311,7 @@ before(c) := {n: kind |
 	kind := other.kind
 }
 
-env_pattern := concat("|", [concat("", ["(?:", filled, ")"]) |
+env_patterns := [filled |
 	some pattern in object.get(object.get(defaults, "CreateContainerRequest", {}), "allow_env_regex", [])
 	filled := strings.replace_n(
 		{
@@ -292,7 +320,12 @@ env_pattern := concat("|", [concat("", ["(?:", filled, ")"]) |
 		},
 		pattern,
 	)
-])
+]
+
+env_pattern := concat("|", [concat("", ["(?:", p, ")"]) | some p in env_patterns])
+
+# The same for a text of several lines, each of them one match.
+env_lines := concat("", ["(?m)^.*?(?:", env_pattern, ").*$"])
 
 # --- sandbox ---------------------------------------------------------------
 
@@ -330,6 +363,7 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	p := containers[index]
 	t := table[index]
 	id := input.container_id
+	regex.match(`^[a-z0-9][a-z0-9.-]*$`, id)
 	pod := {
 		"id": annotation("io.kubernetes.cri.sandbox-id"),
 		"name": annotation("io.kubernetes.cri.sandbox-name"),
@@ -355,7 +389,7 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	right_devices(input.devices, p, input.OCI.Annotations)
 	roots := volumes(t)
 	ops := array.concat(pin(pod), array.concat([{"op": "add", "path": concat("", ["/pstate/closed:", pointer(r)]), "value": true} | some r in roots], [
-		{"op": "add", "path": concat("", ["/pstate/container:", id]), "value": {"index": index, "roots": roots}},
+		{"op": "add", "path": concat("", ["/pstate/container:", id]), "value": {"index": index, "roots": roots, "env": input.OCI.Process.Env}},
 		{"op": "add", "path": sprintf("/pstate/live:%d", [index]), "value": id},
 		{"op": "add", "path": sprintf("/pstate/used:%d", [index]), "value": true},
 	]))
@@ -392,15 +426,14 @@ plain_resources(i) if {
 
 # Streams that the host opens itself pass no rule for streams later.
 ports_allowed(i) if {
-	i.stdin_port == 0
-	i.stdout_port == 0
-	i.stderr_port == 0
+	port_allowed(i.stdin_port, "WriteStreamRequest")
+	port_allowed(i.stdout_port, "ReadStreamRequest")
+	port_allowed(i.stderr_port, "ReadStreamRequest")
 }
 
-ports_allowed(_) if {
-	defaults.ReadStreamRequest
-	defaults.WriteStreamRequest
-}
+port_allowed(port, _) if port == 0
+
+port_allowed(_, setting) if defaults[setting] == true
 
 # The id is new, nothing runs in its place, and a container that must not come back has not been there.
 fresh(index, id, p) if {
@@ -618,25 +651,30 @@ right_process(i, p, t, pod) if {
 	i.Terminal == p.Terminal
 	right_capabilities(i.Capabilities, t)
 	right_env(i.Env, t, pod)
-	t.required_env - {env_name(v) | some v in i.Env} == set()
+	nothing_missing(i.Env, t)
 	i.Rlimits == object.get(p, "Rlimits", i.Rlimits)
 	i.ApparmorProfile == object.get(p, "ApparmorProfile", i.ApparmorProfile)
 	i.OOMScoreAdj == object.get(p, "OOMScoreAdj", i.OOMScoreAdj)
 }
+
+nothing_missing(_, t) if count(t.required_env) == 0
+
+nothing_missing(i, t) if t.required_env - {env_name(v) | some v in i} == set()
 
 right_args(i, t, _) if i == t.args
 
 right_args(i, t, pod) if {
 	count(t.arg_templates) > 0
 	count(i) == count(t.args)
-	every n, v in i {
-		right_arg(n, v, t, pod)
-	}
+	i == [v | some n, text in t.args; v := filled_arg(n, text, i[n], t, pod)]
 }
 
-right_arg(n, v, t, _) if v == t.args[n]
+# An argument as it may be: what was given where it fits the template, the policy's text elsewhere.
+filled_arg(n, _, given, t, pod) := given if fits_template(n, given, t, pod)
 
-right_arg(n, v, t, pod) if regex.match(for_pod(t.arg_templates[n], pod), v)
+filled_arg(n, text, given, t, pod) := text if not fits_template(n, given, t, pod)
+
+fits_template(n, given, t, pod) if regex.match(for_pod(t.arg_templates[n], pod), given)
 
 right_identity(i, p, t) if {
 	i.Cwd == object.get(p, "Cwd", "")
@@ -646,6 +684,8 @@ right_identity(i, p, t) if {
 	{g | some g in i.User.AdditionalGids} == t.groups
 }
 
+right_capabilities(i, t) if i == t.capability_lists
+
 right_capabilities(i, t) if {
 	every name in capability_names {
 		{trim_prefix(c, "CAP_") | some c in i[name]} == t.capabilities[name]
@@ -654,10 +694,42 @@ right_capabilities(i, t) if {
 
 # No variable that the policy does not have, and none twice: which one counts is not for the host to say.
 right_env(i, t, pod) if {
-	count({env_name(v) | some v in i}) == count(i)
-	every v in ({v | some v in i} - t.env) {
+	given := {v | some v in i}
+	count(given) == count(i)
+	rest := given - t.env
+	named := [[split(v, "=")[0], v] | some v in rest]
+	once(given, {pair[0] | some pair in named}, rest, t)
+	filled := {pair[1] | some pair in named; t.env_templates[pair[0]]}
+	every v in filled {
 		right_variable(v, t, pod)
 	}
+	every v in not_of_cluster(rest - filled) {
+		right_variable(v, t, pod)
+	}
+}
+
+once(_, names, rest, t) if {
+	t.env_once
+	count(names) == count(rest)
+	names & t.env_names == set()
+}
+
+once(given, _, _, t) if {
+	not t.env_once
+	count({env_name(v) | some v in given}) == count(given)
+}
+
+# Those that the cluster adds to every container are looked at all at once, and one by one if that fails: as many whole
+# lines fit as there are variables.
+not_of_cluster(variables) := {v | not of_cluster(variables); some v in variables}
+
+of_cluster(variables) if count(variables) == 0
+
+of_cluster(variables) if {
+	env_pattern != ""
+	lines := concat("\n", variables)
+	count(split(lines, "\n")) == count(variables)
+	count(regex.find_n(env_lines, lines, -1)) == count(variables)
 }
 
 right_variable(v, _, _) if {
@@ -673,8 +745,7 @@ right_variable(v, t, pod) if {
 right_hostname(p) if input.OCI.Hostname == object.get(p.OCI, "Hostname", input.OCI.Hostname)
 
 right_linux(i, t) if {
-	namespaces := [{"Type": namespace_type(n.Type), "Path": n.Path} | some n in i.Namespaces; not n.Type in {"network", "cgroup"}]
-	namespaces == t.namespaces
+	right_namespaces(i.Namespaces, t.namespaces)
 	masked := {m | some m in i.MaskedPaths}
 	t.masked - masked == set()
 	(t.readonly - {m | some m in i.ReadonlyPaths}) - masked == set()
@@ -682,6 +753,13 @@ right_linux(i, t) if {
 	every name, value in i.Sysctl {
 		value == t.sysctl[name]
 	}
+}
+
+right_namespaces(i, p) if i == p
+
+right_namespaces(i, p) if {
+	namespaces := [{"Type": namespace_type(n.Type), "Path": n.Path} | some n in i; not n.Type in {"network", "cgroup"}]
+	namespaces == p
 }
 
 # --- mounts ----------------------------------------------------------------
@@ -721,21 +799,21 @@ right_mount(i, p, _) if {
 	extra - {o | some o in object.get(policy_data.cluster_config, "cgroup_mount_extras_allowed", [])} == set()
 }
 
-right_mount_source(source, p, pod) if {
-	not contains(source, "$(")
-	contains(p.pattern, `\$\(sandbox-id\)`)
-	regex.match(p.pattern, replace(source, pod.id, "$(sandbox-id)"))
-}
-
 right_mount_source(source, p, _) if {
 	not contains(source, "$(")
-	not contains(p.pattern, `\$\(sandbox-id\)`)
-	regex.match(p.pattern, replace(source, input.container_id, "$(bundle-id)"))
+	regex.match(p.bundle, replace(source, input.container_id, "$(bundle-id)"))
+}
+
+right_mount_source(source, p, _) if source == p.literal
+
+right_mount_source(source, p, pod) if {
+	not contains(source, "$(")
+	regex.match(p.sandbox, replace(source, pod.id, "$(sandbox-id)"))
 }
 
 # A disk of the host: its storage says where it is, and is judged as such.
 right_mount_source(source, p, _) if {
-	p.source == ""
+	p.disk
 	some s in input.storages
 	s.driver in {"blk", "scsi"}
 	s.mount_point == source
@@ -746,7 +824,8 @@ disk_mount_point(s) := concat("/", [common.spath, base64url.encode(s.source)])
 
 # --- storages --------------------------------------------------------------
 
-# One to one: as many as declared, each declared, each declared one there, none twice.
+# One to one: as many as declared, each declared, each declared one there, none twice. A disk that is declared as shared
+# comes once for each of its mounts.
 right_storages(p, pod) if {
 	others := [s | some s in input.storages; s.driver != "image_guest_pull"]
 	count(others) == count(p.storages)
@@ -758,7 +837,8 @@ right_storages(p, pod) if {
 		some i in others
 		right_storage(i, s, pod)
 	}
-	count({[s.driver, s.source, s.mount_point, roots_of(s)] | some s in others}) == count(others)
+	single := [s | some s in others; not s.shared]
+	count({[s.driver, s.source, s.mount_point, roots_of(s)] | some s in single}) == count(single)
 }
 
 right_storage(i, p, pod) if {
@@ -797,14 +877,10 @@ right_mount_point(i, p, _) if {
 }
 
 right_mount_point(i, p, pod) if {
-	is_pattern(p.mount_point)
 	not contains(p.mount_point, "$(b64_device_id)")
-	right_mount_source(i.mount_point, {"source": p.mount_point, "pattern": anchored(p.mount_point)}, pod)
-}
-
-right_mount_point(i, p, _) if {
-	not is_pattern(p.mount_point)
-	i.mount_point == p.mount_point
+	p.mount_point != ""
+	kind := source_kind(p.mount_point)
+	right_mount_source(i.mount_point, {kind: source_forms(p.mount_point)[kind]}, pod)
 }
 
 # A layer is bound by the root of its tree. The host says where it finds the disk and what is written beside the tree.
@@ -977,9 +1053,14 @@ ExecProcessRequest if {
 	input.process.ApparmorProfile == ""
 	input.process.User.Username == ""
 	right_identity(input.process, p.OCI.Process, table[index])
-	right_env(input.process.Env, table[index], data.pstate.pinned)
+	right_exec_env(input.process.Env, index)
 	no_capabilities(input.process.Capabilities)
 }
+
+# As the container was created with, or as it could have been.
+right_exec_env(i, _) if i == data.pstate[concat("", ["container:", input.container_id])].env
+
+right_exec_env(i, index) if right_env(i, table[index], data.pstate.pinned)
 
 exec_command(i, _) if i.Args in defaults.ExecProcessRequest.allowed_commands
 
@@ -1123,11 +1204,10 @@ proper_path(path) if {
 # A volume of known content: the declared files, where kubelet puts them, each path once, before a container uses it.
 CopyFileRequest := {"allowed": true, "ops": ops} if {
 	proper_path(input.path)
-	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
-	root := place[1]
-	base := place[count(place) - 2]
-	below := place[count(place) - 1]
-	content := declared_content(base, below)
+	bound_base
+	root := volume.root
+	below := volume.below
+	content := declared_content(volume.base, below)
 	not data.pstate[concat("", ["closed:", root])]
 	tree := object.get(data.pstate, concat("", ["tree:", root]), {})
 	object.get(tree, below, content) == content
@@ -1187,22 +1267,23 @@ CopyFileRequest := {"allowed": true, "ops": ops} if {
 	ops := free_volume
 }
 
-# Nothing is known about the path.
-free_volume := [] if count(bound_files) == 0
-
-free_volume := [] if {
-	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
-	not bound_files[place[count(place) - 2]]
-}
+free_volume := [] if not bound_base
 
 # The same name stands for a volume of known content elsewhere. The container will tell which one it is.
-free_volume := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(place[1])]), "value": {"": "unbound"}}] if {
-	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
-	base := place[count(place) - 2]
-	mixed_bases[base]
-	not declared_content(base, place[count(place) - 1])
-	not data.pstate[concat("", ["closed:", place[1]])]
+free_volume := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(volume.root)]), "value": {"": "unbound"}}] if {
+	bound_base
+	mixed_bases[volume.base]
+	not declared_content(volume.base, volume.below)
+	not data.pstate[concat("", ["closed:", volume.root])]
 	count(data.pstate) < 4096
+}
+
+bound_base if bound_files[volume.base]
+
+# The volume that a copied file belongs to.
+volume := {"root": place[1], "base": place[count(place) - 2], "below": place[count(place) - 1]} if {
+	count(bound_files) > 0
+	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
 }
 
 free_type("Regular") := true
@@ -1210,7 +1291,7 @@ free_type("Regular") := true
 free_type("Directory") := true
 
 free_type("Symlink") if {
-	regex.match(`-[^/]*/.+`, input.path)
+	regex.match(concat("", ["(?:", free_paths, ").*/.+"]), input.path)
 	not startswith(input.symlink_target, "/")
 	not ".." in split(input.symlink_target, "/")
 }

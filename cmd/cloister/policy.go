@@ -17,7 +17,8 @@ import (
 )
 
 func policyCmd(a *app) *cobra.Command {
-	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a), policyACICmd(a), policyFragmentCmd(a))
+	return group("policy", "Make the policy that the guest enforces",
+		policyGenerateCmd(a), policyTestCmd(a), policySimCmd(a), policyACICmd(a), policyFragmentCmd(a))
 }
 
 // policyFlags say what beyond the manifest the owner allows.

@@ -47,11 +47,21 @@ func decidedLater(fullMethod string) bool {
 	return false
 }
 
-// leavesNothing says whether a failed request has left everything as it was, so that it may be allowed once more. For a
-// container this means that it has never been there: one whose remains cannot be removed, or whose id is taken, keeps the
-// decision. A request to end something is never taken back.
+// leavesNothing says whether a failed request has left nothing that a policy would have to know of, so that it may be
+// allowed once more. For a container this means that it has never been there: one whose remains cannot be removed, or whose
+// id is taken, keeps the decision. A sandbox that fails is forgotten; a file appears whole or not at all; a start that failed
+// must not count as one. A process may run although its exec failed, of several routes some may be set, and a request to
+// end something has been made: those decisions stay.
 func leavesNothing(fullMethod string, err error) bool {
-	return fullMethod == agentPrefix+"CreateContainer" && !errors.Is(err, container.ErrRemains) && !errors.Is(err, container.ErrExists)
+	switch fullMethod {
+	case agentPrefix + "CreateContainer":
+		return !errors.Is(err, container.ErrRemains) && !errors.Is(err, container.ErrExists)
+	case agentPrefix + "StartContainer":
+		return !errors.Is(err, container.ErrState)
+	case agentPrefix + "CreateSandbox", agentPrefix + "CopyFile":
+		return true
+	}
+	return false
 }
 
 // gated returns the interceptor that stands in front of every method of every service. The health service alone, which
