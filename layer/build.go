@@ -70,6 +70,10 @@ func Build(ctx context.Context, tar io.Reader, out io.WriterAt, o Options) (Resu
 		return Result{}, fmt.Errorf("building a layer: unknown recipe %q\nhint: recipes are %s, %s and %s", o.Recipe, Cloister, Containerd, HCSShim)
 	}
 	result, err := build(ctx, tar, out, o, files)
+	var tooLarge *LimitError
+	if errors.As(err, &tooLarge) {
+		return Result{}, fmt.Errorf("building a layer: %w\nhint: docs/reference/layers.md lists the limits of layers", err)
+	}
 	if err != nil {
 		return Result{}, fmt.Errorf("building a layer: %w", err)
 	}

@@ -85,6 +85,7 @@ func mkfs(ctx context.Context, tar io.Reader, dir string, o Options) (string, er
 	var said tail
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.WaitDelay = 10 * time.Second // for what it says, once it has ended
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return "", fmt.Errorf("running mkfs.erofs: %w", err)

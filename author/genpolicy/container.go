@@ -155,7 +155,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	if img == nil {
 		img = &imagesource.Image{} // already reported
 	}
-	args, env := g.processText(path, c, img)
+	args, env, values := g.processText(path, c, img)
 	p := process{
 		Terminal: c.TTY, User: g.identity(path, c, img), Args: appendMissing(args, t.Process.Args), Env: appendMissing(env, t.Process.Env),
 		Cwd: "/", Capabilities: g.capabilities(path, c),
@@ -172,7 +172,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	annotations[annoContainerName] = c.Name
 	r := t.Root
 	r.Readonly = c.Security.ReadOnlyRoot
-	m := &mounts{g: g, path: path, c: c}
+	m := &mounts{g: g, path: path, c: c, values: values}
 	m.base(false, c.Security.Privileged)
 	m.settings(t, r.Readonly, c.TerminationMessagePath)
 	m.volumes()

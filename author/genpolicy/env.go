@@ -39,8 +39,8 @@ func (e *environment) list() []string {
 // placeholders are texts with a meaning in rules. In a manifest they would let the host choose a value.
 var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation)\)`)
 
-// processText is the arguments and the environment of a container.
-func (g *generator) processText(path string, c *kubernetes.Container, img *imagesource.Image) (args, env []string) {
+// processText is the arguments and the environment of a container, and the manifest's own variables.
+func (g *generator) processText(path string, c *kubernetes.Container, img *imagesource.Image) (args, env []string, values map[string]string) {
 	var all environment
 	for _, x := range img.Config.Env {
 		name, value, _ := strings.Cut(x, "=")
@@ -83,7 +83,7 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	if len(args) == 0 && g.images[c.Image] != nil {
 		g.fail(c.At, path+".command", "neither the manifest nor the image names a command")
 	}
-	return args, all.list()
+	return args, all.list(), own.values
 }
 
 // escapeDollars undoes what rules do with arguments: they read $$ as $.

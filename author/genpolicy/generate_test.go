@@ -8,6 +8,8 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,4 +133,156 @@ func TestGolden(t *testing.T) {
 	if !r.Secrets || len(r.Pins) != 3 {
 		t.Errorf("Secrets %v, pins %v", r.Secrets, r.Pins)
 	}
+}
+
+const onePod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  %SPEC\n  containers:\n  - {name: a, image: registry.example/app:1, %C}\n"
+
+func one(t *testing.T, spec, c string, o Options) (container, *Result) {
+	t.Helper()
+	if spec == "" {
+		spec = "restartPolicy: Always"
+	}
+	if c == "" {
+		c = "tty: false"
+	}
+	r, err := generate(t, strings.NewReplacer("%SPEC", spec, "%C", c).Replace(onePod), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dataOf(t, r.Policy).Containers[1], r
+}
+
+func TestNames(t *testing.T) {
+	s := "[bcdfghjklmnpqrstvwxz2456789]+"
+	for _, tc := range []struct {
+		kind, name, generate, want string
+		good, bad                  []string
+	}{
+		{"Pod", "a.b", "", `a\.b`, []string{"a.b"}, []string{"axb", "a.b2"}},
+		{"Pod", "", "a-", "a-" + s, []string{"a-x5z2q"}, []string{"a-", "a-aeiou"}},
+		{"Deployment", "web", "", "web-" + s + "-" + s, []string{"web-6674f9448-xjrzf"}, []string{"web-xjrzf", "webs-6674f9448-xjrzf"}},
+		{"DaemonSet", "web", "", "web-" + s, []string{"web-xjrzf"}, []string{"web"}},
+		{"StatefulSet", "web", "", "web-[0-9]+", []string{"web-0", "web-12"}, []string{"web-x"}},
+		{"Job", "job", "", "job(-[0-9]+)?-" + s, []string{"job-xjrzf", "job-3-xjrzf"}, []string{"job"}},
+		{"CronJob", "c", "", "c-[0-9]+(-[0-9]+)?-" + s, []string{"c-28745280-xjrzf"}, []string{"c-xjrzf"}},
+		{"DaemonSet", strings.Repeat("n", 60), "", "", []string{strings.Repeat("n", 58) + "xjrzf", strings.Repeat("n", 57) + "xjrzf"}, []string{"other"}},
+	} {
+		w := &kubernetes.Workload{Kind: tc.kind, Meta: kubernetes.Metadata{Name: tc.name, GenerateName: tc.generate}}
+		got, err := sandboxName(w)
+		if err != nil || tc.want != "" && got != tc.want {
+			t.Errorf("%s: %s, %v, want %s", tc.kind, got, err, tc.want)
+			continue
+		}
+		re := regexp.MustCompile("^" + got + "$")
+		for _, n := range tc.good {
+			if !re.MatchString(n) {
+				t.Errorf("%s %s does not match %s", tc.kind, n, got)
+			}
+		}
+		for _, n := range tc.bad {
+			if re.MatchString(n) {
+				t.Errorf("%s %s matches %s", tc.kind, n, got)
+			}
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	for _, tc := range []struct {
+		pod, c string
+		uid    uint32
+		gid    uint32
+		groups []uint32
+	}{
+		{"", "", 0, 0, []uint32{0, 10}},
+		{"securityContext: {runAsUser: 7}", "", 7, 0, []uint32{0}},
+		{"securityContext: {runAsUser: 7, runAsGroup: 8, fsGroup: 9, supplementalGroups: [8, 11]}", "", 7, 8, []uint32{8, 9, 11}},
+		{"securityContext: {runAsUser: 7, runAsGroup: 8}", "securityContext: {runAsUser: 0}", 0, 8, []uint32{8, 10}},
+		{"securityContext: {supplementalGroupsPolicy: Strict}", "", 0, 0, []uint32{0}},
+	} {
+		c, _ := one(t, tc.pod, tc.c, Options{})
+		u := c.OCI.Process.User
+		if u.UID != tc.uid || u.GID != tc.gid || !slices.Equal(u.AdditionalGids, tc.groups) {
+			t.Errorf("%s %s: %+v", tc.pod, tc.c, u)
+		}
+	}
+	// Where the node does not have the image, what only the image knows must be written down.
+	s := settings(t)
+	s.cluster.ImagesOnNode = false
+	_, err := generate(t, strings.NewReplacer("%SPEC", "restartPolicy: Always", "%C", "tty: true").Replace(onePod), Options{Settings: s})
+	if err == nil || !strings.Contains(err.Error(), "supplementalGroups: [0, 10]") {
+		t.Errorf("groups of the image: %v", err)
+	}
+}
+
+func TestLayersOfTheHost(t *testing.T) {
+	s := settings(t)
+	s.SetLayers(LayersVerity)
+	c, r := one(t, "", "", Options{Settings: s})
+	if len(c.Storages) != 2 || c.Storages[0].Options[3] != "X-kata.partition-number=1" || !strings.HasSuffix(c.Storages[0].Options[7], "roothash="+strings.Repeat("2", 64)) {
+		t.Errorf("storages %+v", c.Storages)
+	}
+	if pause := dataOf(t, r.Policy).Containers[0]; len(pause.Storages) != 2 || pause.Image == nil {
+		t.Errorf("the pause container's layers: %+v", pause.Storages)
+	}
+}
+
+func TestTags(t *testing.T) {
+	c, r := one(t, "", "", Options{Tags: AllowTags})
+	if len(r.Pins) != 0 || !c.Image.ByTag || !slices.Contains(c.Image.Names, "registry.example/app:1") || len(r.Warnings) != 1 {
+		t.Errorf("%+v, %+v", c.Image, r)
+	}
+	if _, err := generate(t, strings.NewReplacer("%SPEC", "restartPolicy: Always", "%C", "tty: true").Replace(onePod), Options{Tags: RefuseTags}); err == nil {
+		t.Error("a tag is not refused")
+	}
+}
+
+func TestEmptyDirs(t *testing.T) {
+	const volumes = "volumes: [{name: v, emptyDir: {}}]"
+	const mounted = "env: [{name: N, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], volumeMounts: [{name: v, mountPath: /v, subPathExpr: x/$(N).d}]"
+	for kind, want := range map[string]string{
+		emptyDirSealed: `^/run/kata-containers/sandbox/storage/[A-Za-z0-9_=-]+/x/[^/]+\.d$`,
+		emptyDirShared: `^$(cpath)/sandbox-[0-9a-f]{16}-v/x/[^/]+\.d$`,
+		emptyDirGuest:  `^$(cpath)/$(sandbox-id)/rootfs/local/v/x/[^/]+\.d$`,
+	} {
+		s := settings(t)
+		if err := s.SetEmptyDir(kind); err != nil {
+			t.Fatal(err)
+		}
+		c, _ := one(t, volumes, mounted, Options{Settings: s})
+		i := slices.IndexFunc(c.OCI.Mounts, func(m mount) bool { return m.Destination == "/v" })
+		if i < 0 || c.OCI.Mounts[i].Source != want {
+			t.Errorf("%s: %+v", kind, c.OCI.Mounts)
+		}
+	}
+}
+
+// TestExpand has the examples of Kubernetes' documentation and odd ones.
+func TestExpand(t *testing.T) {
+	values := map[string]string{"A": "x", "B": "$(A)"}
+	for in, want := range map[string]string{"$(A)": "x", "$$(A)": "$(A)", "$(C)": "$(C)", "$(B)": "$(A)", "$": "$", "$(": "$(", "a$$b": "a$b", "$(A": "$(A", "$A": "$A", "$$$(A)": "$x"} {
+		if got := expand(in, values); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// FuzzGenerate wants that no manifest makes the generator panic.
+func FuzzGenerate(f *testing.F) {
+	web, err := os.ReadFile("testdata/web.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(web)
+	f.Add([]byte(strings.NewReplacer("%SPEC", "securityContext: {runAsUser: -1}", "%C", "volumeMounts: [{name: v, mountPath: x, subPath: ..}], resources: {limits: {nvidia.com/pgpu: 99999999}}").Replace(onePod)))
+	s := settings(f)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		set, _ := kubernetes.Parse([]kubernetes.Input{{Name: "x", Data: text}}, nil, kubernetes.Options{})
+		for _, w := range set.Workloads {
+			r, err := Generate(t.Context(), set, w, Options{Settings: s, Images: images, Rules: "package agent_policy"})
+			if err == nil {
+				dataOf(t, r.Policy)
+			}
+		}
+	})
 }

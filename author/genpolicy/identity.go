@@ -174,12 +174,11 @@ func (g *generator) pauseIdentity(img *imagesource.Image) user {
 	if pod.RunAsUser != nil {
 		who, _ := lookupUser(list, strconv.FormatInt(*pod.RunAsUser, 10))
 		u.UID, u.GID = uint32(*pod.RunAsUser), who.gid
-		u.AdditionalGids = []uint32{u.GID}
 	}
 	if pod.RunAsGroup != nil {
 		u.GID = uint32(*pod.RunAsGroup)
-		u.AdditionalGids = []uint32{u.GID}
 	}
+	u.AdditionalGids = []uint32{u.GID}
 	if img.Config.User == "" && pod.RunAsUser == nil && pod.RunAsGroup == nil {
 		if pod.FSGroup != nil {
 			u.AdditionalGids = append(u.AdditionalGids, uint32(*pod.FSGroup))

@@ -24,6 +24,9 @@ func digests(img *imagesource.Image) []string {
 // imageRef binds a container to its image.
 func (g *generator) imageRef(path string, c *kubernetes.Container, img *imagesource.Image) *imageRef {
 	r := &imageRef{Reference: c.Image, Digest: img.Digest, Digests: digests(img), Names: []string{}}
+	if img.Digest == "" && g.images[c.Image] != nil && !g.s.HostLayers() {
+		g.fail(c.At, path+".image", "an archive of docker does not say by which digest the guest could pull %s; take it from a registry or an OCI archive", c.Image)
+	}
 	if strings.Contains(c.Image, "@") || img.Digest == "" {
 		return r
 	}

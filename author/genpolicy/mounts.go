@@ -15,6 +15,8 @@ type mounts struct {
 	g    *generator
 	path string
 	c    *kubernetes.Container
+	// values are the manifest's variables of the container.
+	values map[string]string
 
 	list     []mount
 	storages []storage
@@ -184,11 +186,13 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 	options := bindOptions(&kubernetes.VolumeMount{}, vm.ReadOnly)
 	again := slices.ContainsFunc(m.c.VolumeMounts[:slices.IndexFunc(m.c.VolumeMounts, func(x kubernetes.VolumeMount) bool { return x.Node == vm.Node })],
 		func(x kubernetes.VolumeMount) bool { return x.Name == vm.Name })
-	sub := ""
-	if vm.SubPathExpr != "" || strings.Contains(vm.SubPath, "..") {
-		m.g.fail(vm.At, where+".subPath", "of an emptyDir only directories whose name is known can be mounted")
-	} else if vm.SubPath != "" {
-		sub = "/" + path.Clean(vm.SubPath)
+	if per := m.g.s.cluster.PerMount; per == nil || *per {
+		again = false
+	}
+	sub, ok := m.subPath(vm)
+	if !ok {
+		m.g.fail(vm.At, where+".subPath", "%q leads out of the volume", vm.SubPath+vm.SubPathExpr)
+		return
 	}
 	kind := m.g.s.cluster.EmptyDir
 	switch {
@@ -200,7 +204,7 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 	case e.Medium != "":
 		m.g.fail(vm.At, where, "medium %q is not supported", e.Medium)
 	case kind == emptyDirShared:
-		pattern := "^$(cpath)/sandbox-[0-9a-f]{16}-" + regexp.QuoteMeta(vm.Name) + regexp.QuoteMeta(sub) + "$"
+		pattern := "^$(cpath)/sandbox-[0-9a-f]{16}-" + regexp.QuoteMeta(vm.Name) + sub + "$"
 		m.set(mount{Destination: destination, Type: "bind", Source: pattern, Options: options})
 		m.list = append(m.list, mount{Destination: destination, Type: "bind", Source: "$(sfprefix)" + regexp.QuoteMeta(path.Base(destination)) + "$", Options: options})
 	case kind == emptyDirGuest:
@@ -209,11 +213,12 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 	default:
 		name := map[string]string{emptyDirSealed: "emptyDir_encrypted", emptyDirPlain: "emptyDir_plain"}[kind]
 		v := m.g.s.Volumes[name]
-		if sub != "" {
-			m.g.fail(vm.At, where+".subPath", "a directory of an emptyDir on a disk cannot be mounted; use medium: Memory, or a volume of its own")
-			return
+		source := v.MountSource
+		if spath, _ := m.g.s.Common["spath"].(string); sub != "" {
+			// The name of the disk's directory is the host's choice, as that of the whole disk is.
+			source = "^" + regexp.QuoteMeta(spath) + "/[A-Za-z0-9_=-]+" + sub + "$"
 		}
-		m.set(mount{Destination: destination, Type: v.MountType, Source: v.MountSource, Options: options})
+		m.set(mount{Destination: destination, Type: v.MountType, Source: source, Options: options})
 		if again {
 			return
 		}
@@ -228,10 +233,32 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 	}
 }
 
+// subPath is a pattern of the directory of a volume that is mounted, with a slash in front; empty for the whole volume.
+// What is known only when the pod runs can be any name.
+func (m *mounts) subPath(vm *kubernetes.VolumeMount) (pattern string, ok bool) {
+	sub := vm.SubPath
+	if vm.SubPathExpr != "" {
+		sub = expand(vm.SubPathExpr, m.values)
+	}
+	for part := range strings.SplitSeq(path.Clean("/"+sub), "/") {
+		if part == "" {
+			continue
+		}
+		last := 0
+		pattern += "/"
+		for _, at := range placeholders.FindAllStringIndex(part, -1) {
+			pattern += regexp.QuoteMeta(part[last:at[0]]) + "[^/]+"
+			last = at[1]
+		}
+		pattern += regexp.QuoteMeta(part[last:])
+	}
+	return pattern, !strings.Contains("/"+sub+"/", "/../") && !strings.HasPrefix(sub, "/")
+}
+
 // named is a volume whose place in the guest has its name.
 func (m *mounts) named(v volume, vm *kubernetes.VolumeMount, destination, sub string, options []string, again bool, more []string) {
 	name := regexp.QuoteMeta(vm.Name)
-	m.set(mount{Destination: destination, Type: "bind", Source: v.MountSource + name + regexp.QuoteMeta(sub) + "$", Options: options})
+	m.set(mount{Destination: destination, Type: "bind", Source: v.MountSource + name + sub + "$", Options: options})
 	if again {
 		return
 	}

@@ -53,6 +53,8 @@ type clusterConfig struct {
 	GuestPull    bool         `json:"guest_pull"`
 	ImagesOnNode bool         `json:"images_on_node"`
 	EmptyDir     string       `json:"emptydir_type"`
+	// PerMount: a container that mounts an emptyDir twice has two storages for it. Kata does that, and is meant where nothing is said.
+	PerMount *bool `json:"emptydir_storage_per_mount"`
 }
 
 type pauseConfig struct {

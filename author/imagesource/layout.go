@@ -95,20 +95,20 @@ func (a *archive) open(name string) (io.ReadCloser, error) {
 	return io.NopCloser(io.NewSectionReader(p, 0, p.Size())), nil
 }
 
-// layout is an OCI layout, or an archive of docker.
-type layout struct {
+// localImages is an OCI layout, or an archive of docker.
+type localImages struct {
 	where  string
 	files  files
 	index  []v1.Descriptor
 	docker []dockerEntry
 }
 
-func newLayout(where string) (*layout, error) {
+func newLayout(where string) (*localImages, error) {
 	info, err := os.Stat(where)
 	if err != nil {
 		return nil, fmt.Errorf("opening images: %w", err)
 	}
-	l := &layout{where: where}
+	l := &localImages{where: where}
 	if info.IsDir() {
 		root, err := os.OpenRoot(where)
 		if err != nil {
@@ -153,7 +153,7 @@ func readSmall(f files, name string) ([]byte, error) {
 	return data, err
 }
 
-func (l *layout) String() string { return l.where }
+func (l *localImages) String() string { return l.where }
 
 // Names that tools give images in an index.
 const (
@@ -161,7 +161,7 @@ const (
 	annotationImage = "io.containerd.image.name"
 )
 
-func (l *layout) resolve(_ context.Context, image string) (handle, error) {
+func (l *localImages) resolve(_ context.Context, image string) (handle, error) {
 	ref, err := name.ParseReference(image)
 	if err != nil {
 		return handle{}, err
@@ -204,7 +204,7 @@ func named(d v1.Descriptor, ref name.Reference) bool {
 	return false
 }
 
-func (l *layout) open(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+func (l *localImages) open(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
 	if d.Digest.Algorithm != "sha256" || strings.Trim(d.Digest.Hex, "0123456789abcdef") != "" {
 		return nil, fmt.Errorf("digest %q is not of SHA-256", d.Digest)
 	}
@@ -236,7 +236,7 @@ func (d *dockerImage) load(_ context.Context, _ handle, arch string) (*manifest,
 	if len(d.Layers) != len(m.config.RootFS.DiffIDs) || len(d.Layers) > maxLayers {
 		return nil, fmt.Errorf("its configuration lists %d layers, the archive %d", len(m.config.RootFS.DiffIDs), len(d.Layers))
 	}
-	// Layers are plain: the digest of the blob is that of the tar.
+	// Nothing names the blobs; what is known is the digest of each tar.
 	for _, id := range m.config.RootFS.DiffIDs {
 		m.layers = append(m.layers, v1.Descriptor{Digest: id, MediaType: "application/vnd.docker.image.rootfs.diff.tar"})
 	}

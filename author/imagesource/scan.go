@@ -69,11 +69,15 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 	return in, func() {}, nil
 }
 
-// scan reads a layer once: it checks blob and tar, finds the users, and computes the root if roots is set.
-func scan(ctx context.Context, blob io.Reader, d v1.Descriptor, roots bool, recipe layer.Recipe, maxSize int64) (*facts, error) {
-	c, err := checkBlob(blob, d)
-	if err != nil {
-		return nil, err
+// scan reads a layer once: it checks the blob, finds the users, and computes the root if roots is set. With unpacked set,
+// the digest is that of the tar, and the blob may be compressed in some way.
+func scan(ctx context.Context, blob io.Reader, d v1.Descriptor, unpacked, roots bool, recipe layer.Recipe, maxSize int64) (*facts, error) {
+	c := blob
+	if !unpacked {
+		var err error
+		if c, err = checkBlob(blob, d); err != nil {
+			return nil, err
+		}
 	}
 	plain, end, err := decompress(c)
 	if err != nil {
@@ -95,6 +99,9 @@ func scan(ctx context.Context, blob io.Reader, d v1.Descriptor, roots bool, reci
 	// What follows the compressed stream belongs to the blob too.
 	if _, err := io.Copy(io.Discard, c); err != nil {
 		return nil, err
+	}
+	if unpacked && f.DiffID != d.Digest.String() {
+		return nil, fmt.Errorf("it unpacks to %s, expected %s", f.DiffID, d.Digest)
 	}
 	return f, nil
 }
@@ -132,7 +139,7 @@ func (f *facts) users(r io.Reader) error {
 		if err != nil {
 			return fmt.Errorf("reading the layer's tar: %w", err)
 		}
-		name := strings.TrimPrefix(path.Clean("/"+strings.TrimPrefix(h.Name, "./")), "/")
+		name := strings.TrimPrefix(path.Clean("/"+h.Name), "/") // as runtimes do: nothing leads out of the root
 		switch name {
 		case "etc/.wh..wh..opq", ".wh.etc", ".wh..wh..opq":
 			f.Passwd.gone()

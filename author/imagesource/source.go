@@ -135,7 +135,7 @@ func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) 
 				if h.docker != nil {
 					open = func(context.Context) (io.ReadCloser, error) { return h.docker.open(i) }
 				}
-				if all[i], err = s.layer(ctx, d, need.Roots, open); err != nil {
+				if all[i], err = s.layer(ctx, d, h.docker != nil, need.Roots, open); err != nil {
 					return fmt.Errorf("layer %s: %w", d.Digest, err)
 				}
 				if want := m.config.RootFS.DiffIDs[i].String(); all[i].DiffID != want {
@@ -170,7 +170,7 @@ func (f found) over(below []byte) []byte {
 }
 
 // layer reads a layer once, however many images have it.
-func (s *Images) layer(ctx context.Context, d v1.Descriptor, roots bool, open func(context.Context) (io.ReadCloser, error)) (*facts, error) {
+func (s *Images) layer(ctx context.Context, d v1.Descriptor, unpacked, roots bool, open func(context.Context) (io.ReadCloser, error)) (*facts, error) {
 	digest, recipe := d.Digest.String(), ""
 	if roots {
 		recipe = string(s.recipe)
@@ -187,7 +187,7 @@ func (s *Images) layer(ctx context.Context, d v1.Descriptor, roots bool, open fu
 		}
 		p, mine = s.claim(digest + recipe) // another image's trouble ended it
 	}
-	p.facts, p.err = s.readLayer(ctx, d, recipe, open)
+	p.facts, p.err = s.readLayer(ctx, d, unpacked, recipe, open)
 	if p.err != nil { // another image may have it in another store
 		s.mu.Lock()
 		delete(s.layers, digest+recipe)
@@ -209,7 +209,7 @@ func (s *Images) claim(key string) (p *pending, mine bool) {
 	return p, true
 }
 
-func (s *Images) readLayer(ctx context.Context, d v1.Descriptor, recipe string, open func(context.Context) (io.ReadCloser, error)) (*facts, error) {
+func (s *Images) readLayer(ctx context.Context, d v1.Descriptor, unpacked bool, recipe string, open func(context.Context) (io.ReadCloser, error)) (*facts, error) {
 	// The containerd recipe's result depends on a program, which can change.
 	cached := s.cache != nil && recipe != string(layer.Containerd)
 	if cached {
@@ -228,7 +228,7 @@ func (s *Images) readLayer(ctx context.Context, d v1.Descriptor, recipe string, 
 		return nil, err
 	}
 	defer r.Close()
-	f, err := scan(ctx, r, d, recipe != "", layer.Recipe(recipe), s.max)
+	f, err := scan(ctx, r, d, unpacked, recipe != "", layer.Recipe(recipe), s.max)
 	if err != nil {
 		return nil, err
 	}

@@ -96,7 +96,7 @@ func (w *writer) block() int64 { return w.pos() / BlockSize }
 
 // room returns where the next bytes go: at least one. advance takes what was put there.
 func (w *writer) room() ([]byte, error) {
-	if w.buf != nil && len(w.buf) == BufferSize {
+	if len(w.buf) == BufferSize {
 		if err := w.flush(); err != nil {
 			return nil, err
 		}
