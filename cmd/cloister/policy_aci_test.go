@@ -141,6 +141,13 @@ func TestPolicyFragment(t *testing.T) {
 	if out := f.run(t, exitDone, "policy", "fragment", "inspect", "--declare", "guest", "pod.cose"); !strings.Contains(out, `"minimum_svn": 7`) {
 		t.Error(out)
 	}
+	f.write(t, "declare.json", f.run(t, exitDone, "policy", "fragment", "inspect", "--declare", "guest", "pod.cose"))
+	policy = f.run(t, exitDone, "policy", "generate", "--raw", "--no-cache", "--insecure-registry", f.registry, "--fragment", "declare.json", "pod.yaml")
+	if !strings.Contains(policy, `"minimum_svn": 7`) || !strings.Contains(policy, issuer) {
+		t.Error("the policy does not declare the fragment")
+	}
+	f.write(t, "declare.json", `{"issuer": "Contoso", "feed": "x", "minimum_svn": 1}`)
+	f.run(t, exitRefused, "policy", "generate", "--raw", "--fragment", "declare.json", "pod.yaml")
 	raw, err := os.ReadFile("pod.cose")
 	if err != nil {
 		t.Fatal(err)
