@@ -9,8 +9,17 @@ type policyData struct {
 	Requests   map[string]any `json:"request_defaults"`
 	Devices    any            `json:"devices"`
 	Cluster    map[string]any `json:"cluster_config"`
-	Fragments  []any          `json:"fragments,omitempty"`
+	Fragments  []Fragment     `json:"fragments,omitempty"`
 	Cloister   ownData        `json:"cloister"`
+}
+
+// Fragment declares whose signed fragments add containers to the policy.
+type Fragment struct {
+	Issuer       string `json:"issuer"` // did:x509
+	Feed         string `json:"feed"`
+	MinimumSVN   uint64 `json:"minimum_svn"`
+	Required     bool   `json:"required,omitempty"`      // no container is created before it is there
+	AllowExpired bool   `json:"allow_expired,omitempty"` // its certificates may be past their time
 }
 
 type ownData struct {

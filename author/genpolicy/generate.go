@@ -35,6 +35,8 @@ type Options struct {
 	AnyOrder bool
 	// AnyFiles lets the host choose the content of ConfigMaps and Secrets even if it is known.
 	AnyFiles bool
+	// Fragments are those that the guest may load.
+	Fragments []Fragment
 	// ForwardPorts allows the forwarding of connections to the ports that containers declare.
 	ForwardPorts bool
 }
@@ -82,7 +84,7 @@ func Generate(ctx context.Context, set *kubernetes.Set, w *kubernetes.Workload, 
 	data := policyData{
 		Common: g.s.Common, Sandbox: g.s.Sandbox, Requests: maps.Clone(g.s.Requests), Cluster: g.s.Cluster,
 		Devices:   map[string]any{"vfio": map[string]any{"device_path": g.s.Devices.VFIO.DevicePath}},
-		Fragments: g.s.Fragments,
+		Fragments: slices.Concat(g.s.Fragments, o.Fragments),
 		Cloister:  ownData{Version: 1, EnforceOrder: !o.AnyOrder, BindFiles: !o.AnyFiles},
 	}
 	g.checkPod()

@@ -42,7 +42,7 @@ type Settings struct {
 	Cluster  map[string]any `json:"cluster_config"`
 	Requests map[string]any `json:"request_defaults"`
 	// Fragments are those that the policy accepts, copied as they are.
-	Fragments []any `json:"fragments"`
+	Fragments []Fragment `json:"fragments"`
 
 	cluster clusterConfig
 	common  commonConfig

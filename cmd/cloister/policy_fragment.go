@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/author/fragment"
+	"github.com/cloister/cloister/author/genpolicy"
 	"github.com/cloister/cloister/wire/didx509"
 	signed "github.com/cloister/cloister/wire/fragment"
 )
@@ -221,4 +223,25 @@ func (a *app) declaration(v any) error {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
+}
+
+// readDeclaration reads what a policy says of a fragment.
+func readDeclaration(file string) (genpolicy.Fragment, error) {
+	var d genpolicy.Fragment
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return d, fmt.Errorf("reading the declaration of a fragment: %w", err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err = dec.Decode(&d); err == nil {
+		_, err = didx509.Parse(d.Issuer)
+	}
+	if err == nil && (d.Feed == "" || d.MinimumSVN == 0) {
+		err = errors.New("it has no feed or no minimum_svn")
+	}
+	if err != nil {
+		return d, fmt.Errorf("reading the declaration of a fragment: %s: %w", file, err)
+	}
+	return d, nil
 }

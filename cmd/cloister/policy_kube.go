@@ -33,6 +33,7 @@ type kubeFlags struct {
 	allowLogs, forward        bool
 	anyOrder, anyFiles        bool
 	ignoreUnknown             bool
+	fragments                 []string
 }
 
 func (f *kubeFlags) add(c *cobra.Command) {
@@ -52,6 +53,7 @@ func (f *kubeFlags) add(c *cobra.Command) {
 	p.StringVar(&f.cache, "cache", "", "folder that keeps what was found in layers; default: layers in the user's cache folder")
 	p.BoolVar(&f.noCache, "no-cache", false, "keep nothing, and use nothing that was kept")
 	p.StringArrayVar(&f.sources, "image-source", nil, "registry, oci:DIR, archive:FILE or containerd[:SOCKET[,NAMESPACE]] (repeatable, tried in order; default: registry)")
+	p.StringArrayVar(&f.fragments, "fragment", nil, "JSON file that declares a signed fragment to accept, as `cloister policy fragment inspect --declare guest` prints it (repeatable)")
 	p.BoolVar(&f.allowLogs, "allow-logs", false, "hand the containers' output to the host")
 	p.BoolVar(&f.forward, "allow-port-forward", false, "let the host forward connections to the ports that containers declare")
 	p.BoolVar(&f.anyOrder, "any-order", false, "do not hold init containers to run before the others")
@@ -70,6 +72,13 @@ func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
 		o.Tags = genpolicy.RefuseTags
 	default:
 		return o, usageError{fmt.Errorf("--tags %q: want pin, allow or refuse", f.tags)}
+	}
+	for _, name := range f.fragments {
+		d, err := readDeclaration(name)
+		if err != nil {
+			return o, err
+		}
+		o.Fragments = append(o.Fragments, d)
 	}
 	if f.rules != "" {
 		text, err := os.ReadFile(f.rules)

@@ -21,6 +21,7 @@ import (
 // Bounds of what is sent to the guest, below the 4 MiB of its messages, and of what is shown of its answers.
 const (
 	maxPolicy   = 4<<20 - 64<<10
+	maxFragment = 1 << 20
 	maxIPTables = 1 << 20
 	maxSmall    = 64 << 10
 	maxText     = 4 << 10
@@ -31,6 +32,7 @@ func (s *Server) handler() http.Handler {
 		"/metrics":              {http.MethodGet: s.metrics},
 		"/agent-url":            {http.MethodGet: s.agentURL},
 		"/policy":               {http.MethodPut: s.setPolicy},
+		"/policy-fragments":     {http.MethodPost: s.loadFragment},
 		"/direct-volume/stats":  {http.MethodGet: s.volumeStats, http.MethodPost: s.volumeStats},
 		"/direct-volume/resize": {http.MethodPost: s.resizeVolume},
 		"/iptables":             {http.MethodGet: s.ipTables, http.MethodPut: s.setIPTables},
@@ -164,6 +166,26 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request) error {
 	s.cfg.Logger.Info("a policy was sent to the guest", "bytes", len(text), "error", err)
 	if err != nil {
 		return fmt.Errorf("setting the guest's policy: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) loadFragment(w http.ResponseWriter, r *http.Request) error {
+	raw, err := body(w, r, maxFragment)
+	if err != nil {
+		return err
+	}
+	if len(raw) == 0 {
+		return badRequest{errors.New("loading a policy fragment: the request has none in it")}
+	}
+	a, err := s.agent()
+	if err != nil {
+		return err
+	}
+	_, err = a.LoadPolicyFragment(r.Context(), &agent.LoadPolicyFragmentRequest{Fragment: raw})
+	s.cfg.Logger.Info("a policy fragment was sent to the guest", "bytes", len(raw), "error", err)
+	if err != nil {
+		return fmt.Errorf("loading a policy fragment: %w", err)
 	}
 	return nil
 }

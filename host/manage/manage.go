@@ -4,6 +4,7 @@
 //	GET  /metrics                      Prometheus text: shim, machine monitor and helpers, calls of the agent, and the guest
 //	GET  /agent-url                    where the guest's agent is
 //	PUT  /policy                       a new policy for the guest, when its policy lets it be set
+//	POST /policy-fragments             a signed fragment for the guest's policy, which checks it
 //	GET  /direct-volume/stats?path=P   sizes of a volume, by its path on the node (POST is the same)
 //	POST /direct-volume/resize         {"VolumePath": P, "Size": bytes}
 //	GET, PUT /iptables, /ip6tables     the guest's packet filter; the guest says whether it has one
@@ -50,6 +51,7 @@ const (
 type Agent interface {
 	GetMetrics(context.Context, *agent.GetMetricsRequest) (*agent.Metrics, error)
 	SetPolicy(context.Context, *agent.SetPolicyRequest) (*emptypb.Empty, error)
+	LoadPolicyFragment(context.Context, *agent.LoadPolicyFragmentRequest) (*emptypb.Empty, error)
 	GetVolumeStats(context.Context, *agent.VolumeStatsRequest) (*agent.VolumeStatsResponse, error)
 	ResizeVolume(context.Context, *agent.ResizeVolumeRequest) (*emptypb.Empty, error)
 	GetIPTables(context.Context, *agent.GetIPTablesRequest) (*agent.GetIPTablesResponse, error)

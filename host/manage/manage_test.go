@@ -52,6 +52,13 @@ func (f *fakeAgent) SetPolicy(ctx context.Context, r *agent.SetPolicyRequest) (*
 	return &emptypb.Empty{}, f.answer(ctx)
 }
 
+func (f *fakeAgent) LoadPolicyFragment(ctx context.Context, r *agent.LoadPolicyFragmentRequest) (*emptypb.Empty, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.policy += string(r.GetFragment())
+	return &emptypb.Empty{}, f.answer(ctx)
+}
+
 func (f *fakeAgent) GetVolumeStats(ctx context.Context, r *agent.VolumeStatsRequest) (*agent.VolumeStatsResponse, error) {
 	if r.GetVolumeGuestPath() != "/guest/data" {
 		return nil, status.Error(codes.NotFound, "no such volume")
@@ -152,6 +159,12 @@ func TestPaths(t *testing.T) {
 	if a.policy != "package agent_policy" {
 		t.Errorf("the guest got the policy %q", a.policy)
 	}
+	s.expect("POST", "/policy-fragments", "+signed", 200, "")
+	if a.policy != "package agent_policy+signed" {
+		t.Errorf("the guest got the fragment as %q", a.policy)
+	}
+	s.expect("POST", "/policy-fragments", "", 400, "none in it")
+	s.expect("POST", "/policy-fragments", strings.Repeat("x", maxFragment+1), 413, "too large")
 	s.expect("PUT", "/policy", "", 400, "none in it")
 	s.expect("PUT", "/policy", strings.Repeat("x", maxPolicy+1), 413, "too large")
 	for _, method := range []string{"GET", "POST"} {

@@ -90,6 +90,8 @@ func (a *annotator) apply(name, value string) error {
 		return a.initdata(name, value)
 	case KataPrefix + "agent.policy", ShortPrefix + keyPolicy:
 		return a.policy(name, value)
+	case ShortPrefix + keyFragments:
+		return a.fragments(name, value)
 	}
 	if len(value) > maxText {
 		return fmt.Errorf("has %d bytes, want at most %d", len(value), maxText)
@@ -249,6 +251,35 @@ func (a *annotator) policy(name, value string) error {
 	return nil
 }
 
+// maxFragments bounds how many signed fragments a pod can bring.
+const maxFragments = 32
+
+func (a *annotator) fragments(name, value string) error {
+	if err := a.enabled(keyFragments); err != nil {
+		return err
+	}
+	if len(value) > maxPolicy {
+		return fmt.Errorf("has %d bytes, want at most %d", len(value), maxPolicy)
+	}
+	if n := 1 + strings.Count(value, ","); n > maxFragments {
+		return fmt.Errorf("has %d fragments, want at most %d", n, maxFragments)
+	}
+	var list [][]byte
+	for part := range strings.SplitSeq(value, ",") {
+		raw, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(part))
+		if err != nil || len(raw) == 0 {
+			return fmt.Errorf("is %s, want signed policy fragments in base64, with commas between them", show(value))
+		}
+		list = append(list, raw)
+	}
+	if err := a.claim(keyFragments, name, value, value); err != nil {
+		return err
+	}
+	a.effective.Fragments = list
+	a.effective.sources[keyFragments] = Source{Kind: KindAnnotation, Name: name}
+	return nil
+}
+
 // Annotation describes one that pods can set.
 type Annotation struct {
 	Name string `json:"name"`
@@ -267,6 +298,7 @@ func (c *Config) Supported() []Annotation {
 	put(keyInitdata, initdata.Annotation)
 	put(keyPolicy, ShortPrefix+keyPolicy)
 	put(keyPolicy, KataPrefix+"agent.policy")
+	put(keyFragments, ShortPrefix+keyFragments)
 	for _, s := range settings() {
 		if s.short != "" {
 			put(s.key, ShortPrefix+s.short)

@@ -70,6 +70,9 @@ func TestAnnotationsRefused(t *testing.T) {
 		{initdata.Annotation, "x", "is not initdata"},
 		{ShortPrefix + "policy", "%", "want a policy in base64"},
 		{ShortPrefix + "policy", "", "want a policy in base64"},
+		{ShortPrefix + "policy-fragments", "", "want signed policy fragments"},
+		{ShortPrefix + "policy-fragments", "AAAA,%", "want signed policy fragments"},
+		{ShortPrefix + "policy-fragments", strings.Repeat("AAAA,", 32) + "AAAA", "want at most 32"},
 	} {
 		_, err := e.Annotated(map[string]string{tc.name: tc.value})
 		if err == nil || !strings.Contains(err.Error(), tc.says) {
@@ -140,7 +143,7 @@ func TestSupportedIsWhatIsFound(t *testing.T) {
 	c := Default()
 	a := annotator{all: settings()}
 	for _, s := range c.Supported() {
-		if s.Key == keyInitdata || s.Key == keyPolicy {
+		if s.Key == keyInitdata || s.Key == keyPolicy || s.Key == keyFragments {
 			continue
 		}
 		if found, _ := a.find(s.Name); found == nil || found.key != s.Key {

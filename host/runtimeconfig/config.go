@@ -183,7 +183,7 @@ func Default() Config {
 		Logging: Logging{Level: "info", GuestLevel: "info"},
 		Tracing: Tracing{Steps: true, Ratio: 1},
 		Annotations: Annotations{Enabled: []string{"sandbox.vcpus", "sandbox.max_vcpus", "sandbox.memory_mib",
-			"timeouts.create_container", keyInitdata, keyPolicy}},
+			"timeouts.create_container", keyInitdata, keyPolicy, keyFragments}},
 	}
 }
 

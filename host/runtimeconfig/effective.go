@@ -59,6 +59,8 @@ type Effective struct {
 	Ignored []Ignored
 	// Initdata is the text that the pod brought, Policy its policy for guests that take one from the host.
 	Initdata, Policy []byte
+	// Fragments are signed parts of policies that the pod brought. The guest checks them.
+	Fragments [][]byte
 
 	sources map[string]Source
 }

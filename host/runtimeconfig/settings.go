@@ -6,6 +6,8 @@ import "slices"
 const (
 	keyInitdata = "initdata"
 	keyPolicy   = "policy"
+	// keyFragments are signed parts of policies, which the guest checks.
+	keyFragments = "policy-fragments"
 )
 
 // Prefixes of annotations.
@@ -217,7 +219,7 @@ func settings() []setting {
 
 // byPods says which keys annotations can have at all.
 func byPods() []string {
-	keys := []string{keyInitdata, keyPolicy}
+	keys := []string{keyInitdata, keyPolicy, keyFragments}
 	for _, s := range settings() {
 		if s.short != "" || len(s.notes) > 0 {
 			keys = append(keys, s.key)

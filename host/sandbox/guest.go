@@ -61,6 +61,14 @@ func (s *Sandbox) createInGuest(ctx context.Context) error {
 			return err
 		}
 	}
+	for i, raw := range s.cfg.Runtime.Fragments {
+		if err := s.call(ctx, fmt.Sprintf("handing over the pod's policy fragment %d", i+1), func(c context.Context) error {
+			_, err := s.agent.LoadPolicyFragment(c, &pb.LoadPolicyFragmentRequest{Fragment: raw})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
 	dns := s.cfg.DNS
 	if len(dns) == 0 {
 		if dns, err = network.DNS(&pb.Spec{Mounts: guestMounts(s.cfg.Spec.Mounts)}); err != nil {

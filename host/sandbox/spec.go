@@ -14,7 +14,7 @@ import (
 // Annotations that are for the host and too large, or too telling, for the guest's specification.
 var hostAnnotations = []string{
 	"io.katacontainers.config.hypervisor.cc_init_data", "io.katacontainers.config.agent.policy",
-	"cloister.dev/initdata", "cloister.dev/policy",
+	"cloister.dev/initdata", "cloister.dev/policy", "cloister.dev/policy-fragments",
 }
 
 // terminationPath is the kubelet's annotation of a container with the path of its termination log.

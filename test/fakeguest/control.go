@@ -65,6 +65,10 @@ func (s service) SetPolicy(ctx context.Context, _ *agent.SetPolicyRequest) (*emp
 	return &emptypb.Empty{}, s.guest.hold(ctx, "SetPolicyRequest")
 }
 
+func (s service) LoadPolicyFragment(ctx context.Context, _ *agent.LoadPolicyFragmentRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, s.guest.hold(ctx, "LoadPolicyFragmentRequest")
+}
+
 func (s service) GetDiagnosticData(ctx context.Context, _ *agent.GetDiagnosticDataRequest) (*agent.GetDiagnosticDataResponse, error) {
 	return &agent.GetDiagnosticDataResponse{}, s.guest.hold(ctx, "GetDiagnosticDataRequest")
 }
