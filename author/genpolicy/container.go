@@ -115,7 +115,7 @@ func (g *generator) pause() container {
 		OCI: oci{Version: g.s.Kata.OCIVersion, Process: p, Root: t.Root, Mounts: m.list, Annotations: annotations, Linux: g.linux(t, privileged, true)},
 	}
 	c.Storages, c.Devices = m.storages, []device{}
-	if fetched := g.images[g.s.cluster.PauseImage]; fetched != nil && g.s.HostLayers() {
+	if fetched := g.images[g.s.cluster.PauseImage]; fetched != nil && g.s.cluster.PauseConfig == nil && g.s.HostLayers() {
 		c.Storages = slices.Concat(g.layers(fetched, kubernetes.At{}, ""), c.Storages)
 		c.Image = &imageRef{Reference: g.s.cluster.PauseImage, Digest: fetched.Digest, Digests: digests(fetched), Names: []string{}}
 	}

@@ -229,9 +229,11 @@ func (g *generator) field(where string, f *kubernetes.FieldRef) (string, bool) {
 			}
 			g.fail(f.At, where, "the pods have no label %q", m[2])
 		}
+		g.checkText(f.At, where, value)
 		return value, ok
 	}
 	if value, ok := g.w.Template.Annotations[m[2]]; ok {
+		g.checkText(f.At, where, value)
 		return value, true
 	}
 	return "$(todo-annotation)", true

@@ -92,7 +92,7 @@ func policyGenerateCmd(a *app) *cobra.Command {
 	f.add(c)
 	kf.add(c)
 	addOutput(c, &out)
-	c.Flags().StringVar(&target, "for", "kubernetes", "who starts the pods: kubernetes (containerd with Cloister's or Kata's shim) or run (`cloister run`)")
+	c.Flags().StringVar(&target, "for", "kubernetes", "who starts the pods: kubernetes (containerd with Cloister's or Kata's shim) or run (cloister run)")
 	return c
 }
 
