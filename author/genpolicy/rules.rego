@@ -97,6 +97,8 @@ default ExecProcessRequest := false
 
 default GetDiagnosticDataRequest := false
 
+default HostStorageRequest := false
+
 default LoadPolicyFragmentRequest := false
 
 default PortForwardRequest := false
@@ -906,6 +908,24 @@ right_storage(i, p, _) if {
 }
 
 roots_of(s) := {o | some o in s.options; startswith(o, "X-kata.dmverity.roothash=")}
+
+# Disks without encryption, and devices, show the host what is on them. The guest asks about each one once more, and only a
+# policy that declares such a thing says yes.
+open_storages contains {"fstype": s.fstype, "options": s.options, "driver_options": s.driver_options} if {
+	some c in containers
+	some s in c.storages
+	s.driver in {"", "blk", "scsi"}
+	not "encryption_key=ephemeral" in s.driver_options
+}
+
+open_devices contains d.container_path if {
+	some c in containers
+	some d in c.devices
+}
+
+HostStorageRequest if open_storages[{"fstype": input.fstype, "options": input.options, "driver_options": input.driver_options}]
+
+HostStorageRequest if open_devices[input.container_path]
 
 # --- devices ---------------------------------------------------------------
 

@@ -80,8 +80,13 @@ func checkText(text string) error {
 }
 
 func compileAs(text string, version ast.RegoVersion) (*policy, error) {
-	caps := capabilities(version)
-	module, err := ast.ParseModuleWithOpts("policy", text, ast.ParserOptions{RegoVersion: version, Capabilities: caps})
+	rules, data := splitData(text)
+	options := ast.ParserOptions{RegoVersion: version, Capabilities: capabilities(version)}
+	module, err := ast.ParseModuleWithOpts("policy", rules, options)
+	if err != nil && data != nil {
+		data = nil
+		module, err = ast.ParseModuleWithOpts("policy", text, options)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("parsing policy: %w", err)
 	}
@@ -91,7 +96,7 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 	if got := module.Package.Path.String(); got != packagePath {
 		return nil, fmt.Errorf("policy package is %s, expected agent_policy", strings.TrimPrefix(got, "data."))
 	}
-	constants := takeConstants(module)
+	constants := takeConstants(module, data)
 	c, err := compileModule(module, version, constants)
 	if err != nil {
 		return nil, err

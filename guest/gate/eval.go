@@ -40,6 +40,19 @@ func (p *policy) evaluate(ctx context.Context, rule string, in *input, tune func
 	if err != nil {
 		return nil, err
 	}
+	result, err := p.run(ctx, question.body, in, tune)
+	if err != nil {
+		return nil, err
+	}
+	t, ok := result[resultVar]
+	if !ok {
+		return nil, errUndefined
+	}
+	return t.Value, nil
+}
+
+// run evaluates a compiled query that has one answer.
+func (p *policy) run(ctx context.Context, body ast.Body, in *input, tune func(*topdown.Query) *topdown.Query) (topdown.QueryResult, error) {
 	txn, err := p.store.NewTransaction(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading policy state: %w", err)
@@ -50,7 +63,7 @@ func (p *policy) evaluate(ctx context.Context, rule string, in *input, tune func
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("evaluating policy: %w", ctx.Err())
 	}
-	q := topdown.NewQuery(question.body).
+	q := topdown.NewQuery(body).
 		WithCompiler(p.compiler).
 		WithStore(p.store).
 		WithTransaction(txn).
@@ -69,11 +82,7 @@ func (p *policy) evaluate(ctx context.Context, rule string, in *input, tune func
 	case len(results) > 1:
 		return nil, fmt.Errorf("policy gives %d answers, expected one", len(results))
 	}
-	t, ok := results[0][resultVar]
-	if !ok {
-		return nil, errUndefined
-	}
-	return t.Value, nil
+	return results[0], nil
 }
 
 func readDecision(v ast.Value) (decision, error) {

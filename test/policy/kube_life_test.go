@@ -272,6 +272,29 @@ func TestKubernetesNetworkAndRest(t *testing.T) {
 	}
 }
 
+// TestKubernetesHostStorage: the guest asks once more before it uses what the host can read.
+func TestKubernetesHostStorage(t *testing.T) {
+	secret, open := kubepod.Workload("secret"), kubepod.Workload("open")
+	diskVolume(secret, "/scratch")
+	open.AddStorage(kubepod.Object{"driver": "", "source": "", "fstype": "ext4", "driver_options": []string{"create_filesystem"}, "options": []string{"discard"},
+		"fs_group": nil, "shared": true, "mount_point": "$(spath)/$(b64_device_id)"}, &agent.Storage{Driver: "blk", Source: "02", Fstype: "ext4",
+		DriverOptions: []string{"create_filesystem"}, Options: []string{"discard"}, Shared: true, MountPoint: "/run/kata-containers/sandbox/storage/MDI="})
+	for _, tc := range []struct {
+		of      *kubepod.Container
+		allowed bool
+	}{{secret, false}, {open, true}} {
+		e := kubeEngine(t, kubepod.Data(kubepod.Pause(), tc.of))
+		_, err := e.Begin(t.Context(), "HostStorageRequest", open.Storages[0])
+		if (err == nil) != tc.allowed {
+			t.Errorf("%s: got %v", tc.of.Name, err)
+		}
+		if _, err := e.Begin(t.Context(), "HostStorageRequest", &agent.Device{ContainerPath: "/dev/sda"}); err == nil {
+			t.Errorf("%s: a device is allowed", tc.of.Name)
+		}
+		mustAllow(t, e, tc.of.Request(kubepod.ID(1)))
+	}
+}
+
 // TestKubernetesPinnedImages has data of Cloister's generator, which names digests and says whether tags are good enough.
 func TestKubernetesPinnedImages(t *testing.T) {
 	for _, tc := range []struct {
