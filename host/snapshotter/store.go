@@ -109,7 +109,7 @@ func (s *Snapshotter) ingest(ctx context.Context, blob string, tar io.Reader) (_
 		}
 	}()
 	dir := filepath.Join(tmp, "layer")
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return stored{}, fmt.Errorf("making a layer: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, blockmount.LayerFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
@@ -200,6 +200,7 @@ func (s *Snapshotter) link(l stored, id string) error {
 			return fmt.Errorf("linking a layer: %w", err)
 		}
 	}
+	delete(s.ahead, l.Name)
 	if err := syncDir(dir); err != nil {
 		return err
 	}

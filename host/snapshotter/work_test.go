@@ -328,3 +328,42 @@ func TestConfig(t *testing.T) {
 		t.Error(fmt.Errorf("config prints %q", out.String()))
 	}
 }
+
+// TestLoop mounts by a loop device, as kernels before 6.12 need it, and finds the device free afterwards.
+func TestLoop(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts, which needs root")
+	}
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		t.Skip("this machine has no loop devices")
+	}
+	content := newContent()
+	l := content.addImage(t, tarOfSize(t, 1, someSize))[0]
+	s := open(t, t.TempDir(), content, asIs)
+	name, err := unpack(t.Context(), s, &number{}, "", l, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, target := layerFile(t, s, name), t.TempDir()
+	if err := loopMount(file, target); errors.Is(err, unix.ENODEV) {
+		t.Skip("this kernel has no EROFS")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(target, "d/1"))
+	if err != nil || len(text) != someSize {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+	if err := unix.Unmount(target, 0); err != nil {
+		t.Error(err)
+	}
+	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range backing {
+		if text, err := os.ReadFile(b); err == nil && strings.TrimSpace(string(text)) == file {
+			t.Errorf("%s is still there", b)
+		}
+	}
+}
