@@ -67,7 +67,7 @@ func (n *node) configure(opts *containerd.Options) {
 }
 
 // start starts a node; everything goes with the test, and what is left behind is an error.
-func start(t *testing.T, version string) *node {
+func start(t testing.TB, version string) *node {
 	t.Helper()
 	containerd.Need(t)
 	dir, err := os.MkdirTemp("", "snp")
