@@ -29,10 +29,18 @@ type stored struct {
 	DiffID     string
 }
 
+// recipe is that of a layer. What was written on this node has no blob, which the other recipe needs.
+func (s *Snapshotter) recipe(blob string) string {
+	if blob == "" {
+		return RecipeCloister
+	}
+	return s.cfg.Recipe
+}
+
 // layerName names a layer by what its bytes depend on.
 func (s *Snapshotter) layerName(diffID, blob string) string {
-	name := s.cfg.Recipe + "-" + strings.TrimPrefix(diffID, "sha256:")
-	if s.cfg.Recipe == RecipeContainerd { // the file system's UUID is made of the blob's digest
+	name := s.recipe(blob) + "-" + strings.TrimPrefix(diffID, "sha256:")
+	if s.recipe(blob) == RecipeContainerd { // the file system's UUID is made of the blob's digest
 		name += "-" + strings.TrimPrefix(blob, "sha256:")
 	}
 	return name
@@ -118,7 +126,7 @@ func (s *Snapshotter) ingest(ctx context.Context, blob string, tar io.Reader) (_
 	}
 	defer f.Close()
 	result, err := s.build(ctx, tar, f, layer.Options{
-		Recipe: layer.Recipe(s.cfg.Recipe), Descriptor: blob, MaxSize: s.cfg.MaxLayerGiB << 30, TempDir: tmp,
+		Recipe: layer.Recipe(s.recipe(blob)), Descriptor: blob, MaxSize: s.cfg.MaxLayerGiB << 30, TempDir: tmp,
 	})
 	if err != nil {
 		return stored{}, hintFull(err, s.cfg.Root)
