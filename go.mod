@@ -52,13 +52,15 @@ require (
 
 require k8s.io/cri-api v0.37.2
 
-require github.com/containerd/containerd/api v1.12.0
+require (
+	github.com/Microsoft/hcsshim v0.15.0-rc.4
+	github.com/containerd/containerd/api v1.12.0
+)
 
 require github.com/containerd/typeurl/v2 v2.3.0 // indirect
 
 require (
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
-	github.com/Microsoft/hcsshim v0.15.0-rc.4 // indirect
 	github.com/containerd/continuity v0.5.0 // indirect
 	github.com/containerd/log/otel v0.1.0 // indirect
 	github.com/containerd/platforms v1.0.0-rc.5 // indirect

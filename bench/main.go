@@ -23,7 +23,7 @@ func main() {
 	defer stop()
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
-	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, boot, sandbox and kernel, separated by commas")
+	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, boot, sandbox, kernel and layers, separated by commas")
 	var pods sandboxOptions
 	flag.StringVar(&pods.shim, "shim", "", "-what sandbox: `program` of the shim (default: the one in the folder of -bin)")
 	flag.IntVar(&pods.pods, "pods", 50, "-what sandbox: pods that are started and deleted in a row")
@@ -34,7 +34,15 @@ func main() {
 	flag.StringVar(&o.Certificate, "beside-certificate", "", "PEM `file` with its certificate")
 	flag.StringVar(&o.Token, "beside-admin-token", "", "`file` with its administrator's token")
 	flag.IntVar(&o.PID, "beside-pid", 0, "its process `id`")
+	step := flag.String("layer-step", "", "for -what layers, which starts itself with it: do `one thing` with two files")
 	flag.Parse()
+	if *step != "" {
+		if err := layerStep(ctx, *step, flag.Args()); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(ctx, *bin, *runs, strings.Split(*what, ","), o, pods); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 		os.Exit(1)
@@ -88,8 +96,14 @@ func run(ctx context.Context, bin string, runs int, what []string, o other, pods
 			if err := runKernels(ctx, bin, runs); err != nil {
 				return err
 			}
+		case "layers":
+			w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+			if err := runLayers(ctx, w, runs); err != nil {
+				return err
+			}
+			w.Flush()
 		default:
-			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, boot, sandbox or kernel", name)
+			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, boot, sandbox, kernel or layers", name)
 		}
 	}
 	return nil

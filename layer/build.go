@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 
 	"github.com/cloister/cloister/layer/erofs"
+	"github.com/cloister/cloister/layer/ext4"
+	"github.com/cloister/cloister/layer/internal/limit"
 	"github.com/cloister/cloister/layer/verity"
 )
 
@@ -55,35 +58,120 @@ func Build(ctx context.Context, tar io.Reader, out io.WriterAt, o Options) (Resu
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var files func(context.Context, io.Reader, sink, Options) (int64, error)
 	switch o.Recipe {
 	case "", Cloister:
-		return buildCloister(ctx, tar, out, o)
+		files = cloisterFiles
+	case Containerd:
+		files = containerdFiles
+	case HCSShim:
+		files = hcsshimFiles
+	default:
+		return Result{}, fmt.Errorf("building a layer: unknown recipe %q\nhint: recipes are %s, %s and %s", o.Recipe, Cloister, Containerd, HCSShim)
 	}
-	return Result{}, fmt.Errorf("building a layer: unknown recipe %q\nhint: recipes are %s, %s and %s", o.Recipe, Cloister, Containerd, HCSShim)
+	result, err := build(ctx, tar, out, o, files)
+	var tooLarge *LimitError
+	if errors.As(err, &tooLarge) {
+		return Result{}, fmt.Errorf("building a layer: %w\nhint: docs/reference/layers.md lists the limits of layers", err)
+	}
+	if err != nil {
+		return Result{}, fmt.Errorf("building a layer: %w", err)
+	}
+	return result, nil
 }
 
-func buildCloister(ctx context.Context, tar io.Reader, out io.WriterAt, o Options) (Result, error) {
+// LimitError says which limit a layer exceeds.
+type LimitError = limit.Error
+
+// sink takes the blocks of a file system.
+type sink = erofs.Sink
+
+// build puts files, which makes a file system and returns its size in blocks, between the stream and what hashes and writes.
+func build(ctx context.Context, tar io.Reader, out io.WriterAt, o Options, files func(context.Context, io.Reader, sink, Options) (int64, error)) (Result, error) {
 	source := newSource(ctx, tar)
 	defer source.stop()
 	b, err := newBlocks(out, o.Workers)
 	if err != nil {
 		return Result{}, err
 	}
-	count, err := erofs.FromTar(ctx, source, b, erofs.Options{MaxSize: o.MaxSize})
+	count, err := files(ctx, source, b, o)
 	if werr := b.wait(); err == nil || errors.Is(err, errWorker) {
 		err = werr
 	}
 	if err != nil {
-		return Result{}, fmt.Errorf("building a layer: %w", err)
+		return Result{}, err
 	}
 	result, err := b.finish(count)
 	if err != nil {
-		return Result{}, fmt.Errorf("building a layer: %w", err)
+		return Result{}, err
 	}
-	if result.DiffID, err = source.rest(); err != nil {
-		return Result{}, fmt.Errorf("building a layer: %w", err)
+	result.DiffID, err = source.rest()
+	return result, err
+}
+
+func cloisterFiles(ctx context.Context, tar io.Reader, s sink, o Options) (int64, error) {
+	return erofs.FromTar(ctx, tar, s, erofs.Options{MaxSize: o.MaxSize})
+}
+
+func containerdFiles(ctx context.Context, tar io.Reader, s sink, o Options) (int64, error) {
+	dir, err := os.MkdirTemp(o.TempDir, "cloister-layer-")
+	if err != nil {
+		return 0, err
 	}
-	return result, nil
+	defer os.RemoveAll(dir)
+	path, err := mkfs(ctx, tar, dir, o)
+	if err != nil {
+		return 0, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if st.Size() > o.MaxSize {
+		return 0, &LimitError{What: "size of the layer's file system", Limit: o.MaxSize}
+	}
+	return fromFile(ctx, f, st.Size(), s)
+}
+
+func hcsshimFiles(ctx context.Context, tar io.Reader, s sink, o Options) (int64, error) {
+	f, err := os.CreateTemp(o.TempDir, "cloister-layer-")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return 0, err
+	}
+	size, err := ext4.FromTar(ctx, tar, f, o.MaxSize)
+	if err != nil {
+		return 0, err
+	}
+	return fromFile(ctx, f, size, s)
+}
+
+// fromFile hands over the blocks of a file, the last one filled up with zeros.
+func fromFile(ctx context.Context, f io.ReaderAt, size int64, s sink) (int64, error) {
+	for at := int64(0); at < size; at += erofs.BufferSize {
+		buf, err := s.Buffer(ctx)
+		if err != nil {
+			return 0, err
+		}
+		n := min(size-at, erofs.BufferSize)
+		buf = buf[:(n+erofs.BlockSize-1)/erofs.BlockSize*erofs.BlockSize]
+		if got, err := f.ReadAt(buf[:n], at); int64(got) < n {
+			return 0, fmt.Errorf("reading the file system back: %w", err)
+		}
+		clear(buf[n:])
+		if err := s.Blocks(ctx, at/erofs.BlockSize, buf); err != nil {
+			return 0, err
+		}
+	}
+	return (size + erofs.BlockSize - 1) / erofs.BlockSize, nil
 }
 
 // finish writes superblock and tree behind so many blocks of data.

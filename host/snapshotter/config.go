@@ -42,7 +42,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Root: "/var/lib/cloister/snapshotter", Socket: "/run/cloister/snapshotter.sock", Containerd: "/run/containerd/containerd.sock",
-		Recipe: RecipeCloister, Mounts: MountsOverlay, MaxLayerGiB: 64, ReadAhead: true,
+		Recipe: RecipeCloister, Mounts: MountsOverlay, MaxLayerGiB: layer.DefaultMaxSize >> 30, ReadAhead: true,
 	}
 }
 

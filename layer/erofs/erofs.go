@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/cloister/cloister/layer/internal/limit"
 )
 
 const (
@@ -50,14 +52,7 @@ func (o Options) withDefaults() Options {
 }
 
 // LimitError says which limit a stream exceeds.
-type LimitError struct {
-	What  string
-	Limit int64
-}
-
-func (e *LimitError) Error() string {
-	return fmt.Sprintf("%s exceeds the limit of %d", e.What, e.Limit)
-}
+type LimitError = limit.Error
 
 // Sink takes an image as it is made.
 type Sink interface {
@@ -101,7 +96,7 @@ func (w *writer) block() int64 { return w.pos() / BlockSize }
 
 // room returns where the next bytes go: at least one. advance takes what was put there.
 func (w *writer) room() ([]byte, error) {
-	if w.buf != nil && len(w.buf) == BufferSize {
+	if len(w.buf) == BufferSize {
 		if err := w.flush(); err != nil {
 			return nil, err
 		}

@@ -71,6 +71,11 @@ func mounted(t *testing.T, image []byte) string {
 			t.Errorf("fsck.erofs: %v: %s", err, out)
 		}
 	}
+	if tool, err := exec.LookPath("dump.erofs"); err == nil {
+		if out, err := exec.Command(tool, "-s", path).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("Filesystem magic number:                      0xE0F5E1E2")) {
+			t.Errorf("dump.erofs: %v: %s", err, out)
+		}
+	}
 	if err := os.Mkdir(target, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 	"sync"
 )
 
-const readSize = 1 << 20 // bytes that one worker reads and hashes at a time
+const readSize = 128 << 10 // bytes that one worker reads and hashes at a time: they stay in its cache
 
 // Hash makes the tree over size bytes of data, the last block filled up with zeros, with so many workers (0: GOMAXPROCS).
 func Hash(ctx context.Context, p Params, data io.ReaderAt, size int64, workers int) (*Tree, Root, error) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/cloister/cloister/layer/verity/internal/pair"
 )
 
 // chunkDigests is how many digests of data blocks one piece of a tree's lowest level holds: 1 MiB of them.
@@ -14,7 +16,8 @@ const chunkDigests = 1 << 15
 // Tree is a hash tree in the making. Data blocks may come in any order and from several goroutines. It keeps the digests only:
 // 1/128 of the data with blocks of 4096 bytes.
 type Tree struct {
-	p Params
+	p      Params
+	paired bool // the processor can hash two blocks at a time
 
 	mu     sync.Mutex
 	chunks [][]byte // lowest level, in pieces of chunkDigests
@@ -30,7 +33,7 @@ func NewTree(p Params) (*Tree, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	return &Tree{p: p}, nil
+	return &Tree{p: p, paired: pair.Available()}, nil
 }
 
 // chunk returns the piece of the lowest level with the digest of a data block.
@@ -56,7 +59,7 @@ func (t *Tree) Add(first int64, data []byte) error {
 	for len(data) > 0 {
 		at := first % chunkDigests
 		n := min(int64(len(data)/t.p.DataBlock), chunkDigests-at)
-		t.p.digests(t.chunk(first)[at*DigestSize:], data[:n*int64(t.p.DataBlock)], t.p.DataBlock)
+		t.digests(t.chunk(first)[at*DigestSize:], data[:n*int64(t.p.DataBlock)], t.p.DataBlock)
 		data = data[n*int64(t.p.DataBlock):]
 		first += n
 	}
@@ -82,14 +85,14 @@ func (t *Tree) Finish(blocks int64) (Root, error) {
 		level := make([]byte, n*int64(t.p.HashBlock))
 		at := 0
 		for _, piece := range below {
-			t.p.digests(level[at:], piece, t.p.HashBlock)
+			t.digests(level[at:], piece, t.p.HashBlock)
 			at += len(piece) / t.p.HashBlock * DigestSize
 		}
 		t.upper = append(t.upper, level)
 		below = [][]byte{level}
 	}
 	var top [DigestSize]byte
-	t.p.digests(top[:], below[0], t.p.HashBlock)
+	t.digests(top[:], below[0], t.p.HashBlock)
 	t.blocks, t.root = blocks, top
 	return t.root, nil
 }
@@ -126,11 +129,17 @@ func (t *Tree) WriteAt(w io.WriterAt, offset int64) (int64, error) {
 }
 
 // digests writes the digest of each block of data to dst.
-func (p Params) digests(dst, data []byte, block int) {
+func (t *Tree) digests(dst, data []byte, block int) {
+	if t.paired {
+		for len(data) >= 2*block {
+			pair.Sum(dst, t.p.Salt, data[:block], data[block:2*block])
+			dst, data = dst[2*DigestSize:], data[2*block:]
+		}
+	}
 	h := sha256.New()
 	for len(data) > 0 {
 		h.Reset()
-		h.Write(p.Salt)
+		h.Write(t.p.Salt)
 		h.Write(data[:block])
 		h.Sum(dst[:0])
 		dst, data = dst[DigestSize:], data[block:]
