@@ -149,10 +149,6 @@ func (s *Snapshotter) commitEarly(ctx context.Context, key, parent, chain, id st
 
 // fillDirectory makes what is in the directory of a new snapshot. The chain ID is that of the layer it waits for, if it does.
 func fillDirectory(dir string, kind snapshots.Kind, chain string) error {
-	// Not for other users: programs of containers with the set-user-ID bit would be within their reach.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return fmt.Errorf("making a snapshot's directory: %w", err)
-	}
 	names := []string{upperDir}
 	if kind == snapshots.KindActive {
 		names = append(names, workDir)

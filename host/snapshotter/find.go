@@ -23,7 +23,8 @@ const (
 	maxManifest    = 4 << 20
 	maxImageConfig = 8 << 20
 	maxLayers      = 512
-	maxKnownImages = 4096 // bounds the memory of what was found out
+	maxKnownImages = 4096 // both bound the memory of what was found out
+	maxKnownLayers = 64 << 10
 )
 
 // image is what an image says of its layers, the lowest first.
@@ -36,6 +37,7 @@ type image struct {
 type finder struct {
 	mu     sync.Mutex
 	images map[string]*image // nil: not an image with layers
+	layers int               // of all images
 }
 
 // locate finds the blob of which the layer with a chain ID is made. CRI says it in labels if it is asked to; otherwise the image is
@@ -155,8 +157,11 @@ func (s *Snapshotter) image(ctx context.Context, digest string) (*image, error) 
 	}
 	s.finder.mu.Lock()
 	defer s.finder.mu.Unlock()
-	if s.finder.images == nil || len(s.finder.images) >= maxKnownImages {
-		s.finder.images = map[string]*image{}
+	if s.finder.images == nil || len(s.finder.images) >= maxKnownImages || s.finder.layers >= maxKnownLayers {
+		s.finder.images, s.finder.layers = map[string]*image{}, 0
+	}
+	if s.finder.images[digest] == nil && img != nil {
+		s.finder.layers += len(img.layers)
 	}
 	s.finder.images[digest] = img
 	return img, nil

@@ -45,7 +45,7 @@ func rootCmd(version string, stderr io.Writer) *cobra.Command {
 	}
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	c.AddCommand(serveCmd(stderr), removeCmd(stderr), configCmd())
+	c.AddCommand(serveCmd(stderr), verifyCmd(), removeCmd(stderr), configCmd())
 	return c
 }
 
@@ -151,6 +151,22 @@ func configCmd() *cobra.Command {
 			return err
 		},
 	}
+}
+
+func verifyCmd() *cobra.Command {
+	var f settings
+	c := &cobra.Command{
+		Use: "verify", Short: "Read all layers and compare them with their root hashes", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := f.load(c)
+			if err != nil {
+				return err
+			}
+			return Verify(c.Context(), cfg, c.OutOrStdout())
+		},
+	}
+	f.flags(c)
+	return c
 }
 
 func removeCmd(stderr io.Writer) *cobra.Command {

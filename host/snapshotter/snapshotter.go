@@ -83,9 +83,13 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, content contentStore
 	s.differs.Store(true)
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	for _, dir := range []string{"", snapshotsDir, layersDir, ingestDir} {
-		if err := os.MkdirAll(filepath.Join(cfg.Root, dir), 0o711); err != nil {
+		if err := os.MkdirAll(filepath.Join(cfg.Root, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("making the snapshotter's root: %w", err)
 		}
+	}
+	// Programs of images that run as another user are not for the node's users.
+	if err := os.Chmod(cfg.Root, 0o700); err != nil {
+		return nil, fmt.Errorf("making the snapshotter's root: %w", err)
 	}
 	if s.lock, err = paths.TryLock(filepath.Join(cfg.Root, lockFile)); err != nil {
 		return nil, fmt.Errorf("locking the snapshotter's root: %w\nhint: another cloister-snapshotter works on %s", err, cfg.Root)

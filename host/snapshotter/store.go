@@ -29,10 +29,18 @@ type stored struct {
 	DiffID     string
 }
 
+// recipe is that of a layer. What was written on this node has no blob, which the other recipe needs.
+func (s *Snapshotter) recipe(blob string) string {
+	if blob == "" {
+		return RecipeCloister
+	}
+	return s.cfg.Recipe
+}
+
 // layerName names a layer by what its bytes depend on.
 func (s *Snapshotter) layerName(diffID, blob string) string {
-	name := s.cfg.Recipe + "-" + strings.TrimPrefix(diffID, "sha256:")
-	if s.cfg.Recipe == RecipeContainerd { // the file system's UUID is made of the blob's digest
+	name := s.recipe(blob) + "-" + strings.TrimPrefix(diffID, "sha256:")
+	if s.recipe(blob) == RecipeContainerd { // the file system's UUID is made of the blob's digest
 		name += "-" + strings.TrimPrefix(blob, "sha256:")
 	}
 	return name
@@ -101,7 +109,7 @@ func (s *Snapshotter) takeAway(dir string) string {
 func (s *Snapshotter) ingest(ctx context.Context, blob string, tar io.Reader) (stored, error) {
 	return s.keep(func(f *os.File, tmp string) (made, error) {
 		r, err := s.build(ctx, tar, f, layer.Options{
-			Recipe: layer.Recipe(s.cfg.Recipe), Descriptor: blob, MaxSize: s.cfg.MaxLayerGiB << 30, TempDir: tmp,
+			Recipe: layer.Recipe(s.recipe(blob)), Descriptor: blob, MaxSize: s.cfg.MaxLayerGiB << 30, TempDir: tmp,
 		})
 		return made{blockmount.Layer{Root: r.Root, HashOffset: r.HashOffset}, r.DiffID, s.layerName(r.DiffID, blob)}, err
 	})
@@ -125,7 +133,7 @@ func (s *Snapshotter) keep(fill func(f *os.File, tmp string) (made, error)) (_ s
 		}
 	}()
 	dir := filepath.Join(tmp, "layer")
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return stored{}, fmt.Errorf("making a layer: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, blockmount.LayerFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
@@ -214,6 +222,7 @@ func (s *Snapshotter) link(l stored, id string) error {
 			return fmt.Errorf("linking a layer: %w", err)
 		}
 	}
+	delete(s.ahead, l.Name)
 	if err := syncDir(dir); err != nil {
 		return err
 	}

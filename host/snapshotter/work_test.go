@@ -3,9 +3,10 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/blockmount"
+	"github.com/cloister/cloister/layer"
 )
 
 // TestManyAtOnce: many pulls of the same layer are one conversion.
@@ -248,83 +250,100 @@ func TestHostMounts(t *testing.T) {
 	}
 }
 
-// TestRemoveAll refuses while there is something and then leaves nothing.
-func TestRemoveAll(t *testing.T) {
-	cfg := Default()
-	dir := t.TempDir()
-	cfg.Root, cfg.Socket, cfg.Containerd = filepath.Join(dir, "root"), filepath.Join(dir, "s.sock"), filepath.Join(dir, "c.sock")
-	s, err := Open(t.Context(), cfg, open(t, t.TempDir(), newContent(), asIs).log)
+// TestVerify finds one flipped bit.
+func TestVerify(t *testing.T) {
+	content, n := newContent(), &number{}
+	layers := content.addImage(t, tarOfSize(t, 1, someSize), tarOfSize(t, 2, someSize))
+	s := open(t, t.TempDir(), content, asIs)
+	names := unpackAll(t, s, n, layers)
+	var out strings.Builder
+	if err := Verify(t.Context(), s.cfg, &out); err != nil || strings.Count(out.String(), "good ") != 2 {
+		t.Errorf("%v: %s", err, out.String())
+	}
+	f, err := os.OpenFile(layerFile(t, s, names[0]), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Prepare(t.Context(), "a", ""); err != nil {
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], 5000); err != nil {
 		t.Fatal(err)
 	}
-	if err := RemoveAll(t.Context(), cfg, s.log); err == nil || !strings.Contains(err.Error(), "another cloister-snapshotter") {
-		t.Errorf("while it runs: %v", err)
-	}
-	if err := s.Close(); err != nil {
+	b[0] ^= 4
+	if _, err := f.WriteAt(b[:], 5000); err != nil {
 		t.Fatal(err)
 	}
-	if err := RemoveAll(t.Context(), cfg, s.log); err == nil || !strings.Contains(err.Error(), "hint: remove the containers") {
-		t.Errorf("with a snapshot: %v", err)
-	}
-	if s, err = Open(t.Context(), cfg, s.log); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(s.Remove(t.Context(), "a"), s.Close()); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := RemoveAll(t.Context(), cfg, s.log); err != nil {
-			t.Error(err)
-		}
-	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		t.Errorf("there are %v, %v", entries, err)
+	out.Reset()
+	if err := Verify(t.Context(), s.cfg, &out); err == nil || !strings.Contains(err.Error(), "1 of 2") || strings.Count(out.String(), "bad ") != 1 {
+		t.Errorf("%v: %s", err, out.String())
 	}
 }
 
-func TestConfig(t *testing.T) {
-	dir := t.TempDir()
-	file := filepath.Join(dir, "c.toml")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+// TestRecipes: the blob's digest is part of a layer of containerd's recipe, and what has no blob is made by ours.
+func TestRecipes(t *testing.T) {
+	content, n := newContent(), &number{}
+	l := content.addImage(t, tarOfSize(t, 1, 10))[0]
+	s := open(t, t.TempDir(), content, func(c *Config) { c.Recipe = RecipeContainerd })
+	var asked []layer.Options
+	s.build = func(ctx context.Context, tar io.Reader, out io.WriterAt, o layer.Options) (layer.Result, error) {
+		asked = append(asked, o)
+		return layer.Build(ctx, tar, out, layer.Options{})
 	}
-	write(string(Example()))
-	if c, err := Load(file); err != nil || c != Default() {
-		t.Errorf("the example is %+v, %v", c, err)
+	name, err := unpack(t.Context(), s, n, "", l, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for text, want := range map[string]string{
-		"root = \"/a\"\nnone = 1\n":                    `c.toml:2: unknown key "none"`,
-		"root = \"a\"\nrecipe = \"x\"\nmounts = \"y\"": "recipe is \"x\"",
-		"root = 3":          "c.toml",
-		"max_layer_gib = 0": "max_layer_gib is 0",
-		"conversions = -1":  "conversions is -1",
-		"root = \"/a:b\"":   "part of mount options",
-		"socket = \"/" + strings.Repeat("s", 200) + "\"": "socket has 201 bytes",
-	} {
-		write(text)
-		if _, err := Load(file); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %s", text, err, want)
-		}
+	if _, err := s.Prepare(t.Context(), "k8s.io/100/a", ""); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := Load(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+	if err := s.Commit(t.Context(), "k8s.io/101/b", "k8s.io/100/a"); err != nil {
+		t.Fatal(err)
+	}
+	if len(asked) != 2 || asked[0].Recipe != layer.Containerd || asked[0].Descriptor != l.blob || asked[1].Recipe != layer.Cloister {
+		t.Errorf("asked for %+v", asked)
+	}
+	stored, _ := inStore(t, s)
+	want := RecipeContainerd + "-" + strings.TrimPrefix(l.diffID, "sha256:") + "-" + strings.TrimPrefix(l.blob, "sha256:")
+	if len(stored) != 2 || !slices.Contains(stored, want) {
+		t.Errorf("%s: there is %v, want %s", name, stored, want)
+	}
+}
+
+// TestLoop mounts by a loop device, as kernels before 6.12 need it, and finds the device free afterwards.
+func TestLoop(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts, which needs root")
+	}
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		t.Skip("this machine has no loop devices")
+	}
+	content := newContent()
+	l := content.addImage(t, tarOfSize(t, 1, someSize))[0]
+	s := open(t, t.TempDir(), content, asIs)
+	name, err := unpack(t.Context(), s, &number{}, "", l, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, target := layerFile(t, s, name), t.TempDir()
+	if err := loopMount(file, target); errors.Is(err, unix.ENODEV) {
+		t.Skip("this kernel has no EROFS")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(target, "d/1"))
+	if err != nil || len(text) != someSize {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+	if err := unix.Unmount(target, 0); err != nil {
 		t.Error(err)
 	}
-	var out, errs strings.Builder
-	for _, tc := range []struct {
-		args string
-		code int
-	}{{"config", 0}, {"serve --nothing", 2}, {"serve --mounts x", 2}, {"remove --root " + filepath.Join(dir, "gone"), 0}, {"serve -f " + filepath.Join(dir, "none"), 1}} {
-		if code := Main(t.Context(), strings.Fields(tc.args), "0", &out, &errs); code != tc.code {
-			t.Errorf("%s ends with %d, want %d: %s", tc.args, code, tc.code, errs.String())
-		}
+	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if out.String() != string(Example()) {
-		t.Error(fmt.Errorf("config prints %q", out.String()))
+	for _, b := range backing {
+		if text, err := os.ReadFile(b); err == nil && strings.TrimSpace(string(text)) == file {
+			t.Errorf("%s is still there", b)
+		}
 	}
 }

@@ -172,6 +172,9 @@ func TestContainerd(t *testing.T) {
 				if err := n.pull(second, n.handler); err != nil {
 					t.Fatal(err)
 				}
+				if !strings.Contains(n.logs(), `from="layers that are there"`) {
+					t.Error("what is there was downloaded or unpacked again")
+				}
 				if got := n.pod(second, n.handler, "ls /data; ls /opaque", func() {}); got != "kept\nsecond\nsuid\nseen\n" {
 					t.Errorf("in the container: %q", got)
 				}

@@ -62,11 +62,12 @@ func (n *node) configure(opts *containerd.Options) {
 	if err != nil {
 		n.t.Fatalf("cloister config containerd: %v", err)
 	}
-	opts.DropIn = strings.ReplaceAll(string(out), "io.containerd.cloister.v2", "io.containerd.runc.v2")
+	const transfer = "[plugins.'io.containerd.transfer.v1.local']\n"
+	opts.DropIn = strings.NewReplacer("io.containerd.cloister.v2", "io.containerd.runc.v2", transfer, transfer+"max_concurrent_unpacks = 4\n").Replace(string(out))
 }
 
 // start starts a node; everything goes with the test, and what is left behind is an error.
-func start(t *testing.T, version string) *node {
+func start(t testing.TB, version string) *node {
 	t.Helper()
 	containerd.Need(t)
 	dir, err := os.MkdirTemp("", "snp")

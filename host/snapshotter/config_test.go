@@ -1,0 +1,91 @@
+package snapshotter
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestRemoveAll refuses while there is something and then leaves nothing.
+func TestRemoveAll(t *testing.T) {
+	cfg := Default()
+	dir := t.TempDir()
+	cfg.Root, cfg.Socket, cfg.Containerd = filepath.Join(dir, "root"), filepath.Join(dir, "s.sock"), filepath.Join(dir, "c.sock")
+	s, err := Open(t.Context(), cfg, open(t, t.TempDir(), newContent(), asIs).log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveAll(t.Context(), cfg, s.log); err == nil || !strings.Contains(err.Error(), "another cloister-snapshotter") {
+		t.Errorf("while it runs: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveAll(t.Context(), cfg, s.log); err == nil || !strings.Contains(err.Error(), "hint: remove the containers") {
+		t.Errorf("with a snapshot: %v", err)
+	}
+	if s, err = Open(t.Context(), cfg, s.log); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Remove(t.Context(), "a"), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := RemoveAll(t.Context(), cfg, s.log); err != nil {
+			t.Error(err)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("there are %v, %v", entries, err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.toml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(string(Example()))
+	if c, err := Load(file); err != nil || c != Default() {
+		t.Errorf("the example is %+v, %v", c, err)
+	}
+	for text, want := range map[string]string{
+		"root = \"/a\"\nnone = 1\n":                    `c.toml:2: unknown key "none"`,
+		"root = \"a\"\nrecipe = \"x\"\nmounts = \"y\"": "recipe is \"x\"",
+		"root = 3":          "c.toml",
+		"max_layer_gib = 0": "max_layer_gib is 0",
+		"conversions = -1":  "conversions is -1",
+		"root = \"/a:b\"":   "part of mount options",
+		"socket = \"/" + strings.Repeat("s", 200) + "\"": "socket has 201 bytes",
+	} {
+		write(text)
+		if _, err := Load(file); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+	if _, err := Load(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	var out, errs strings.Builder
+	for _, tc := range []struct {
+		args string
+		code int
+	}{{"config", 0}, {"serve --nothing", 2}, {"serve --mounts x", 2}, {"remove --root " + filepath.Join(dir, "gone"), 0}, {"serve -f " + filepath.Join(dir, "none"), 1}} {
+		if code := Main(t.Context(), strings.Fields(tc.args), "0", &out, &errs); code != tc.code {
+			t.Errorf("%s ends with %d, want %d: %s", tc.args, code, tc.code, errs.String())
+		}
+	}
+	if out.String() != string(Example()) {
+		t.Error(fmt.Errorf("config prints %q", out.String()))
+	}
+}
