@@ -23,7 +23,7 @@ func main() {
 	defer stop()
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
-	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, boot, sandbox, kernel and layers, separated by commas")
+	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, policy, boot, sandbox, kernel and layers, separated by commas")
 	var pods sandboxOptions
 	flag.StringVar(&pods.shim, "shim", "", "-what sandbox: `program` of the shim (default: the one in the folder of -bin)")
 	flag.IntVar(&pods.pods, "pods", 50, "-what sandbox: pods that are started and deleted in a row")
@@ -81,6 +81,12 @@ func run(ctx context.Context, bin string, runs int, what []string, o other, pods
 				return err
 			}
 			w.Flush()
+		case "policy":
+			w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+			if err := runPolicy(ctx, w, runs); err != nil {
+				return err
+			}
+			w.Flush()
 		case "boot":
 			if err := runBoot(ctx, bin, runs); err != nil {
 				return err
@@ -103,7 +109,7 @@ func run(ctx context.Context, bin string, runs int, what []string, o other, pods
 			}
 			w.Flush()
 		default:
-			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, boot, sandbox, kernel or layers", name)
+			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, policy, boot, sandbox, kernel or layers", name)
 		}
 	}
 	return nil

@@ -123,7 +123,7 @@ var steps = []step{
 				return err
 			}
 		}
-		if _, err := s.sh("cloister", "policy", "generate", "--insecure-registry", registryHost, "--guest-registry", registryHost+"="+registryVM, "-o", "policy.rego", "pod.yaml"); err != nil {
+		if _, err := s.sh("cloister", "policy", "generate", "--for", "run", "--insecure-registry", registryHost, "--guest-registry", registryHost+"="+registryVM, "-o", "policy.rego", "pod.yaml"); err != nil {
 			return err
 		}
 		for _, pod := range []string{"pod", "sleeper"} {

@@ -10,10 +10,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/layer/verity"
 )
@@ -69,6 +72,32 @@ func TestBuild(t *testing.T) {
 		}
 		if _, err := verity.Check(t.Context(), f, got.HashOffset, root, 0); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestBuiltFile: other tools take the whole file.
+func TestBuiltFile(t *testing.T) {
+	result, f := built(t, archive(t, 200), Options{})
+	tool := "/usr/sbin/veritysetup"
+	if _, err := os.Stat(tool); err != nil {
+		t.Skip("veritysetup is not installed (package cryptsetup-bin)")
+	}
+	if out, err := exec.Command(tool, "verify", f.Name(), f.Name(), result.Root, "--hash-offset", fmt.Sprint(result.HashOffset)).CombinedOutput(); err != nil {
+		t.Errorf("veritysetup: %v: %s", err, out)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "erofs", "-o", "ro,loop", f.Name(), dir).CombinedOutput(); err != nil {
+		t.Fatalf("mounting: %v: %s", err, out)
+	}
+	defer unix.Unmount(dir, 0)
+	for n := range 200 {
+		want := bytes.Repeat([]byte(fmt.Sprintf("content %d\n", n)), n*37%3000+1)
+		if got, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("dir%d/file%d", n%7, n))); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("file %d: %d bytes (%v), want %d", n, len(got), err, len(want))
 		}
 	}
 }

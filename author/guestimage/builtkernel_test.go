@@ -44,11 +44,11 @@ func TestBuiltKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	packed, err := buildInitrd(initrdInput{Release: k.Release, Guest: []byte("guest"), Runc: []byte("runc"), Modules: mods})
+	image, err := packed(initrdInput{Release: k.Release, Guest: []byte("guest"), Runc: []byte("runc"), Modules: mods})
 	if err != nil {
 		t.Fatal(err)
 	}
-	zr, err := zstd.NewReader(bytes.NewReader(packed))
+	zr, err := zstd.NewReader(bytes.NewReader(image))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestBuiltKernel(t *testing.T) {
 	if in.imageKey() == stock {
 		t.Error("the small kernel is not part of the image's key")
 	}
-	m := newManifest(in, tree, mods, []byte("guest"), []byte("runc"), packed)
+	m := newManifest(in, tree, mods, []byte("guest"), []byte("runc"), image, plain)
 	if err := m.Validate(); err != nil || len(m.Modules) != 0 || m.Kernel.Version != "6.12.95-cloister" {
 		t.Errorf("%+v, %v", m, err)
 	}

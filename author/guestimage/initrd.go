@@ -105,8 +105,17 @@ func writeCPIO(w io.Writer, recs []cpio.Record) error {
 	return cpio.WriteTrailer(rw)
 }
 
-// buildInitrd packs and compresses the initrd.
-func buildInitrd(in initrdInput) ([]byte, error) {
+// packInitrd writes the archive that the kernel unpacks.
+func packInitrd(in initrdInput) ([]byte, error) {
+	var out bytes.Buffer
+	if err := writeCPIO(&out, in.records()); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// compressInitrd compresses what packInitrd has made.
+func compressInitrd(plain []byte) ([]byte, error) {
 	var out bytes.Buffer
 	// One thread and a fixed level: the output must not depend on the number
 	// of cores. The window stays below what the kernel's decoder accepts.
@@ -118,8 +127,8 @@ func buildInitrd(in initrdInput) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("preparing zstd: %w", err)
 	}
-	if err := writeCPIO(zw, in.records()); err != nil {
-		return nil, err
+	if _, err := zw.Write(plain); err != nil {
+		return nil, fmt.Errorf("compressing the initrd: %w", err)
 	}
 	if err := zw.Close(); err != nil {
 		return nil, fmt.Errorf("compressing the initrd: %w", err)

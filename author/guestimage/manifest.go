@@ -7,7 +7,7 @@ import (
 )
 
 // newManifest describes a finished image.
-func newManifest(in inputs, tree *kernelTree, mods *moduleSet, guest, runc, initrd []byte) *wire.Manifest {
+func newManifest(in inputs, tree *kernelTree, mods *moduleSet, guest, runc, initrd, plain []byte) *wire.Manifest {
 	// Boot modules first, in their load order; the others as they are listed.
 	modules := slices.Clone(mods.Boot)
 	for _, p := range mods.paths() {
@@ -22,6 +22,7 @@ func newManifest(in inputs, tree *kernelTree, mods *moduleSet, guest, runc, init
 			Version: tree.Release, Package: in.lock.Kernel.Package,
 		},
 		Initrd: wire.File{Path: "initrd.img", SHA256: hexSHA256(initrd), Size: int64(len(initrd))},
+		Plain:  &wire.File{Path: "initrd.cpio", SHA256: hexSHA256(plain), Size: int64(len(plain))},
 		Firmware: wire.Firmware{
 			CodePath: in.code.path, VarsPath: in.vars.path, CodeSHA256: in.code.sha256, VarsSHA256: in.vars.sha256,
 		},

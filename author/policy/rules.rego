@@ -53,6 +53,8 @@ default SetGuestDateTimeRequest := false
 
 default SetIPTablesRequest := false
 
+default LoadPolicyFragmentRequest := false
+
 default SetPolicyRequest := false
 
 default StartTracingRequest := false

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloister/cloister/test/ended"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/broker/pkcs11/link"
@@ -280,24 +282,12 @@ func TestHelperDiesWithTheBroker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
 	if err := broker.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = broker.Wait()
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil || n != 1 {
-			t.Fatalf("helper %d lives on: %v", pid, err)
-		}
-		return
+	if err := ended.Wait(pid, 20*time.Second); err != nil {
+		t.Errorf("the helper lives on: %v", err)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 func imageCmd(a *app) *cobra.Command {
-	return group("image", "Build, encrypt, sign and inspect images", imageBuildCmd(a), imageEncryptCmd(a), imageSignCmd(a), imageInspectCmd(a), imageRegistryCmd(a))
+	return group("image", "Build, encrypt, seal, sign and inspect images", imageBuildCmd(a), imageEncryptCmd(a), imageSealCmd(a), imageSignCmd(a), imageInspectCmd(a), imageRegistryCmd(a))
 }
 
 // registryOptions allow plain HTTP to a registry only if it was named.

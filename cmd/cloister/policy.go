@@ -17,7 +17,8 @@ import (
 )
 
 func policyCmd(a *app) *cobra.Command {
-	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a))
+	return group("policy", "Make the policy that the guest enforces", policyGenerateCmd(a), policyExplainCmd(a), policyDiffCmd(a), policyTestCmd(a),
+		policySimCmd(a), policyACICmd(a), policyFragmentCmd(a))
 }
 
 // policyFlags say what beyond the manifest the owner allows.
@@ -58,22 +59,40 @@ func (f *policyFlags) generate(c *cobra.Command, a *app, pf *podFlags, file stri
 func policyGenerateCmd(a *app) *cobra.Command {
 	var pf podFlags
 	var f policyFlags
-	var out string
+	var kf kubeFlags
+	var out, target string
 	c := &cobra.Command{
-		Use:   "generate POD.yaml",
-		Short: "Print the Rego policy that admits exactly this pod",
-		Args:  exactly(1),
+		Use:   "generate [FILE|DIR|-]...",
+		Short: "Make the policy that admits exactly the pods of manifests",
+		Long: "Reads manifests of Kubernetes, makes the policy of each workload, and prints the manifests with the policy in the\n" +
+			"annotation " + initdata.Annotation + ", comments kept.\n\n" +
+			"With --for run it prints the Rego policy of one pod that `cloister run` starts.",
+		Args: atLeast(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			text, mode, err := f.generate(c, a, &pf, args[0])
-			if err != nil {
-				return err
+			switch target {
+			case "kubernetes":
+				return kf.generate(c, a, &pf, &f, out, args)
+			case "run":
+				if len(args) != 1 {
+					return usageError{fmt.Errorf("--for run takes one file, got %d", len(args))}
+				}
+				text, mode, err := f.generate(c, a, &pf, args[0])
+				if err != nil {
+					return err
+				}
+				return a.writeMode(out, []byte(text), mode)
 			}
-			return a.writeMode(out, []byte(text), mode)
+			if target == "aci" {
+				return hint(usageError{errors.New("--for aci is a command of its own")}, "use `cloister policy aci FILE`")
+			}
+			return usageError{fmt.Errorf("--for %q: want kubernetes or run", target)}
 		},
 	}
 	pf.add(c)
 	f.add(c)
+	kf.add(c)
 	addOutput(c, &out)
+	c.Flags().StringVar(&target, "for", "kubernetes", "who starts the pods: kubernetes (containerd with Cloister's or Kata's shim) or run (`cloister run`)")
 	return c
 }
 

@@ -95,7 +95,7 @@ func TestSecretsInClear(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.write(t, "old.toml", "") // readable by all
-		for _, args := range [][]string{{"initdata", "new", "-o", "old.toml"}, {"policy", "generate", "-o", tc.name + ".rego"}} {
+		for _, args := range [][]string{{"initdata", "new", "-o", "old.toml"}, {"policy", "generate", "-o", tc.name + ".rego", "--for", "run"}} {
 			out := f.run(t, exitDone, append(args, "--insecure-registry", f.registry, "pod.yaml")...)
 			if !strings.Contains(out, tc.says) || strings.Contains(out, "holds a Secret") != (tc.says != "") || strings.Contains(out, "hunter2") {
 				t.Errorf("%s: output %q, want %q", tc.name, out, tc.says)
@@ -145,7 +145,7 @@ func TestLoopbackBroker(t *testing.T) {
 func TestInsecureRegistryIsNamed(t *testing.T) {
 	f := newFolder(t)
 	f.write(t, "pod.yaml", strings.NewReplacer("ENV", "", "ARGS", "x").Replace(secretPod))
-	if out := f.run(t, exitRefused, "policy", "generate", "pod.yaml"); !strings.Contains(out, "hint: allow it by --insecure-registry "+f.registry) {
+	if out := f.run(t, exitRefused, "policy", "generate", "--for", "run", "pod.yaml"); !strings.Contains(out, "hint: allow it by --insecure-registry "+f.registry) {
 		t.Errorf("no hint: %s", out)
 	}
 }

@@ -246,6 +246,8 @@ default PortForwardRequest := false
 
 default ResumeContainerRequest := false
 
+default LoadPolicyFragmentRequest := false
+
 default SetPolicyRequest := false
 
 default UpdateContainerRequest := false

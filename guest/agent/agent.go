@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -29,6 +30,11 @@ type Secrets interface {
 	UnsealSecret(ctx context.Context, sealed []byte) ([]byte, error)
 }
 
+// Keys fetches keys from the broker by their URI.
+type Keys interface {
+	Resource(ctx context.Context, uri string) ([]byte, error)
+}
+
 // Modules loads kernel modules by name; one that the image does not have is built into the kernel.
 type Modules interface {
 	Load(names ...string) error
@@ -47,7 +53,7 @@ func DefaultLayout() Layout {
 	return Layout{Root: "/run/kata-containers", Namespaces: "/run/cloister/ns", Resolv: "/etc/resolv.conf", Pause: "/init"}
 }
 
-// Config is what an agent works with. Images and Secrets may be nil when the guest has no data hub.
+// Config is what an agent works with. Images, Secrets and Keys may be nil when the guest has no data hub.
 type Config struct {
 	Version string
 	// Features are shown to the host beside the agent's own.
@@ -55,6 +61,7 @@ type Config struct {
 	Gate        Gate
 	Images      ImagePuller
 	Secrets     Secrets
+	Keys        Keys // of sealed layers
 	Runtime     *container.Runtime
 	Network     *network.Stack
 	Log         *slog.Logger
@@ -67,6 +74,8 @@ type Config struct {
 	Devices *device.Finder
 	// Modules loads file systems.
 	Modules Modules
+	// Settled is called whenever a container has been started; nil is nothing to call.
+	Settled func()
 	// WithoutIntegrity leaves encrypted disks without authentication codes.
 	WithoutIntegrity bool
 	// Reserved tells which character devices belong to the guest alone.
@@ -85,7 +94,8 @@ type Agent struct {
 	destroy   sync.Once
 	oom       chan string
 
-	copying sync.Mutex // held while a file is copied
+	copying sync.Mutex   // held while a file is copied
+	layers  atomic.Int64 // counts the devices of layers, whose names differ
 
 	mu         sync.Mutex
 	sandbox    *sandbox

@@ -182,6 +182,9 @@ func (a *Agent) StartContainer(ctx context.Context, req *agent.StartContainerReq
 		return nil, err
 	}
 	a.log.Info("container started", "container", c.ID)
+	if a.cfg.Settled != nil {
+		a.cfg.Settled()
+	}
 	return &emptypb.Empty{}, nil
 }
 

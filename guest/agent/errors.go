@@ -10,10 +10,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/crypt"
 	"github.com/cloister/cloister/guest/device"
 	"github.com/cloister/cloister/guest/ext4"
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/guest/network"
+	"github.com/cloister/cloister/layer/sealed"
 )
 
 var (
@@ -42,11 +44,13 @@ func wireError(err error) error {
 func codeOf(err error) codes.Code {
 	var denied *gate.DeniedError
 	var policy *gate.PolicyError
+	var fragment *gate.FragmentError
 	switch {
 	case errors.As(err, &denied):
 		return codes.PermissionDenied
-	case errors.As(err, &policy), errors.Is(err, errInvalid), errors.Is(err, errNoContainer), errors.Is(err, container.ErrSpec),
-		errors.Is(err, network.ErrNoInterface), errors.Is(err, device.ErrLocator), errors.Is(err, ext4.ErrSize):
+	case errors.As(err, &policy), errors.As(err, &fragment), errors.Is(err, errInvalid), errors.Is(err, errNoContainer), errors.Is(err, container.ErrSpec),
+		errors.Is(err, network.ErrNoInterface), errors.Is(err, device.ErrLocator), errors.Is(err, ext4.ErrSize), errors.Is(err, crypt.ErrVerity),
+		errors.Is(err, sealed.ErrKey):
 		return codes.InvalidArgument
 	case errors.Is(err, container.ErrNoProcess), errors.Is(err, fs.ErrNotExist):
 		return codes.NotFound

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
@@ -26,6 +27,8 @@ type Gate interface {
 	Exited(ctx context.Context, containerID string, status int) error
 	// SetPolicy decides about and performs the replacement of the policy in one step.
 	SetPolicy(ctx context.Context, text string) error
+	// LoadFragment verifies a signed fragment, decides about it and adds it to the policy in one step.
+	LoadFragment(ctx context.Context, raw []byte, at time.Time) error
 }
 
 // The services of the agent's socket, as the transport names them.
@@ -35,20 +38,30 @@ const (
 )
 
 // decidedLater are the methods whose decision cannot be made before they run. Each of their handlers asks the gate
-// itself: reads because a refusal hides what was read, SetPolicy because deciding and replacing are one step.
+// itself: reads because a refusal hides what was read, SetPolicy and LoadPolicyFragment because deciding and replacing are one step.
 func decidedLater(fullMethod string) bool {
 	switch fullMethod {
-	case agentPrefix + "ReadStdout", agentPrefix + "ReadStderr", agentPrefix + "SetPolicy":
+	case agentPrefix + "ReadStdout", agentPrefix + "ReadStderr", agentPrefix + "SetPolicy", agentPrefix + "LoadPolicyFragment":
 		return true
 	}
 	return false
 }
 
-// leavesNothing says whether a failed request has left everything as it was, so that it may be allowed once more. For a
-// container this means that it has never been there: one whose remains cannot be removed, or whose id is taken, keeps the
-// decision. A request to end something is never taken back.
+// leavesNothing says whether a failed request has left nothing that a policy would have to know of, so that it may be
+// allowed once more. For a container this means that it has never been there: one whose remains cannot be removed, or whose
+// id is taken, keeps the decision. A sandbox that fails is forgotten; a file appears whole or not at all; a start that failed
+// must not count as one. A process may run although its exec failed, of several routes some may be set, and a request to
+// end something has been made: those decisions stay.
 func leavesNothing(fullMethod string, err error) bool {
-	return fullMethod == agentPrefix+"CreateContainer" && !errors.Is(err, container.ErrRemains) && !errors.Is(err, container.ErrExists)
+	switch fullMethod {
+	case agentPrefix + "CreateContainer":
+		return !errors.Is(err, container.ErrRemains) && !errors.Is(err, container.ErrExists)
+	case agentPrefix + "StartContainer":
+		return !errors.Is(err, container.ErrState)
+	case agentPrefix + "CreateSandbox", agentPrefix + "CopyFile":
+		return true
+	}
+	return false
 }
 
 // gated returns the interceptor that stands in front of every method of every service. The health service alone, which

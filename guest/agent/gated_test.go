@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
@@ -46,6 +47,11 @@ func (g *recordingGate) Exited(context.Context, string, int) error { return nil 
 
 func (g *recordingGate) SetPolicy(context.Context, string) error {
 	_, err := g.Begin(context.Background(), "SetPolicyRequest", nil)
+	return err
+}
+
+func (g *recordingGate) LoadFragment(context.Context, []byte, time.Time) error {
+	_, err := g.Begin(context.Background(), "LoadPolicyFragmentRequest", nil)
 	return err
 }
 
@@ -128,13 +134,29 @@ func TestMethodThatSkipsDecodingFails(t *testing.T) {
 	}
 }
 
-// failing is an agent whose creates and removals fail.
+// failing is an agent all of whose requests fail.
 type failing struct {
 	agent.AgentServiceService
 	err error
 }
 
 func (f *failing) CreateContainer(context.Context, *agent.CreateContainerRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.err
+}
+
+func (f *failing) CreateSandbox(context.Context, *agent.CreateSandboxRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.err
+}
+
+func (f *failing) StartContainer(context.Context, *agent.StartContainerRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.err
+}
+
+func (f *failing) CopyFile(context.Context, *agent.CopyFileRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.err
+}
+
+func (f *failing) ExecProcess(context.Context, *agent.ExecProcessRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, f.err
 }
 
@@ -192,6 +214,59 @@ RemoveContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": concat
 		if status.Code(first) == codes.PermissionDenied || status.Code(second) != codes.PermissionDenied {
 			t.Errorf("a create that leaves something (%s): got %v, then %v", name, first, second)
 		}
+	}
+}
+
+// TestWhatFailureTakesBack has a gate that allows each kind of request once.
+func TestWhatFailureTakesBack(t *testing.T) {
+	policy := "package agent_policy\nimport rego.v1\n"
+	for _, kind := range []string{"CreateSandboxRequest", "StartContainerRequest", "CopyFileRequest", "ExecProcessRequest", "RemoveContainerRequest"} {
+		policy += fmt.Sprintf("default %s := false\n%[1]s := {\"allowed\": true, \"ops\": [{\"op\": \"add\", \"path\": \"/pstate/%[1]s\", \"value\": 1}]} if not data.pstate.%[1]s\n", kind)
+	}
+	for _, tc := range []struct {
+		name string
+		ask  func(c agent.AgentServiceService) error
+		err  error
+		back bool
+	}{
+		{"sandbox", func(c agent.AgentServiceService) error {
+			_, err := c.CreateSandbox(t.Context(), &agent.CreateSandboxRequest{})
+			return err
+		}, errors.New("full"), true},
+		{"start", func(c agent.AgentServiceService) error {
+			_, err := c.StartContainer(t.Context(), &agent.StartContainerRequest{})
+			return err
+		}, errors.New("no such program"), true},
+		{"start of what runs", func(c agent.AgentServiceService) error {
+			_, err := c.StartContainer(t.Context(), &agent.StartContainerRequest{})
+			return err
+		}, container.ErrState, false},
+		{"file", func(c agent.AgentServiceService) error {
+			_, err := c.CopyFile(t.Context(), &agent.CopyFileRequest{})
+			return err
+		}, errors.New("full"), true},
+		{"exec", func(c agent.AgentServiceService) error {
+			_, err := c.ExecProcess(t.Context(), &agent.ExecProcessRequest{})
+			return err
+		}, errors.New("late"), false},
+		{"removal", func(c agent.AgentServiceService) error {
+			_, err := c.RemoveContainer(t.Context(), &agent.RemoveContainerRequest{})
+			return err
+		}, errors.New("busy"), false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g, err := gate.New(policy, gate.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := agent.NewAgentServiceClient(serve(t, g, &failing{err: tc.err}))
+			if got := status.Code(tc.ask(c)); got == codes.OK || got == codes.PermissionDenied {
+				t.Fatalf("got %v, expected a failure", got)
+			}
+			if got := status.Code(tc.ask(c)); (got != codes.PermissionDenied) != tc.back {
+				t.Errorf("the next one: got %v, expected that it is tried: %v", got, tc.back)
+			}
+		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -233,5 +234,13 @@ func (a *Agent) SetPolicy(ctx context.Context, req *agent.SetPolicyRequest) (*em
 		return nil, err
 	}
 	a.log.Info("policy replaced")
+	return &emptypb.Empty{}, nil
+}
+
+// LoadPolicyFragment adds a signed fragment to the policy, if the policy wants it.
+func (a *Agent) LoadPolicyFragment(ctx context.Context, req *agent.LoadPolicyFragmentRequest) (*emptypb.Empty, error) {
+	if err := a.cfg.Gate.LoadFragment(ctx, req.GetFragment(), time.Now()); err != nil {
+		return nil, err
+	}
 	return &emptypb.Empty{}, nil
 }

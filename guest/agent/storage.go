@@ -30,7 +30,7 @@ const (
 
 // storageDrivers is the list reported to the host.
 func storageDrivers() []string {
-	return []string{driverBlock, driverEphemeral, driverImage, driverLocal, driverMMIO, driverSCSI, driverShare, driverWatch}
+	return []string{driverBlock, driverEphemeral, driverLayers, driverImage, driverLocal, driverMMIO, driverSCSI, driverShare, driverWatch}
 }
 
 // storage is a mount point in use.
@@ -50,7 +50,18 @@ func (a *Agent) addStorages(ctx context.Context, containerID string, list []*age
 			keys = nil
 		}
 	}()
-	for _, s := range list {
+	layers, rest, err := splitLayers(list)
+	if err != nil {
+		return nil, err
+	}
+	if len(layers) > 0 {
+		key, err := a.addLayers(ctx, containerID, layers)
+		if err != nil {
+			return nil, fmt.Errorf("layers of %s: %w", containerID, err)
+		}
+		keys = append(keys, key)
+	}
+	for _, s := range rest {
 		key, err := a.addStorage(ctx, containerID, s)
 		if err != nil {
 			return keys, fmt.Errorf("storage %s for %s: %w", s.GetDriver(), s.GetMountPoint(), err)

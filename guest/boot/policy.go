@@ -22,6 +22,7 @@ default GetOOMEventRequest := false
 default HostStorageRequest := false
 default ListInterfacesRequest := false
 default ListRoutesRequest := false
+default LoadPolicyFragmentRequest := false
 default MemAgentCompactConfig := false
 default MemAgentMemcgConfig := false
 default MemHotplugByProbeRequest := false

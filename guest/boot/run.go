@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -48,12 +49,13 @@ type machine struct {
 	data    *Initdata // nil when none was announced
 	gate    *gate.Engine
 	hub     *services
+	settled chan struct{} // closed when the first container runs
 }
 
 // Run is the life of PID 1: it brings the guest up, serves until the sandbox is destroyed, the host has gone or ctx
 // ends, and switches the machine off. It never returns.
 func Run(ctx context.Context, version string) {
-	m := &machine{version: version, began: time.Now(), kernel: uptime(), console: os.Stderr, root: "/"}
+	m := &machine{version: version, began: time.Now(), kernel: uptime(), console: os.Stderr, root: "/", settled: make(chan struct{})}
 	if err := m.run(ctx); err != nil && ctx.Err() == nil {
 		fatal(m.console, err)
 	}
@@ -143,6 +145,7 @@ func (m *machine) loadModules(context.Context) error {
 	if m.modules, err = kmod.Open(filepath.Join("/lib/modules", release), m.log, m.withheld()...); err != nil {
 		return err
 	}
+	m.modules.Postpone("virtio_rng", "virtio_balloon") // see settle
 	if err := m.modules.Devices("/sys"); err != nil {
 		return err
 	}
@@ -260,8 +263,6 @@ func (m *machine) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Start-up garbage, mostly of the policy compiler, is given back once instead of kept for good.
-	debug.FreeOSMemory()
 	m.log.Info("guest ready", "version", m.version, "kernel", m.kernel.Round(time.Millisecond), "took", time.Since(m.began).Round(time.Millisecond))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -274,6 +275,7 @@ func (m *machine) serve(ctx context.Context) error {
 	g.Go(func() error { return wait(ctx) })
 	g.Go(func() error { return m.hub.wait(ctx) })
 	g.Go(func() error { return m.followDevices(ctx) })
+	g.Go(func() error { return m.settle(ctx) })
 	g.Go(func() error { return forward.New(m.gate, m.log, hub.PortREST).Serve(ctx, on.forward) })
 	switch err := g.Wait(); {
 	case errors.Is(err, errServed), errors.Is(err, errHostGone), errors.Is(err, context.Canceled):
@@ -296,6 +298,22 @@ func (m *machine) followDevices(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return err
+}
+
+// settle does what nobody waits for, so that it does not make the start of the pod longer.
+func (m *machine) settle(ctx context.Context) error {
+	select {
+	case <-m.settled:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	m.modules.Postpone()
+	if err := m.modules.Devices("/sys"); err != nil {
+		m.log.Warn("driver not loaded", "error", err)
+	}
+	// Start-up garbage, mostly of the policy compiler, is given back once instead of kept for good.
+	debug.FreeOSMemory()
+	return nil
 }
 
 // uptime is the time since the kernel started.
@@ -322,7 +340,7 @@ func (m *machine) agentConfig() agent.Config {
 			Sys: "/sys", Dev: "/dev", Timeout: m.cfg.HotplugTimeout, Load: m.modules.Load,
 			Drivers: func() error { return m.modules.Devices("/sys") },
 		},
-		Modules: m.modules, WithoutIntegrity: !m.cfg.StorageIntegrity,
+		Settled: sync.OnceFunc(func() { close(m.settled) }), Modules: m.modules, WithoutIntegrity: !m.cfg.StorageIntegrity,
 	}
 	if m.cfg.Sandboxed {
 		cfg.Features = append(cfg.Features, sandboxedFeature)

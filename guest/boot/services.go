@@ -14,6 +14,7 @@ import (
 type services struct {
 	images  agent.ImagePuller
 	secrets agent.Secrets
+	keys    agent.Keys
 	run     func(context.Context) error
 }
 
@@ -150,11 +151,12 @@ func (m *machine) makeServices(ctx context.Context) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &services{images: hubPuller{h, images, m.modules.Load}, secrets: h, run: func(ctx context.Context) error { return h.Serve(ctx, sockets) }}, nil
+	keys := hub.Resources{Broker: broker}
+	return &services{images: hubPuller{h, images, m.modules.Load}, secrets: h, keys: keys, run: func(ctx context.Context) error { return h.Serve(ctx, sockets) }}, nil
 }
 
 func (s *services) configure(cfg *agent.Config) {
-	cfg.Images, cfg.Secrets = s.images, s.secrets
+	cfg.Images, cfg.Secrets, cfg.Keys = s.images, s.secrets, s.keys
 }
 
 func (s *services) wait(ctx context.Context) error {

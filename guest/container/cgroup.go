@@ -32,6 +32,7 @@ func readStats(dir string) (*agent.CgroupStats, error) {
 	if err := errors.Join(errCPU, errMem, errEv); err != nil {
 		return nil, fmt.Errorf("reading usage: %w", err)
 	}
+	mem["oom_kill"] = events["oom_kill"] // a count, for which the protocol has no field
 	const perMicro = 1000
 	swapUsage := number(dir, "memory.swap.current")
 	st := &agent.CgroupStats{

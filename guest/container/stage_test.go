@@ -188,7 +188,7 @@ func TestReadStats(t *testing.T) {
 	}
 	m := st.GetMemoryStats()
 	if st.GetCpuStats().GetCpuUsage().GetTotalUsage() != 5000 || m.GetUsage().GetUsage() != 4096 || m.GetUsage().GetLimit() != math.MaxUint64 || m.GetSwapUsage().GetLimit() != 0 || m.GetUsage().GetFailcnt() != 7 ||
-		m.GetCache() != 2 || st.GetPidsStats().GetCurrent() != 3 || len(st.GetBlkioStats().GetIoServiceBytesRecursive()) != 2 || st.GetHugetlbStats()["2MB"] == nil {
+		m.GetCache() != 2 || m.GetStats()["oom_kill"] != 1 || st.GetPidsStats().GetCurrent() != 3 || len(st.GetBlkioStats().GetIoServiceBytesRecursive()) != 2 || st.GetHugetlbStats()["2MB"] == nil {
 		t.Errorf("got %v", st)
 	}
 	if _, err := readStats(dir + "/gone"); !errors.Is(err, os.ErrNotExist) {

@@ -30,7 +30,9 @@ type Disk struct {
 	// Node is the device with the plain text.
 	Node string
 	// Size is its size in bytes.
-	Size  int64
+	Size int64
+	// Salt is that of the hashes of a verified disk.
+	Salt  []byte
 	names []string // of the devices, the lowest first
 }
 

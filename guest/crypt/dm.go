@@ -20,6 +20,7 @@ const (
 	dmSuspend = 6 // also resumes
 	dmLoad    = 9
 
+	flagReadOnly       = 1 << 0
 	flagDeferredRemove = 1 << 17
 	flagSecureData     = 1 << 15
 
@@ -32,6 +33,8 @@ type target struct {
 	kind    string
 	sectors uint64
 	params  []byte
+	// readOnly devices open what they are made of read-only, too.
+	readOnly bool
 }
 
 // mapper is an open device mapper.
@@ -80,7 +83,11 @@ func (m *mapper) call(command uintptr, name string, flags uint32, t *target) (mi
 
 // create makes a device with a table and returns its node.
 func (m *mapper) create(name string, t target) (string, error) {
-	minor, err := m.call(dmCreate, name, 0, nil)
+	var flags uint32
+	if t.readOnly {
+		flags = flagReadOnly
+	}
+	minor, err := m.call(dmCreate, name, flags, nil)
 	if err != nil {
 		return "", fmt.Errorf("making the device %s: %w", name, err)
 	}
@@ -89,7 +96,7 @@ func (m *mapper) create(name string, t target) (string, error) {
 		command uintptr
 		table   *target
 	}{{"loading the table", dmLoad, &t}, {"starting", dmSuspend, nil}} {
-		if _, err := m.call(step.command, name, 0, step.table); err != nil {
+		if _, err := m.call(step.command, name, flags, step.table); err != nil {
 			_ = m.remove(name)
 			return "", fmt.Errorf("%s of %s (%s): %w", step.what, name, t.kind, err)
 		}

@@ -150,11 +150,40 @@ func only(pattern string) (string, error) {
 	return filepath.Base(files[0]), nil
 }
 
-// describe reads what the kernel says about a disk. It is there when its node is.
+// maxPartition is the last one that a GPT of the usual size has.
+const maxPartition = 128
+
+// Partition returns a partition of a disk by its number, from 1, waiting for it: the kernel reads the table when the disk appears.
+func (f *Finder) Partition(ctx context.Context, disk Block, number int) (Block, error) {
+	if number < 1 || number > maxPartition {
+		return Block{}, fmt.Errorf("partition %d of %s: %w", number, disk.Name, ErrLocator)
+	}
+	name := fmt.Sprintf("%s%d", disk.Name, number) // names of disks end in a letter
+	var found Block
+	err := f.Wait(ctx, fmt.Sprintf("partition %d of %s", number, disk.Name), func() (bool, error) {
+		// In the directory of the disk, so that it is no other device of that name.
+		_, err := os.Stat(filepath.Join(f.Sys, "class/block", disk.Name, name, "partition"))
+		if err == nil {
+			found, err = f.read(name)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	return found, err
+}
+
+// describe reads what the kernel says about a disk.
 func (f *Finder) describe(name string) (Block, error) {
 	if !diskName(name) {
 		return Block{}, fmt.Errorf("disk %.40q: %w", name, ErrLocator)
 	}
+	return f.read(name)
+}
+
+// read reads what the kernel says about a block device. It is there when its node is.
+func (f *Finder) read(name string) (Block, error) {
 	b := Block{Name: name}
 	text, err := os.ReadFile(filepath.Join(f.Sys, "class/block", name, "dev"))
 	if err != nil {

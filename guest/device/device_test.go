@@ -98,3 +98,25 @@ func FuzzParsePCIPath(f *testing.F) {
 		}
 	})
 }
+
+func TestPartition(t *testing.T) {
+	root := tree(t, map[string]string{
+		"sys/class/block/vda/vda3/partition": "3", "sys/class/block/vda3/dev": "254:3", "sys/class/block/vda3/size": "16",
+		"sys/class/block/vda4/dev": "254:4", "sys/class/block/vda4/size": "16", // of no disk
+		"dev/vda3": "", "dev/vda4": "",
+	})
+	f := &Finder{Sys: root + "/sys", Dev: root + "/dev", Timeout: 30 * time.Millisecond}
+	disk := Block{Name: "vda"}
+	b, err := f.Partition(t.Context(), disk, 3)
+	if err != nil || b.Name != "vda3" || b.Size != 8192 || b.Minor != 3 || f.Path(b) != root+"/dev/vda3" {
+		t.Errorf("got %+v, %v", b, err)
+	}
+	for _, n := range []int{-1, 0, 129} {
+		if _, err := f.Partition(t.Context(), disk, n); !errors.Is(err, ErrLocator) {
+			t.Errorf("partition %d: %v", n, err)
+		}
+	}
+	if _, err := f.Partition(t.Context(), disk, 4); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a partition of another disk: %v", err)
+	}
+}

@@ -29,6 +29,8 @@ type policy struct {
 	queries   map[string]*query // per rule
 	constants map[string]ast.Value
 	secrets   *secrets // values of env and args in the policy, filled on the first denial
+	text      string   // as it was given, without fragments; kept only if the policy may get some
+	fragments []loadedFragment
 
 	insecureAllowFailing bool
 }
@@ -89,8 +91,30 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 	if got := module.Package.Path.String(); got != packagePath {
 		return nil, fmt.Errorf("policy package is %s, expected agent_policy", strings.TrimPrefix(got, "data."))
 	}
+	constants := takeConstants(module)
+	c, err := compileModule(module, version, constants)
+	if err != nil {
+		return nil, err
+	}
+	if c, err = fold(c, module, version, constants); err != nil {
+		return nil, err
+	}
+	p := &policy{compiler: c, queries: map[string]*query{}, constants: constants, store: newStore()}
+	if wantsFragments(constants) {
+		p.text = text
+	}
+	return p, nil
+}
+
+func newStore() storage.Store {
+	return inmem.NewFromObjectWithOpts(map[string]any{"pstate": map[string]any{}},
+		inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
+}
+
+// compileModule compiles a module whose constants were taken out, and puts them in again.
+func compileModule(module *ast.Module, version ast.RegoVersion, constants map[string]ast.Value) (*ast.Compiler, error) {
 	c := ast.NewCompiler().
-		WithCapabilities(caps).
+		WithCapabilities(capabilities(version)).
 		WithDefaultRegoVersion(version).
 		WithEnablePrintStatements(true).
 		WithSkipStages(ast.StageCheckTypes)
@@ -98,19 +122,8 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 	if c.Failed() {
 		return nil, fmt.Errorf("compiling policy: %w", c.Errors)
 	}
-	p := &policy{
-		compiler:  c,
-		queries:   map[string]*query{},
-		constants: map[string]ast.Value{},
-		store: inmem.NewFromObjectWithOpts(map[string]any{"pstate": map[string]any{}},
-			inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true)),
-	}
-	for _, r := range c.Modules["policy"].Rules {
-		if name, ok := constantRule(r); ok {
-			p.constants[name] = r.Head.Value.Value
-		}
-	}
-	return p, nil
+	putConstants(c, constants)
+	return c, nil
 }
 
 // query returns the compiled query of a rule. Rule names come from message
@@ -137,19 +150,6 @@ func ruleName(s string) bool {
 	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_'
 	})
-}
-
-// constantRule reports rules such as `policy_data := {...}`, whose values the
-// explanation of a denial reads without evaluating anything.
-func constantRule(r *ast.Rule) (string, bool) {
-	if r.Default || len(r.Head.Args) > 0 || r.Head.Value == nil || !r.Head.Value.IsGround() || len(r.Head.Reference) != 1 {
-		return "", false
-	}
-	if len(r.Body) != 1 || !r.Body[0].Equal(ast.NewExpr(ast.InternedTerm(true))) {
-		return "", false
-	}
-	v, ok := r.Head.Reference[0].Value.(ast.Var)
-	return string(v), ok
 }
 
 // byteFields are the request members that carry bytes.

@@ -258,10 +258,13 @@ func (r *report) reasons(entries []*queryNode) []string {
 }
 
 // reason is one failed check and the container of the policy it is about.
-type reason struct{ subject, text string }
+type reason struct {
+	subject, text string
+	undefined     bool // it failed for want of a value
+}
 
 // descend follows the failure of n into the rule or function that caused it.
-// The alternative that came furthest comes first, the others follow.
+// The alternative that came furthest comes first, then others that tell something.
 func (r *report) descend(n *queryNode, subject string) []reason {
 	f := n.best
 	if s := r.subjectOf(f.vars); s != "" {
@@ -270,13 +273,19 @@ func (r *report) descend(n *queryNode, subject string) []reason {
 	if child := bestChild(f); child != nil && !f.expr.Negated {
 		out := r.descend(child, subject)
 		for _, c := range f.children {
-			if c != child && c.best != nil && !c.succeeded && c.node != child.node {
-				out = append(out, r.descend(c, subject)...)
+			if c != child && c.best != nil && !c.succeeded && c.node != child.node && telling(c, child) {
+				out = append(out, slices.DeleteFunc(r.descend(c, subject), func(x reason) bool { return x.undefined })...)
 			}
 		}
 		return out[:min(len(out), maxReasons)]
 	}
-	return []reason{{subject, r.leaf(n, f)}}
+	return []reason{{subject, r.leaf(n, f), r.undefined(n, f)}}
+}
+
+// telling says whether an alternative is worth a word beside the one that came furthest: it came as far, or it has a single
+// check and none that could have ruled it out before.
+func telling(c, furthest *queryNode) bool {
+	return c.best.expr.Index >= furthest.best.expr.Index || len(bodyOf(c.node)) == 1
 }
 
 // subjectOf names the container of the policy that a rule was looking at.
@@ -308,6 +317,11 @@ func (r *report) subjectOf(vars map[ast.Var]ast.Value) string {
 		}
 	}
 	return ""
+}
+
+// undefined says whether an operand has no value.
+func (r *report) undefined(n *queryNode, f *failure) bool {
+	return slices.ContainsFunc(r.operands(n, f), func(o operand) bool { return o.value == nil })
 }
 
 // source is the policy line of an expression.

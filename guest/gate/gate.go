@@ -135,11 +135,11 @@ func (e *Engine) undo(ctx context.Context, rule string, p *policy, changes []cha
 	defer func() { <-e.lock }()
 	err := errStateMoved
 	switch {
-	case e.policy != p:
 	case e.open:
 		err = nil // there is no state
+	case p == nil || e.policy.store != p.store: // a policy that has got a fragment keeps its state
 	default:
-		err = p.revert(ctx, changes)
+		err = e.policy.revert(ctx, changes)
 	}
 	if err != nil {
 		return &InternalError{Rule: rule, Err: fmt.Errorf("taking back a decision: %w", err)}

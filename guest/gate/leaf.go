@@ -35,7 +35,7 @@ func (r *report) leaf(n *queryNode, f *failure) string {
 	for _, o := range r.operands(n, f) {
 		if o.value == nil {
 			facts = append(facts, o.path+" is undefined")
-		} else if o.input {
+		} else if o.input || f.expr.Negated {
 			facts = append(facts, fmt.Sprintf("%s is %s", o.path, r.show(o.value, o.path)))
 		}
 	}

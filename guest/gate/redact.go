@@ -39,6 +39,12 @@ func (d *differ) diff(path string, got, want ast.Value) {
 				d.arrays(path, g, w)
 				return
 			}
+		case ast.Set:
+			if w, ok := want.(ast.Set); ok {
+				g.Diff(w).Foreach(func(x *ast.Term) { d.diff(path, x.Value, nil) })
+				w.Diff(g).Foreach(func(x *ast.Term) { d.diff(path, nil, x.Value) })
+				return
+			}
 		}
 	}
 	d.found = append(d.found, difference{path, got, want})

@@ -26,9 +26,10 @@ type Loader struct {
 	log     *slog.Logger
 	insert  func(file, params string) error
 
-	mu   sync.Mutex
-	done map[string]bool // files
-	seen map[string]bool // modaliases
+	mu    sync.Mutex
+	later []string        // modules
+	done  map[string]bool // files
+	seen  map[string]bool // modaliases
 }
 
 // alias says which module drives the devices of a pattern.
@@ -112,6 +113,13 @@ func (l *Loader) load(names []string) error {
 	return nil
 }
 
+// Postpone leaves devices of some modules without driver until it is called again without them.
+func (l *Loader) Postpone(names ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.later = names
+}
+
 // Devices loads the drivers of all devices below sys, normally /sys, that have none yet. A driver may bring further
 // devices, so it looks again until there is nothing new.
 func (l *Loader) Devices(sys string) error {
@@ -130,8 +138,11 @@ func (l *Loader) Devices(sys string) error {
 				if err != nil || l.seen[id] {
 					continue
 				}
-				l.seen[id] = true
 				names := l.match(id)
+				if slices.ContainsFunc(names, func(n string) bool { return slices.Contains(l.later, n) }) {
+					continue
+				}
+				l.seen[id] = true
 				found = found || len(names) > 0
 				if err := l.load(names); err != nil {
 					return fmt.Errorf("loading a driver for %.80q: %w", id, err)

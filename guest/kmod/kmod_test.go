@@ -44,6 +44,11 @@ func TestLoader(t *testing.T) {
 		t.Fatalf("got %v, %v", got, err)
 	}
 	write(t, sys+"/bus/virtio/devices/v0/modalias", "virtio:d00000001v00001AF4\n")
+	l.Postpone("net")
+	if err := l.Devices(sys); err != nil || len(got) != 1 {
+		t.Fatalf("a driver that can wait: got %v, %v", got, err)
+	}
+	l.Postpone()
 	for range 2 {
 		if err := l.Devices(sys); err != nil || !slices.Equal(got, []string{"gone.ko", "a-b.ko", "fail.ko", "net.ko"}) {
 			t.Fatalf("got %v, %v", got, err)

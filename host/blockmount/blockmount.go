@@ -14,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/cloister/cloister/layer/sealed"
 )
 
 // Names of files in a layer's directory.
@@ -41,17 +43,24 @@ type Layer struct {
 	File       string // absolute path of the file with data, superblock and tree
 	Root       string // dm-verity root hash, 64 lower-case hex characters
 	HashOffset int64  // bytes of data; the superblock is there
+	KeyID      string // of a sealed layer: where the broker has its key; "" for others
 }
 
 // sidecar is the file beside a layer, the format of containerd's EROFS differ.
 type sidecar struct {
 	Root       string `json:"roothash"`
 	HashOffset int64  `json:"hashoffset"`
+	KeyID      string `json:"keyid,omitempty"`
 }
 
 // Sidecar is the content of the file beside a layer.
 func Sidecar(root string, hashOffset int64) ([]byte, error) {
-	s := sidecar{Root: root, HashOffset: hashOffset}
+	return Layer{Root: root, HashOffset: hashOffset}.Sidecar()
+}
+
+// Sidecar is the content of the file beside this layer.
+func (l Layer) Sidecar() ([]byte, error) {
+	s := sidecar{Root: l.Root, HashOffset: l.HashOffset, KeyID: l.KeyID}
 	if err := s.check(); err != nil {
 		return nil, err
 	}
@@ -64,6 +73,9 @@ func (s sidecar) check() error {
 	}
 	if s.HashOffset <= 0 || s.HashOffset%512 != 0 {
 		return fmt.Errorf("the hash offset is %d, want a positive multiple of 512", s.HashOffset)
+	}
+	if s.KeyID != "" {
+		return sealed.CheckKeyID(s.KeyID)
 	}
 	return nil
 }
@@ -100,7 +112,7 @@ func Read(file string) (Layer, error) {
 	if s.HashOffset >= info.Size() {
 		return Layer{}, fmt.Errorf("reading a block layer: %s has %d bytes, its hashes are said to be at %d", file, info.Size(), s.HashOffset)
 	}
-	return Layer{File: file, Root: s.Root, HashOffset: s.HashOffset}, nil
+	return Layer{File: file, Root: s.Root, HashOffset: s.HashOffset, KeyID: s.KeyID}, nil
 }
 
 // Layers reads a mount list. It returns the layers, topmost first, and the host's directory for what the container writes, which

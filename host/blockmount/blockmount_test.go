@@ -86,14 +86,15 @@ func TestOtherRoots(t *testing.T) {
 
 func TestSidecarsThatAreWrong(t *testing.T) {
 	for name, text := range map[string]string{
-		"empty":     "",
-		"no root":   `{"hashoffset":4096}`,
-		"short":     `{"roothash":"00","hashoffset":4096}`,
-		"uppercase": `{"roothash":"` + strings.ToUpper(root) + `","hashoffset":4096}`,
-		"negative":  `{"roothash":"` + root + `","hashoffset":-4096}`,
-		"odd":       `{"roothash":"` + root + `","hashoffset":4097}`,
-		"beyond":    `{"roothash":"` + root + `","hashoffset":8192}`,
-		"huge":      `{"roothash":"` + root + `","hashoffset":4096}` + strings.Repeat(" ", maxSidecar),
+		"empty":         "",
+		"no root":       `{"hashoffset":4096}`,
+		"short":         `{"roothash":"00","hashoffset":4096}`,
+		"uppercase":     `{"roothash":"` + strings.ToUpper(root) + `","hashoffset":4096}`,
+		"negative":      `{"roothash":"` + root + `","hashoffset":-4096}`,
+		"odd":           `{"roothash":"` + root + `","hashoffset":4097}`,
+		"a strange key": `{"roothash":"` + root + `","hashoffset":4096,"keyid":"file:///etc/passwd"}`,
+		"beyond":        `{"roothash":"` + root + `","hashoffset":8192}`,
+		"huge":          `{"roothash":"` + root + `","hashoffset":4096}` + strings.Repeat(" ", maxSidecar),
 	} {
 		dir := layerDir(t, t.TempDir(), "1")
 		if err := os.WriteFile(filepath.Join(dir, SidecarFile), []byte(text), 0o644); err != nil {

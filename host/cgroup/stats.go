@@ -23,9 +23,11 @@ type Stats struct {
 	Periods, Throttled, ThrottledFor uint64
 	// Memory in bytes. InactiveFile is the part of Memory that can be given back at once.
 	Memory, MemoryLimit, MemoryPeak, InactiveFile, Anon, File uint64
-	Swap                                                      uint64
+	Swap, Kernel                                              uint64
 	PageFaults, MajorFaults                                   uint64
-	PIDs, PIDsLimit                                           uint64
+	// OOMKills are processes that the kernel has killed for want of memory.
+	OOMKills        uint64
+	PIDs, PIDsLimit uint64
 	// Bytes and operations of block devices.
 	ReadBytes, WriteBytes, Reads, Writes uint64
 }
@@ -45,7 +47,8 @@ func (g *Group) Stats(ctx context.Context) (Stats, error) {
 		CPU: cpu.CpuUsage.TotalUsage, CPUUser: cpu.CpuUsage.UsageInUsermode, CPUSystem: cpu.CpuUsage.UsageInKernelmode,
 		Periods: cpu.ThrottlingData.Periods, Throttled: cpu.ThrottlingData.ThrottledPeriods, ThrottledFor: cpu.ThrottlingData.ThrottledTime,
 		Memory: mem.Usage.Usage, MemoryLimit: mem.Usage.Limit, MemoryPeak: mem.Usage.MaxUsage, Swap: mem.SwapOnlyUsage.Usage,
-		PIDs: s.PidsStats.Current, PIDsLimit: s.PidsStats.Limit,
+		Kernel: max(mem.KernelUsage.Usage, mem.Stats["kernel"]), // version 1 and 2
+		PIDs:   s.PidsStats.Current, PIDsLimit: s.PidsStats.Limit,
 	}
 	out.memoryStat(mem.Stats)
 	for _, e := range s.BlkioStats.IoServiceBytesRecursive {
@@ -66,6 +69,7 @@ func FromGuest(s *agent.CgroupStats) Stats {
 		Periods:   cpu.GetThrottlingData().GetPeriods(), Throttled: cpu.GetThrottlingData().GetThrottledPeriods(),
 		ThrottledFor: cpu.GetThrottlingData().GetThrottledTime(),
 		Memory:       mem.GetUsage().GetUsage(), MemoryLimit: mem.GetUsage().GetLimit(), MemoryPeak: mem.GetUsage().GetMaxUsage(),
+		Kernel: mem.GetKernelUsage().GetUsage(), OOMKills: mem.GetStats()["oom_kill"],
 		PIDs: s.GetPidsStats().GetCurrent(), PIDsLimit: s.GetPidsStats().GetLimit(),
 	}
 	if swap, usage := mem.GetSwapUsage().GetUsage(), out.Memory; swap > usage { // memory and swap together
@@ -127,7 +131,7 @@ func Sandbox(host Stats, containers []Stats) Stats {
 	for _, c := range containers {
 		out.CPU, out.CPUUser, out.CPUSystem = minus(out.CPU, c.CPU), minus(out.CPUUser, c.CPUUser), minus(out.CPUSystem, c.CPUSystem)
 		out.Memory, out.InactiveFile = minus(out.Memory, c.Memory), minus(out.InactiveFile, c.InactiveFile)
-		out.Anon, out.File = minus(out.Anon, c.Anon), minus(out.File, c.File)
+		out.Anon, out.File, out.Kernel = minus(out.Anon, c.Anon), minus(out.File, c.File), minus(out.Kernel, c.Kernel)
 		out.ReadBytes, out.WriteBytes = minus(out.ReadBytes, c.ReadBytes), minus(out.WriteBytes, c.WriteBytes)
 		out.Reads, out.Writes = minus(out.Reads, c.Reads), minus(out.Writes, c.Writes)
 	}
@@ -156,10 +160,12 @@ func (s Stats) version1() *v1.Metrics {
 		},
 		Memory: &v1.MemoryStat{
 			Usage: &v1.MemoryEntry{Usage: s.Memory, Limit: s.MemoryLimit, Max: s.MemoryPeak},
-			Swap:  &v1.MemoryEntry{Usage: plus(s.Memory, s.Swap)},
+			Swap:  &v1.MemoryEntry{Usage: plus(s.Memory, s.Swap)}, Kernel: &v1.MemoryEntry{Usage: s.Kernel},
 			Cache: s.File, RSS: s.Anon, TotalCache: s.File, TotalRSS: s.Anon, InactiveFile: s.InactiveFile, TotalInactiveFile: s.InactiveFile,
 			PgFault: s.PageFaults, PgMajFault: s.MajorFaults, TotalPgFault: s.PageFaults, TotalPgMajFault: s.MajorFaults,
 		},
+		MemoryOomControl: &v1.MemoryOomControl{OomKill: s.OOMKills},
+
 		Pids: &v1.PidsStat{Current: s.PIDs, Limit: s.PIDsLimit},
 		Blkio: &v1.BlkIOStat{
 			IoServiceBytesRecursive: []*v1.BlkIOEntry{{Op: "Read", Value: s.ReadBytes}, {Op: "Write", Value: s.WriteBytes}},
@@ -175,6 +181,8 @@ func (s Stats) version2() *v2.Metrics {
 			NrPeriods: s.Periods, NrThrottled: s.Throttled, ThrottledUsec: s.ThrottledFor / ns},
 		Memory: &v2.MemoryStat{Usage: s.Memory, UsageLimit: s.MemoryLimit, MaxUsage: s.MemoryPeak, SwapUsage: s.Swap, Anon: s.Anon, File: s.File,
 			InactiveFile: s.InactiveFile, Pgfault: s.PageFaults, Pgmajfault: s.MajorFaults},
+		MemoryEvents: &v2.MemoryEvents{OomKill: s.OOMKills},
+
 		Pids: &v2.PidsStat{Current: s.PIDs, Limit: s.PIDsLimit},
 		Io:   &v2.IOStat{Usage: []*v2.IOEntry{{Rbytes: s.ReadBytes, Wbytes: s.WriteBytes, Rios: s.Reads, Wios: s.Writes}}},
 	}

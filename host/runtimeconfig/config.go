@@ -66,13 +66,20 @@ type Sandbox struct {
 	Hugepages    bool
 }
 
+// Whether containers' seccomp profiles reach the guest.
+const (
+	SeccompAuto = "auto"
+	SeccompOn   = "on"
+	SeccompOff  = "off"
+)
+
 // Guest is what boots. Empty files are those of `cloister guest build`.
 type Guest struct {
 	Kernel, Initrd, Image  string
 	Firmware, FirmwareVars string
 	KernelParams           string
 	VerityParams           string
-	Seccomp                bool
+	Seccomp                string // one of the Seccomp constants
 }
 
 // VMM is the virtual machine monitor.
@@ -164,6 +171,7 @@ type Annotations struct {
 func Default() Config {
 	return Config{
 		Sandbox: Sandbox{TEE: TEENone, VCPUs: 1, MemoryMiB: 512, MemoryBlockMiB: 128},
+		Guest:   Guest{Seccomp: SeccompAuto},
 		VMM: VMM{Kind: "qemu", Accel: "auto", RemoteSocket: "/run/peerpod/hypervisor.sock",
 			SNPPolicy: 0x30000},
 		Network: Network{Model: "tc", Queues: 1, Vhost: true},
@@ -181,6 +189,15 @@ func Default() Config {
 
 // Confidential says whether the guest's data are kept from the host, or a rehearsal of it is asked for.
 func (c *Config) Confidential() bool { return c.Sandbox.TEE != TEENone }
+
+// Seccomp says whether the guest gets the containers' seccomp profiles, after "auto" has been decided. The guest of a confidential or remote
+// sandbox has a policy, and those of upstream's tool refuse profiles, which a host could use to change what a program does.
+func (c *Config) Seccomp() bool {
+	if c.Guest.Seccomp == SeccompAuto {
+		return !c.Confidential() && c.VMM.Kind != "remote"
+	}
+	return c.Guest.Seccomp == SeccompOn
+}
 
 // SharedFS is the shared file system after "auto" has been decided.
 func (c *Config) SharedFS() string {

@@ -63,7 +63,7 @@ func TestKataFile(t *testing.T) {
 		"tee": c.Sandbox.TEE == "snp", "memory": c.Sandbox.MemoryMiB == 2048, "static": c.Sandbox.StaticSizing,
 		"vmm":  c.VMM.Kind == "qemu",
 		"path": strings.HasSuffix(c.VMM.Path, "snp-experimental"), "vhost": !c.Network.Vhost, "model": c.Network.Model == "tc",
-		"seccomp": !c.Guest.Seccomp, "emptydir": c.Storage.EmptyDir == EmptyDirSealed, "pull": c.Storage.GuestPull,
+		"seccomp": c.Guest.Seccomp == SeccompOff && !c.Seccomp(), "emptydir": c.Storage.EmptyDir == EmptyDirSealed, "pull": c.Storage.GuestPull,
 		"create": c.Timeouts.CreateContainer == time.Minute, "hub": c.Timeouts.Hub == 50*time.Second,
 		"shared": c.Storage.SharedFS == SharedFSNone,
 		"params": c.Guest.KernelParams == "cgroup_no_v1=all",

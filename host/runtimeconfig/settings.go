@@ -106,8 +106,8 @@ func settings() []setting {
 	hv(setting{key: "guest.kernel_params", field: func(c *Config) any { return &c.Guest.KernelParams },
 		short: "kernel-params", add: true}, "kernel_params")
 	hv(setting{key: "guest.verity_params", field: func(c *Config) any { return &c.Guest.VerityParams }}, "kernel_verity_params")
-	put(setting{key: "guest.seccomp", field: func(c *Config) any { return &c.Guest.Seccomp },
-		kata: converted(invert(), "runtime.disable_guest_seccomp"), notes: converted(invert(), "runtime.disable_guest_seccomp")})
+	put(setting{key: "guest.seccomp", field: func(c *Config) any { return &c.Guest.Seccomp }, oneOf: []string{SeccompAuto, SeccompOn, SeccompOff},
+		kata: converted(disables(), "runtime.disable_guest_seccomp"), notes: converted(disables(), "runtime.disable_guest_seccomp")})
 
 	// vmm
 	put(setting{key: "vmm.kind", field: func(c *Config) any { return &c.VMM.Kind }, oneOf: []string{"qemu", "cloud-hypervisor",

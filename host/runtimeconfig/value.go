@@ -152,13 +152,22 @@ type conversion struct {
 	text  func(string) (any, error)
 }
 
-func invert() *conversion {
+// invert is for a name that disables what ours enables.
+func invert() *conversion { return inverted(true, false) }
+
+// disables is the same for a key with the values on and off.
+func disables() *conversion { return inverted(SeccompOn, SeccompOff) }
+
+func inverted(on, off any) *conversion {
 	value := func(v any) (any, error) {
 		b, ok := v.(bool)
 		if !ok {
 			return nil, fmt.Errorf("is %s, want true or false", show(v))
 		}
-		return !b, nil
+		if b {
+			return off, nil
+		}
+		return on, nil
 	}
 	return &conversion{value, func(s string) (any, error) {
 		b, err := parseBool(s)

@@ -124,6 +124,7 @@ func (s *Sandbox) confidential(cfg *vmm.Config, f GuestFiles) error {
 	if err != nil {
 		return fmt.Errorf("the pod's initdata: %w", err)
 	}
+	cfg.LateDisks = true // for the layers of images, which the guest verifies
 	cfg.InitdataImage = initdata.EncodeDevice(s.cfg.Runtime.Initdata)
 	cfg.FirmwareCode, cfg.FirmwareVars = f.Firmware, f.FirmwareVars
 	if s.tee == runtimeconfig.TEETPM {

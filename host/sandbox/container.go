@@ -82,7 +82,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 	}()
 	req := &pb.CreateContainerRequest{
 		ContainerId: c.ID, ExecId: c.ID, Devices: prepared.Devices, Storages: prepared.Storages,
-		OCI: guestSpec(c.Spec, prepared, kind, c.Bundle, s.runtime.Guest.Seccomp), SandboxPidns: sharesPIDs(c.Spec),
+		OCI: guestSpec(c.Spec, prepared, kind, c.Bundle, s.runtime.Seccomp()), SandboxPidns: sharesPIDs(c.Spec),
 	}
 	return s.agent.Call(ctx, s.runtime.Timeouts.CreateContainer, "creating container "+c.ID, func(cc context.Context) error {
 		_, err := s.agent.CreateContainer(cc, req)

@@ -29,7 +29,7 @@ func ImageDirs() []string {
 
 // Files finds the guest: the configuration's files, or those of the image.
 func Files(c *runtimeconfig.Config) (GuestFiles, error) {
-	f, err := findFiles(&c.Guest)
+	f, err := findFiles(&c.Guest, c.Sandbox.TEE == runtimeconfig.TEENone)
 	if err != nil {
 		return GuestFiles{}, err
 	}
@@ -42,7 +42,8 @@ func Files(c *runtimeconfig.Config) (GuestFiles, error) {
 	return f, nil
 }
 
-func findFiles(g *runtimeconfig.Guest) (GuestFiles, error) {
+// findFiles prefers the initrd that is not compressed where nothing is measured: unpacking takes longer than reading.
+func findFiles(g *runtimeconfig.Guest, sandboxed bool) (GuestFiles, error) {
 	f := GuestFiles{Kernel: g.Kernel, Initrd: g.Initrd, Firmware: g.Firmware, FirmwareVars: g.FirmwareVars}
 	if f.Kernel != "" {
 		// A kernel that lies in an image comes with its command line and its firmware.
@@ -66,6 +67,9 @@ func findFiles(g *runtimeconfig.Guest) (GuestFiles, error) {
 		f.Kernel = guestimage.Path(real, m.Kernel.Path)
 		if f.Initrd == "" && g.Image == "" {
 			f.Initrd = guestimage.Path(real, m.Initrd.Path)
+			if sandboxed && m.Plain != nil {
+				f.Initrd = guestimage.Path(real, m.Plain.Path)
+			}
 		}
 		f.take(m)
 		return f, nil

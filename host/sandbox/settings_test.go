@@ -109,7 +109,7 @@ func observe(t *testing.T, e *runtimeconfig.Effective, limited bool) string {
 	m := s.manageConfig()
 	seen = append(seen, "network", s.networkConfig("/netns"), "share", share.Program, share.Args, share.Cache, e.Config.SharedFS(), "remote", s.remoteConfig(),
 		"health", health.Timeout.String(), "profiles", m.Profiles, m.Timeout.String(),
-		"spec", guestSpec(s.cfg.Spec, &volume.Prepared{}, cri.KindSingle, "/b", e.Config.Guest.Seccomp))
+		"spec", guestSpec(s.cfg.Spec, &volume.Prepared{}, cri.KindSingle, "/b", e.Config.Seccomp()))
 	var b strings.Builder
 	for _, x := range seen {
 		text, err := json.Marshal(x)
@@ -154,7 +154,7 @@ func rows() map[string]row {
 		"guest.firmware":      {base: snp, other: `"@/kernel2"`},
 		"guest.firmware_vars": {base: "guest.firmware = \"@/code\"\nguest.firmware_vars = \"@/vars\"\n", other: `"@/vars2"`},
 		"guest.kernel_params": {other: `"a=b"`},
-		"guest.seccomp":       {other: "true"},
+		"guest.seccomp":       {other: `"off"`},
 
 		"vmm.kind":           {test: "../../test/monitors/monitors_test.go TestMonitors"},
 		"vmm.path":           {other: `"@/kernel2"`},

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloister/cloister/test/ended"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -116,7 +118,9 @@ func TestKilled(t *testing.T) {
 			}
 			_ = cmd.Wait()
 			for _, pid := range served {
-				waitGone(t, pid)
+				if err := ended.Wait(pid, time.Minute); err != nil {
+					t.Fatal("virtiofsd outlived its owner:", err)
+				}
 			}
 			for range 2 { // twice, as delete may be called twice
 				if err := Cleanup(t.Context(), dir+"/share"); err != nil {
@@ -130,19 +134,4 @@ func TestKilled(t *testing.T) {
 			want(t, dir+"/data/sub/g", "keep too")
 		})
 	}
-}
-
-func waitGone(t *testing.T, pid int) {
-	t.Helper()
-	for ctx := testContext(t); ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
-		if errors.Is(unix.Kill(pid, 0), unix.ESRCH) || zombie(pid) {
-			return
-		}
-	}
-	t.Fatal("virtiofsd outlived its owner")
-}
-
-func zombie(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err != nil || strings.Contains(string(b), ") Z ")
 }

@@ -81,8 +81,8 @@ func (s *Share) bindAt(source *os.File, rel string, o BindOptions) error {
 	// directory it was mounted on could not be removed. So what has mounts below follows; new ones appear with it.
 	follow := o.Follow
 	if o.Submounts && !follow {
-		if follow, err = hasMounts(source); err != nil {
-			return fmt.Errorf("looking for mounts: %w", err)
+		if follow, err = HasMounts(source); err != nil {
+			return err
 		}
 	}
 	if follow {
@@ -106,14 +106,17 @@ func (s *Share) bindAt(source *os.File, rel string, o BindOptions) error {
 	return attach(tree, target)
 }
 
-// hasMounts says whether something is mounted below an open directory.
-func hasMounts(source *os.File) (bool, error) {
+// HasMounts says whether something is mounted below an open directory.
+func HasMounts(source *os.File) (bool, error) {
 	dir, err := os.Readlink(fdPath(source))
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("looking for mounts: %w", err)
 	}
 	points, err := mountsBelow(strings.TrimSuffix(dir, "/"))
-	return slices.ContainsFunc(points, func(p string) bool { return p != dir }), err
+	if err != nil {
+		return false, fmt.Errorf("looking for mounts below %s: %w", dir, err)
+	}
+	return slices.ContainsFunc(points, func(p string) bool { return p != dir }), nil
 }
 
 // Mount shares a container's root file system, made by containerd's mounts one on top of the other, and returns its path in the guest.

@@ -14,10 +14,14 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/hashicorp/yamux"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/test/fakeguest"
 )
@@ -316,6 +320,22 @@ func TestFlood(t *testing.T) {
 	oom <- "c2"
 	e.await("oom c2")
 	e.wantEvents("unknown")
+	// containerd asks the figures, too, why a container has ended.
+	r, err := e.service.Stats(testContext(t), &task.StatsRequest{ID: "c2"})
+	e.must(err)
+	kills := uint64(0)
+	if cgroup.Mode() != cgroup.ModeV2 {
+		var m v1.Metrics
+		e.must(proto.Unmarshal(r.Stats.Value, &m))
+		kills = m.GetMemoryOomControl().GetOomKill()
+	} else {
+		var m v2.Metrics
+		e.must(proto.Unmarshal(r.Stats.Value, &m))
+		kills = m.GetMemoryEvents().GetOomKill()
+	}
+	if kills != 1 {
+		t.Errorf("the figures count %d", kills)
+	}
 }
 
 // TestDenials of requests that no pod needs do not fail it; those of others reach containerd with the policy's text.

@@ -28,7 +28,7 @@ const killed = 128 + 9
 // Main is the program containerd-shim-cloister-v2.
 func Main(ctx context.Context, args []string, version string) int {
 	return bootstrap.Main(ctx, args, os.Getenv, bootstrap.Std(args), bootstrap.Handlers{
-		Name: runtimeName, Version: version, Serve: serve, Delete: remove,
+		Name: runtimeName, Version: version, Features: ociFeatures(), Serve: serve, Delete: remove,
 	})
 }
 

@@ -262,7 +262,7 @@ func (p *Pod) SandboxMetrics(ctx context.Context, r *api.SandboxMetricsRequest) 
 	if pod == nil {
 		return nil, precondition("sandbox %s does not run", s.cfg.ID)
 	}
-	a, err := metrics(ctx, pod, s.cfg.ID, true)
+	a, err := podMetrics(ctx, pod)
 	if err != nil {
 		return nil, answer(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	eventtypes "github.com/containerd/containerd/api/events"
@@ -19,10 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/cloister/cloister/host/cgroup"
-	"github.com/cloister/cloister/host/cri"
 	"github.com/cloister/cloister/host/sandbox"
-	"github.com/cloister/cloister/host/shim/stats"
 	"github.com/cloister/cloister/host/vmm"
 )
 
@@ -72,6 +70,7 @@ type container struct {
 	init   *process // nil until it is made; the service's lock guards it
 
 	deleting sync.Mutex // held by the one deletion
+	ooms     atomic.Uint64
 
 	mu    sync.Mutex
 	execs map[string]*process // nil is one that is being made
@@ -378,38 +377,6 @@ func (s *Service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResp
 	}
 	st := p.state()
 	return &task.WaitResponse{ExitStatus: st.code, ExitedAt: stamp(st.exited)}, nil
-}
-
-// Stats is what a container uses; for the pod's own container, what the whole pod uses on the host.
-func (s *Service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
-	c, err := s.container(r.GetID())
-	if err != nil {
-		return nil, err
-	}
-	a, err := metrics(ctx, c.init.pod, c.id, cri.Annotations(c.spec.Annotations).Kind() == cri.KindSandbox)
-	if err != nil {
-		return nil, answer(err)
-	}
-	return &task.StatsResponse{Stats: a}, nil
-}
-
-// metrics are the figures of a container from the guest, or with whole those of the pod on the host.
-func metrics(ctx context.Context, pod *sandbox.Sandbox, id string, whole bool) (*anypb.Any, error) {
-	host, err := pod.HostStats(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if whole {
-		if host == nil {
-			host = &cgroup.Stats{}
-		}
-		return stats.Sandbox(*host, nil, cgroup.Mode())
-	}
-	r, err := pod.Stats(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return stats.Container(r, host, cgroup.Mode())
 }
 
 // Connect names the processes on the host.

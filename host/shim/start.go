@@ -63,8 +63,19 @@ func (s *Service) makePod(ctx context.Context, cfg podConfig, options *anypb.Any
 	}
 	return sandbox.Create(ctx, sandbox.Config{
 		Root: s.cfg.Root, Namespace: s.cfg.Namespace, ID: s.cfg.ID, Spec: cfg.spec, NetNS: cfg.netns, DNS: cfg.dns, Runtime: effective, Logger: s.log,
-		StartVM: s.cfg.StartVM, OOM: func(id string) { s.publish(&eventtypes.TaskOOM{ContainerID: id}) },
+		StartVM: s.cfg.StartVM, OOM: s.oom,
 	})
+}
+
+// oom counts and tells that a container has run out of memory.
+func (s *Service) oom(id string) {
+	s.mu.Lock()
+	c := s.containers[id]
+	s.mu.Unlock()
+	if c != nil {
+		c.ooms.Add(1)
+	}
+	s.publish(&eventtypes.TaskOOM{ContainerID: id})
 }
 
 // watchPod notes why the VM ended; its processes see it by their connection.

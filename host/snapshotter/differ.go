@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+
+	"github.com/cloister/cloister/layer/sealed"
 )
 
 // mediaTypeTar is that of an unpacked layer.
@@ -45,6 +47,13 @@ type differ struct {
 // Apply makes the layer of a blob in the snapshot that the mounts are of.
 func (d differ) Apply(ctx context.Context, r *api.ApplyRequest) (*api.ApplyResponse, error) {
 	id, chain := d.s.waiting(r.GetMounts())
+	if id != "" && r.GetDiff().GetMediaType() == sealed.MediaType {
+		l, err := d.s.applySealed(ctx, id, r.GetDiff())
+		if err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("keeping the sealed layer %s: %w", r.GetDiff().GetDigest(), err))
+		}
+		return &api.ApplyResponse{Applied: &types.Descriptor{MediaType: sealed.MediaType, Digest: l.DiffID, Size: l.Size}}, nil
+	}
 	if id == "" || !readable(r.GetDiff().GetMediaType()) || !digestForm.MatchString(r.GetDiff().GetDigest()) {
 		return nil, errgrpc.ToGRPC(errdefs.ErrNotImplemented)
 	}

@@ -71,6 +71,9 @@ func mounted(dir, name string) (bool, error) {
 
 // mountLayer mounts the layer of a snapshot's directory, if it is not. Linux from 6.12 mounts the file, others need a loop device.
 func mountLayer(dir string) error {
+	if l, err := blockmount.Read(filepath.Join(dir, blockmount.LayerFile)); err == nil && l.KeyID != "" {
+		return nil // ciphertext, which guests open
+	}
 	if there, err := mounted(dir, blockmount.MountPoint); err != nil || there {
 		return err
 	}

@@ -106,7 +106,23 @@ func (s *Snapshotter) takeAway(dir string) string {
 }
 
 // ingest makes a layer and puts it into the store, pinned. What is on the disk before the rename at its end is nobody's.
-func (s *Snapshotter) ingest(ctx context.Context, blob string, tar io.Reader) (_ stored, err error) {
+func (s *Snapshotter) ingest(ctx context.Context, blob string, tar io.Reader) (stored, error) {
+	return s.keep(func(f *os.File, tmp string) (made, error) {
+		r, err := s.build(ctx, tar, f, layer.Options{
+			Recipe: layer.Recipe(s.recipe(blob)), Descriptor: blob, MaxSize: s.cfg.MaxLayerGiB << 30, TempDir: tmp,
+		})
+		return made{blockmount.Layer{Root: r.Root, HashOffset: r.HashOffset}, r.DiffID, s.layerName(r.DiffID, blob)}, err
+	})
+}
+
+// made is what a layer's file was made to be, with the name that the layer gets.
+type made struct {
+	layer        blockmount.Layer
+	diffID, name string
+}
+
+// keep puts a layer into the store whose file fill makes. It is pinned.
+func (s *Snapshotter) keep(fill func(f *os.File, tmp string) (made, error)) (_ stored, err error) {
 	tmp, err := os.MkdirTemp(filepath.Join(s.cfg.Root, ingestDir), newPrefix)
 	if err != nil {
 		return stored{}, fmt.Errorf("making a layer: %w", err)
@@ -125,20 +141,18 @@ func (s *Snapshotter) ingest(ctx context.Context, blob string, tar io.Reader) (_
 		return stored{}, fmt.Errorf("making a layer: %w", err)
 	}
 	defer f.Close()
-	result, err := s.build(ctx, tar, f, layer.Options{
-		Recipe: layer.Recipe(s.recipe(blob)), Descriptor: blob, MaxSize: s.cfg.MaxLayerGiB << 30, TempDir: tmp,
-	})
+	result, err := fill(f, tmp)
 	if err != nil {
 		return stored{}, hintFull(err, s.cfg.Root)
 	}
 	if err := f.Sync(); err != nil {
 		return stored{}, hintFull(fmt.Errorf("writing a layer: %w", err), s.cfg.Root)
 	}
-	text, err := blockmount.Sidecar(result.Root, result.HashOffset)
+	text, err := result.layer.Sidecar()
 	if err != nil {
 		return stored{}, fmt.Errorf("making a layer: %w", err)
 	}
-	for name, data := range map[string][]byte{blockmount.SidecarFile: text, diffIDFile: []byte(result.DiffID)} {
+	for name, data := range map[string][]byte{blockmount.SidecarFile: text, diffIDFile: []byte(result.diffID)} {
 		if err := paths.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return stored{}, hintFull(fmt.Errorf("writing a layer: %w", err), s.cfg.Root)
 		}
@@ -147,7 +161,7 @@ func (s *Snapshotter) ingest(ctx context.Context, blob string, tar io.Reader) (_
 	if err != nil {
 		return stored{}, err
 	}
-	l.Name = s.layerName(l.DiffID, blob)
+	l.Name = result.name
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	final := filepath.Join(s.cfg.Root, layersDir, l.Name)

@@ -78,6 +78,8 @@ type Config struct {
 	TEE *TEE `json:"tee,omitempty"`
 
 	ExtraDisks []Disk `json:"extra_disks,omitempty"`
+	// LateDisks leaves room for read-only disks that come while the VM runs, in a VM that is otherwise made without hot plug.
+	LateDisks bool `json:"late_disks,omitempty"`
 	// NICs are the network cards on taps. UserNetwork is the monitor's own user-mode network instead, with one card of address GuestMAC.
 	NICs        []NIC `json:"-"`
 	UserNetwork bool  `json:"user_network,omitempty"`
@@ -137,8 +139,11 @@ type TPM struct {
 
 // Disk is one more virtio block device.
 type Disk struct {
-	// Path is an image file or a block device of the host; its content is raw.
-	Path     string `json:"path"`
+	// Path is an image file or a block device of the host.
+	Path string `json:"path"`
+	// Format is FormatRaw, or FormatVMDK for a descriptor of flat extents, which can only be read. A monitor that does not know a
+	// format says so by an error that wraps errors.ErrUnsupported.
+	Format   string `json:"format,omitempty"`
 	ReadOnly bool   `json:"read_only"`
 	// Serial is what the guest finds under /sys/block/*/serial: up to 20 letters, digits, dots and dashes. It names the disk for
 	// RemoveDisk, too.
@@ -146,6 +151,12 @@ type Disk struct {
 	// Discard passes the guest's discards on, so that a sparse file gives space back.
 	Discard bool `json:"discard,omitempty"`
 }
+
+// Formats of disks.
+const (
+	FormatRaw  = ""
+	FormatVMDK = "vmdk"
+)
 
 // Machine is a running virtual machine, as every monitor gives it to who starts pods.
 type Machine interface {
@@ -260,6 +271,9 @@ func (c *Config) Validate() error {
 func (d Disk) Validate() error {
 	if d.Path == "" || !safeName(d.Serial) || len(d.Serial) > 20 {
 		return fmt.Errorf("disk %q: a path and a serial of up to 20 letters, digits, dots and dashes are needed", d.Serial)
+	}
+	if d.Format != FormatRaw && (d.Format != FormatVMDK || !d.ReadOnly) {
+		return fmt.Errorf("disk %q: format %q, expected none, or %s of a disk that is only read", d.Serial, d.Format, FormatVMDK)
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cleanup removes what a Set whose process is gone has left: the files of scratch disks, then the notes about them and dir. A directory
+// Cleanup removes what a Set whose process is gone has left: the files of scratch disks, the tables of layers, then the notes about them and dir. A directory
 // that does not exist is no error.
 func Cleanup(ctx context.Context, dir string) error {
 	entries, err := os.ReadDir(dir)
@@ -28,6 +28,10 @@ func Cleanup(ctx context.Context, dir string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if strings.HasSuffix(e.Name(), layerSuffix) && e.IsDir() {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+			continue
+		}
 		if !strings.HasSuffix(e.Name(), scratchSuffix) || !e.Type().IsRegular() {
 			errs = append(errs, fmt.Errorf("volumes: %s in %s is not ours", e.Name(), dir))
 			continue
@@ -36,7 +40,7 @@ func Cleanup(ctx context.Context, dir string) error {
 			errs = append(errs, err)
 		}
 	}
-	if len(errs) == 0 {
+	if errors.Join(errs...) == nil {
 		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

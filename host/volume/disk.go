@@ -25,11 +25,13 @@ type disk struct {
 	keep bool
 	// leaving: the guest was asked to let go of it, and has not yet.
 	leaving bool
+	dir     string // goes with the disk, if not ""
 }
 
 // attachOptions say how a disk is used.
 type attachOptions struct {
 	readOnly, discard, keep bool
+	format                  string
 }
 
 // attach gives the VM a block device or an image file, once, and counts this container as a user.
@@ -59,7 +61,9 @@ func (b *build) plugIn(ctx context.Context, key, name string, o attachOptions) (
 		}
 		d = &disk{serial: s.serial(key), readOnly: o.readOnly, keep: o.keep}
 		var err error
-		d.place, err = s.opts.Disks.AddDisk(ctx, vmm.Disk{Path: name, ReadOnly: o.readOnly, Serial: d.serial, Discard: o.discard})
+		d.place, err = s.opts.Disks.AddDisk(ctx, vmm.Disk{
+			Path: name, Format: o.format, ReadOnly: o.readOnly, Serial: d.serial, Discard: o.discard,
+		})
 		if err != nil {
 			return nil, fmt.Errorf("adding the disk %s: %w", name, err)
 		}
@@ -101,6 +105,11 @@ func (s *Set) unplug(ctx context.Context, key string) error {
 		return fmt.Errorf("removing a disk: %w", err)
 	}
 	delete(s.disks, key)
+	if d.dir != "" {
+		if err := os.RemoveAll(d.dir); err != nil {
+			return fmt.Errorf("removing the table of a disk of layers: %w", err)
+		}
+	}
 	return nil
 }
 

@@ -20,7 +20,7 @@ import (
 )
 
 // emptyDir provides the pod's emptyDir of which src is the kubelet's directory.
-func (b *build) emptyDir(ctx context.Context, m specs.Mount, src *source) (string, error) {
+func (b *build) emptyDir(ctx context.Context, m *specs.Mount, src *source) (string, error) {
 	c := b.set.opts.Config
 	switch {
 	case !src.dir():
@@ -137,7 +137,7 @@ func diskStorage(d *disk) *agent.Storage {
 }
 
 // emptyDirPart handles a sub-path of an emptyDir that lives in the guest: the kubelet's bind shows the empty directory of the host.
-func (b *build) emptyDirPart(ctx context.Context, m specs.Mount, src *source) (where string, done bool, err error) {
+func (b *build) emptyDirPart(ctx context.Context, m *specs.Mount, src *source) (where string, done bool, err error) {
 	k := src.kube
 	if k == nil || k.kind != kubeSubPath {
 		return "", false, nil

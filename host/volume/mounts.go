@@ -73,7 +73,7 @@ func (b *build) mount(ctx context.Context, m specs.Mount) (*specs.Mount, error) 
 	if src.block() {
 		return nil, b.rawDevice(ctx, src, m.Destination, readOnly(m), nil)
 	}
-	where, err := b.volume(ctx, m, src)
+	where, err := b.volume(ctx, &m, src)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +83,8 @@ func (b *build) mount(ctx context.Context, m specs.Mount) (*specs.Mount, error) 
 	return bindAt(m, where, guestOptions(m.Options)), nil
 }
 
-// volume provides a volume in the guest and returns its path there.
-func (b *build) volume(ctx context.Context, m specs.Mount, src *source) (string, error) {
+// volume provides a volume in the guest and returns its path there. It may change the options of the mount in the guest.
+func (b *build) volume(ctx context.Context, m *specs.Mount, src *source) (string, error) {
 	if src.kube.emptyDir() {
 		return b.emptyDir(ctx, m, src)
 	}
@@ -100,7 +100,7 @@ func (b *build) volume(ctx context.Context, m specs.Mount, src *source) (string,
 	if b.set.opts.Share != nil {
 		return b.share(m, src)
 	}
-	return b.copyIn(ctx, m, src)
+	return b.copyIn(ctx, *m, src)
 }
 
 // bindAt is a mount that shows a path of the guest.
@@ -124,7 +124,7 @@ func guestOptions(in []string) []string {
 }
 
 // share shows a file or directory of the host through the shared directory.
-func (b *build) share(m specs.Mount, src *source) (string, error) {
+func (b *build) share(m *specs.Mount, src *source) (string, error) {
 	switch {
 	case src.fs.Type == unix.PROC_SUPER_MAGIC, src.fs.Type == unix.SYSFS_MAGIC, src.fs.Type == unix.CGROUP2_SUPER_MAGIC,
 		src.fs.Type == unix.CGROUP_SUPER_MAGIC, src.fs.Type == unix.DEBUGFS_MAGIC, src.fs.Type == unix.TRACEFS_MAGIC:
@@ -141,16 +141,30 @@ func (b *build) share(m specs.Mount, src *source) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	where, err := b.set.opts.Share.Bind(src.file, name, share.BindOptions{
-		ReadOnly:  readOnly(m),
+	o := share.BindOptions{
+		ReadOnly:  readOnly(*m),
 		Recursive: slices.Contains(m.Options, "rro"),
 		Submounts: m.Type == "rbind" || slices.Contains(m.Options, "rbind"),
 		Follow: slices.ContainsFunc(m.Options, func(o string) bool {
 			return o == "slave" || o == "rslave" || o == "shared" || o == "rshared"
 		}),
-	})
+	}
+	where, err := b.set.opts.Share.Bind(src.file, name, o)
 	if err != nil {
 		return "", err
+	}
+	if o.ReadOnly && !o.Recursive && o.Submounts {
+		// Only the directory itself is read-only, not what is mounted below. The guest sees one file system, which "ro" would close as a
+		// whole; the host keeps the directory read-only anyway.
+		below := o.Follow
+		if !below {
+			if below, err = share.HasMounts(src.file); err != nil {
+				return "", errors.Join(err, b.set.opts.Share.Remove(name))
+			}
+		}
+		if below {
+			m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "ro" })
+		}
 	}
 	b.held.shared = append(b.held.shared, name)
 	return where, nil

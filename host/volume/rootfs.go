@@ -41,6 +41,11 @@ func (b *build) rootfs(ctx context.Context) error {
 		return err
 	}
 	c := b.set.opts.Config
+	if v == nil && !c.Storage.GuestPull {
+		if done, err := b.layerRoot(ctx); done || err != nil {
+			return err
+		}
+	}
 	if v != nil || c.Confidential() || c.Storage.GuestPull {
 		return b.guestPull(v)
 	}

@@ -263,6 +263,42 @@ func TestHostileLinks(t *testing.T) {
 	}
 }
 
+// TestReadOnlyAbove is a volume of which only the directory itself is read-only, and one with all that is mounted below.
+func TestReadOnlyAbove(t *testing.T) {
+	w := newWorld(t)
+	w.sandboxed()
+	dir, plain := w.mkdir("hp"), w.mkdir("plain")
+	below := w.mkdir("hp/below")
+	if err := unix.Mount("t", below, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(below, unix.MNT_DETACH) })
+	p := w.must(cid, bind(dir, "/ro", "rbind", "ro"), bind(dir, "/rro", "rbind", "rro"), bind(plain, "/plain", "rbind", "ro"),
+		bind(plain, "/follows", "rbind", "rslave", "ro"))
+	for i, want := range []struct {
+		guest bool  // the guest holds it, too
+		below error // of writing below
+	}{{false, nil}, {true, unix.EROFS}, {true, nil}, {false, nil}} {
+		m := p.Mounts[i]
+		if got := slices.Contains(m.Options, "ro"); got != want.guest {
+			t.Errorf("%s: %q", m.Destination, m.Options)
+		}
+		at := w.seen(m.Source)
+		if err := os.WriteFile(at+"/file", nil, 0o600); !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s: writing gives %v", m.Destination, err)
+		}
+		if i > 1 {
+			continue
+		}
+		if err := os.WriteFile(at+"/below/file", nil, 0o600); !errors.Is(err, want.below) {
+			t.Errorf("%s: writing below gives %v", m.Destination, err)
+		}
+	}
+	if err := w.set.Release(w.ctx(), cid); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestShared(t *testing.T) {
 	w := newWorld(t)
 	w.sandboxed()

@@ -41,6 +41,7 @@ type world struct {
 	plugged   map[string]vmm.Disk // by serial
 	plugErr   error
 	unplugErr error
+	noVMDK    bool
 	sent      []string
 	sendErr   error
 }
@@ -263,6 +264,9 @@ func (w *world) AddDisk(_ context.Context, d vmm.Disk) (vmm.Place, error) {
 	defer w.mu.Unlock()
 	if w.plugErr != nil {
 		return vmm.Place{}, w.plugErr
+	}
+	if w.noVMDK && d.Format != vmm.FormatRaw {
+		return vmm.Place{}, errors.ErrUnsupported
 	}
 	if _, ok := w.plugged[d.Serial]; ok || len(d.Serial) > 20 {
 		return vmm.Place{}, fmt.Errorf("serial %q", d.Serial)

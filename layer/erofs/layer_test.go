@@ -162,6 +162,36 @@ func TestWhiteouts(t *testing.T) {
 	}
 }
 
+// TestWhiteoutsAlone: whiteouts in a directory that no other layer has are not listed either.
+func TestWhiteoutsAlone(t *testing.T) {
+	image, err := build(t, archive(t, file(".wh.gone", ""), file("new/.wh.gone", ""), file("new/file", ""), file("shut/.wh..wh..opq", ""), file("shut/.wh.gone", "")), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := build(t, archive(t, file("other", ""), file("shut/gone", "")), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := t.TempDir()
+	if err := unix.Mount("overlay", target, "overlay", unix.MS_RDONLY, "lowerdir="+mounted(t, image)+":"+mounted(t, other)); err != nil {
+		t.Skipf("overlay cannot be mounted here: %v", err)
+	}
+	defer unix.Unmount(target, 0)
+	for dir, want := range map[string]string{"": "new other shut", "new": "file", "shut": ""} {
+		entries, err := os.ReadDir(filepath.Join(target, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("%q lists %q, want %q", dir, got, want)
+		}
+	}
+}
+
 func contains(list []string, name string) bool {
 	for _, n := range list {
 		if n == name {

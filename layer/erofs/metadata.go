@@ -102,6 +102,9 @@ func (p *plan) inodes(root *inode) {
 
 // place puts an inode at the end of what is there. What follows an inode within its block must end in it.
 func (p *plan) place(i *inode) {
+	for _, child := range i.children {
+		i.hides = i.hides || child.whiteout
+	}
 	fixed := inodeSize + i.xattrSize()
 	size := fixed
 	switch {

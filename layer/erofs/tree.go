@@ -39,6 +39,7 @@ type inode struct {
 	depth    int
 	opaque   bool // hides the directory of the layers below
 	whiteout bool // hides a file of the layers below
+	hides    bool // a directory with whiteouts in it
 
 	number uint32 // from 1
 	pos    int64  // from the start of the metadata, in bytes; -1 until it has a place

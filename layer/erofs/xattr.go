@@ -13,6 +13,8 @@ const (
 	xattrMemory = 64        // of an attribute beside its bytes
 	xattrHeader = 12        // before the attributes of an inode
 	maxXattrs   = 65536 * 4 // what the inode's count of words can say
+
+	trustedPrefix = 4
 )
 
 // xattr is an extended attribute as it is stored: the number of a known prefix, and the rest of the name.
@@ -43,7 +45,7 @@ func readXattrs(records map[string]string) ([]xattr, error) {
 			return nil, fmt.Errorf("extended attribute %.100q of %d bytes: want a name of at most %d bytes, and a value of at most %d",
 				full, len(value), maxName, math.MaxUint16)
 		}
-		if total += x.size(); total > maxXattrs-64 { // room for the opaque mark
+		if total += x.size(); total > maxXattrs-64 { // room for overlayfs's own
 			return nil, &LimitError{What: "size of the extended attributes of a file", Limit: maxXattrs - 64}
 		}
 		list = append(list, xattr{x.prefix, strings.Clone(x.name), strings.Clone(value)}) // not the whole PAX header
@@ -67,7 +69,7 @@ func newXattr(full, value string) (xattr, bool) {
 	case "system.posix_acl_default":
 		return xattr{3, "", value}, true
 	}
-	for prefix, index := range map[string]uint8{"user.": 1, "trusted.": 4, "security.": 6} {
+	for prefix, index := range map[string]uint8{"user.": 1, "trusted.": trustedPrefix, "security.": 6} {
 		if name, ok := strings.CutPrefix(full, prefix); ok && name != "" {
 			return xattr{index, name, value}, true
 		}
@@ -77,10 +79,18 @@ func newXattr(full, value string) (xattr, bool) {
 
 // stored returns the attributes of an inode with what this package adds.
 func (i *inode) stored() []xattr {
-	if !i.opaque {
+	if !i.opaque && !i.hides {
 		return i.xattrs
 	}
-	list := append(slices.Clone(i.xattrs), xattr{4, "overlay.opaque", "y"})
+	list := slices.Clone(i.xattrs)
+	if i.opaque {
+		list = append(list, xattr{trustedPrefix, "overlay.opaque", "y"})
+	}
+	if i.hides {
+		// Where no other layer has the directory, overlayfs lists whiteouts as files unless this says that there may be some
+		// (fs/overlayfs/inode.c, ovl_get_inode). An empty value means an unknown origin, which leads nowhere.
+		list = append(list, xattr{trustedPrefix, "overlay.origin", ""})
+	}
 	slices.SortFunc(list, compareXattrs)
 	return list
 }

@@ -18,7 +18,7 @@ func Hash(ctx context.Context, p Params, data io.ReaderAt, size int64, workers i
 	if err != nil {
 		return nil, Root{}, err
 	}
-	if size <= 0 || size > maxBlocks {
+	if size <= 0 || size > maxBlocks*int64(p.DataBlock) {
 		return nil, Root{}, fmt.Errorf("verity tree over %d bytes", size)
 	}
 	if workers <= 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/cloister/cloister/layer/verity/internal/pair"
@@ -71,7 +72,8 @@ func (t *Tree) Add(first int64, data []byte) error {
 
 // Finish computes the levels above and the root. So many data blocks must have been added.
 func (t *Tree) Finish(blocks int64) (Root, error) {
-	if blocks <= 0 || t.added != blocks || int64(len(t.chunks)) != (blocks+chunkDigests-1)/chunkDigests {
+	if blocks <= 0 || t.added != blocks || int64(len(t.chunks)) != (blocks+chunkDigests-1)/chunkDigests ||
+		slices.ContainsFunc(t.chunks, func(c []byte) bool { return c == nil }) {
 		return Root{}, fmt.Errorf("verity tree: %d data blocks were added, want %d, and at least one", t.added, blocks)
 	}
 	if blocks == 1 {

@@ -98,6 +98,17 @@ func TestOrderOfBlocks(t *testing.T) {
 	if err := tree.Add(0, data[:100]); err == nil {
 		t.Error("part of a block was taken")
 	}
+	if tree, err = NewTree(p); err != nil {
+		t.Fatal(err)
+	}
+	for _, first := range []int64{0, 2*chunkDigests + 1} { // nothing of the second piece
+		if err := tree.Add(first, make([]byte, 512*chunkDigests)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := tree.Finish(2 * chunkDigests); err == nil {
+		t.Error("a tree with a gap was finished")
+	}
 }
 
 // TestLastBlockIsFilled: data that ends within a block counts as if zeros followed.

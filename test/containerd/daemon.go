@@ -80,6 +80,9 @@ func Start(t testing.TB, opts Options) *Daemon {
 
 func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
 
+// NRI is the socket for plugins of the node resource interface, for version 2 only.
+func (d *Daemon) NRI() string { return d.path("nri.sock") }
+
 // StateDir is containerd's state directory; bundles of tasks are below io.containerd.runtime.v2.task/NAMESPACE/ID.
 func (d *Daemon) StateDir() string { return d.path("state") }
 

@@ -80,6 +80,11 @@ func tables(config, text string) string {
 }
 
 func (d *Daemon) mainConfig() string {
+	nri := "" // a socket of its own; version 1.6 has none
+	if d.opts.Version != V16 {
+		nri = fmt.Sprintf("[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = false\n  socket_path = %q\n  plugin_path = %q\n  plugin_config_path = %q\n",
+			d.NRI(), d.path("nri/plugins"), d.path("nri/conf.d"))
+	}
 	return fmt.Sprintf(`version = 2
 root = %q
 state = %q
@@ -88,7 +93,7 @@ imports = [%q]
   address = %q
 [plugins."io.containerd.internal.v1.opt"]
   path = %q
-%s`, d.path("root"), d.path("state"), d.path("conf.d/*.toml"), d.Address, d.path("opt"), d.opts.Main)
+%s`, d.path("root"), d.path("state"), d.path("conf.d/*.toml"), d.Address, d.path("opt"), d.opts.Main) + nri
 }
 
 func (d *Daemon) criBase() string {

@@ -75,11 +75,12 @@ func (in installation) options(t *testing.T, version string) containerd.Options 
 	return opts
 }
 
-// handler are the options with a handler of another name, which finds its configuration by the table alone.
-func (in installation) handler(t *testing.T, version, name string) containerd.Options {
+// handler are the options with a handler of another name, which finds its configuration by the table alone. There may be more flags for
+// the command that prints the table.
+func (in installation) handler(t *testing.T, version, name string, flags ...string) containerd.Options {
 	t.Helper()
-	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), "config", "containerd", "--for", version,
-		"--handler", name+"="+in.config).Output()
+	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), append([]string{"config", "containerd", "--for", version,
+		"--handler", name + "=" + in.config}, flags...)...).Output()
 	if err != nil {
 		t.Fatalf("cloister config containerd: %v", err)
 	}

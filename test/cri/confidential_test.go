@@ -38,7 +38,7 @@ const theSecret = "only for the measured pod"
 // handlerTPM is the runtime handler of confidential pods.
 const handlerTPM = "cloister-tpm"
 
-func newSecretPod(t *testing.T, version string) *secretPod {
+func newSecretPod(t *testing.T, version string, flags ...string) *secretPod {
 	vmtest.Need(t)
 	containerd.Need(t)
 	root, err := filepath.Abs("../..")
@@ -66,7 +66,7 @@ func newSecretPod(t *testing.T, version string) *secretPod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := in.handler(t, version, handlerTPM)
+	opts := in.handler(t, version, handlerTPM, flags...)
 	opts.Mirrors = map[string]string{"_default": "http://127.0.0.1:" + port}
 	w.Client = start(t, opts)
 	w.address = fmt.Sprint(w.Daemon.Network.Gateway(), ":", port)

@@ -1,17 +1,21 @@
 package cri
 
 import (
-	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cloister/cloister/internal/testregistry"
 	"github.com/cloister/cloister/test/containerd"
@@ -19,6 +23,9 @@ import (
 
 // critestEnv names the program critest of Kubernetes' cri-tools, which is no part of this repository.
 const critestEnv = "CLOISTER_CRITEST"
+
+// critestLimit is what one test of critest may take. Those that start several pods need minutes when processors are emulated.
+const critestLimit = 15 * time.Minute
 
 // TestConformance runs Kubernetes' own tests of CRI and compares each result with the one expected in testdata. It is for who has
 // critest: the Go module proxy does not offer it, so that nothing here can get it.
@@ -36,101 +43,176 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// conformance asks each test of critest in a process of its own, so that one that hangs or breaks something does not hide the others.
 func conformance(t *testing.T, critest, handler string) {
+	needSharedRoot(t)
 	opts := containerd.Options{Version: containerd.V2}
 	if handler != "runc" {
 		opts = install(t).options(t, containerd.V2)
 	}
 	opts.Mirrors = conformanceImages(t)
 	c := start(t, opts)
-	dir := t.TempDir()
-	args := []string{"--runtime-endpoint", "unix://" + c.Daemon.Address, "--ginkgo.no-color", "--ginkgo.json-report", filepath.Join(dir, "report.json")}
+	args := []string{"--runtime-endpoint", "unix://" + c.Daemon.Address, "--nri-socket", c.Daemon.NRI()}
 	if handler != "runc" {
 		args = append(args, "--runtime-handler", handler)
 	}
-	if focus := os.Getenv(critestEnv + "_FOCUS"); focus != "" {
-		args = append(args, "--ginkgo.focus", focus)
-	}
-	cmd := exec.CommandContext(t.Context(), critest, args...)
-	cmd.Dir = dir
-	out, runErr := cmd.CombinedOutput()
-	got, err := results(filepath.Join(dir, "report.json"))
+	all, err := critestRun(t, critest, append(args, "--ginkgo.dry-run"))
 	if err != nil {
-		t.Fatalf("critest: %v, %v\n%s", runErr, err, out)
+		t.Fatal(err)
 	}
-	if logs := os.Getenv("CLOISTER_TEST_LOGS"); logs != "" {
-		_ = os.WriteFile(filepath.Join(logs, "critest-"+handler+".log"), out, 0o644)
+	sort.Slice(all, func(i, j int) bool { return all[i].name() < all[j].name() })
+	list := readExpected(t, filepath.Join("testdata", "conformance-"+handler+".txt"))
+	focus := os.Getenv(critestEnv + "_FOCUS")
+	for _, test := range all {
+		if ok, err := regexp.MatchString(focus, test.name()); err != nil {
+			t.Fatal(err)
+		} else if !ok {
+			continue
+		}
+		t.Run(test.name(), func(t *testing.T) {
+			got, err := critestRun(t, critest, append(args, "--ginkgo.focus", regexp.QuoteMeta(test.text())+"$"))
+			c.removePods(t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = slices.DeleteFunc(got, func(r report) bool { return r.name() != test.name() })
+			if len(got) != 1 {
+				t.Fatalf("critest reports this test %d times", len(got))
+			}
+			t.Logf("%s after %s: %s", got[0].State, got[0].RunTime, got[0].Failure.Message)
+			list.check(t, test.name(), got[0].State)
+		})
 	}
-	compare(t, filepath.Join("testdata", "conformance-"+handler+".txt"), got)
 }
 
-// results are the states of critest's tests by their names.
-func results(name string) (map[string]string, error) {
-	data, err := os.ReadFile(name)
+// needSharedRoot fails where the host's mounts are private, which they are on no node: systemd shares them, Kubernetes asks for it, and
+// tests unmount volumes that a pod has still.
+func needSharedRoot(t *testing.T) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	var suites []struct {
-		SpecReports []struct {
-			ContainerHierarchyTexts []string
-			LeafNodeType            string
-			LeafNodeText            string
-			State                   string
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 6 && f[4] == "/" && strings.HasPrefix(f[6], "shared:") {
+			return
 		}
 	}
+	t.Fatal("the root mount is private (hint: unshare -m sh -c 'mount --make-rshared / && exec go test …')")
+}
+
+// removePods removes what a test did not: the next one has the machine to itself.
+func (c *Client) removePods(t *testing.T) {
+	pods, err := c.ListPodSandbox(call(t), &runtime.ListPodSandboxRequest{})
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	for _, p := range pods.Items {
+		t.Logf("the pod %s of the test is still there", p.Metadata.Name)
+		if _, err := c.StopPodSandbox(call(t), &runtime.StopPodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.RemovePodSandbox(call(t), &runtime.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// report is what critest reports of one of its tests.
+type report struct {
+	ContainerHierarchyTexts []string
+	LeafNodeType            string
+	LeafNodeText            string
+	State                   string
+	RunTime                 time.Duration
+	Failure                 struct{ Message string }
+}
+
+func (r report) name() string {
+	return strings.Join(append(r.ContainerHierarchyTexts, r.LeafNodeText), " / ")
+}
+func (r report) text() string {
+	return strings.Join(append(r.ContainerHierarchyTexts, r.LeafNodeText), " ")
+}
+
+// critestRun is the report of one run. That tests of it fail is no error.
+func critestRun(t *testing.T, critest string, args []string) ([]report, error) {
+	t.Helper()
+	dir := t.TempDir()
+	name := filepath.Join(dir, "report.json")
+	ctx, cancel := context.WithTimeout(t.Context(), critestLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, critest, append(args, "--ginkgo.no-color", "--ginkgo.json-report", name)...)
+	cmd.Dir = dir
+	cmd.WaitDelay = 10 * time.Second
+	out, runErr := cmd.CombinedOutput()
+	if logs := os.Getenv("CLOISTER_TEST_LOGS"); logs != "" {
+		log := strings.ReplaceAll(t.Name(), "/", "_")
+		_ = os.WriteFile(filepath.Join(logs, log[max(0, len(log)-200):]+".critest.log"), out, 0o644)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("critest: %w, %w\n%s", runErr, err, out)
+	}
+	var suites []struct{ SpecReports []report }
 	if err := json.Unmarshal(data, &suites); err != nil {
 		return nil, fmt.Errorf("reading critest's report: %w", err)
 	}
-	got := map[string]string{}
+	var all []report
 	for _, s := range suites {
-		for _, r := range s.SpecReports {
-			if r.LeafNodeType == "It" {
-				got[strings.Join(append(r.ContainerHierarchyTexts, r.LeafNodeText), " / ")] = r.State
-			}
-		}
+		all = append(all, s.SpecReports...)
 	}
-	return got, nil
+	return slices.DeleteFunc(all, func(r report) bool { return r.LeafNodeType != "It" }), nil
 }
 
-// compare fails for each test that is not listed with its state. A line is "STATE | NAME" or "STATE | NAME | REASON"; what does not
-// pass needs a reason. With CLOISTER_UPDATE the list is written again, reasons are kept.
-func compare(t *testing.T, name string, got map[string]string) {
+// expected is a list of results. A line is "STATE | NAME" or "STATE | NAME | REASON"; what does not pass needs a reason.
+type expected struct {
+	name           string
+	state, reasons map[string]string
+}
+
+func readExpected(t *testing.T, name string) *expected {
 	t.Helper()
-	want, reasons := map[string]string{}, map[string]string{}
-	if f, err := os.Open(name); err == nil {
-		defer f.Close()
-		for s := bufio.NewScanner(f); s.Scan(); {
-			if fields := strings.SplitN(s.Text(), " | ", 3); len(fields) >= 2 {
-				want[fields[1]] = fields[0]
-				if len(fields) == 3 {
-					reasons[fields[1]] = fields[2]
-				}
+	e := &expected{name: name, state: map[string]string{}, reasons: map[string]string{}}
+	data, err := os.ReadFile(name)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.SplitN(strings.TrimRight(line, "\n"), " | ", 3); len(fields) >= 2 {
+			e.state[fields[1]] = fields[0]
+			if len(fields) == 3 {
+				e.reasons[fields[1]] = fields[2]
 			}
 		}
 	}
-	if os.Getenv("CLOISTER_UPDATE") != "" {
-		var lines []string
-		for test, state := range got {
-			line := state + " | " + test
-			if state != "passed" {
-				line += " | " + reasons[test]
-			}
-			lines = append(lines, line)
-		}
-		sort.Strings(lines)
-		if err := os.WriteFile(name, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
-			t.Fatal(err)
+	return e
+}
+
+// check fails the test when the state is not the listed one. With CLOISTER_UPDATE the list is written again instead, with the reasons
+// that it has.
+func (e *expected) check(t *testing.T, test, state string) {
+	t.Helper()
+	if os.Getenv("CLOISTER_UPDATE") == "" {
+		if e.state[test] != state {
+			t.Errorf("%s, expected %q", state, e.state[test])
+		} else if state != "passed" && e.reasons[test] == "" {
+			t.Errorf("%s without a reason in %s", state, e.name)
 		}
 		return
 	}
-	for test, state := range got {
-		switch {
-		case want[test] == "" && state == "skipped": // by the focus
-		case want[test] != state:
-			t.Errorf("%s: %s, expected %q", test, state, want[test])
-		case state != "passed" && reasons[test] == "":
-			t.Errorf("%s: %s without a reason in %s", test, state, name)
+	e.state[test] = state
+	var lines []string
+	for test, state := range e.state {
+		line := state + " | " + test
+		if state != "passed" {
+			line += " | " + e.reasons[test]
 		}
+		lines = append(lines, line)
+	}
+	sort.Strings(lines)
+	if err := os.WriteFile(e.name, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 

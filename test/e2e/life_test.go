@@ -1,13 +1,13 @@
 package e2e
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/cloister/cloister/test/ended"
 
 	"github.com/cloister/cloister/test/vmtest"
 )
@@ -152,23 +152,8 @@ func TestBadImages(t *testing.T) {
 // kill ends a process that is not a child of ours and waits until it has ended, its files and locks included.
 func kill(t *testing.T, pid int) {
 	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
+	if err := ended.Kill(pid, 30*time.Second); err != nil {
 		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 30_000)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil || n == 0:
-			t.Fatalf("process %d does not end: %v", pid, err)
-		}
-		return
 	}
 }
 

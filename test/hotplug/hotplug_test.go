@@ -4,20 +4,19 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cloister/cloister/author/guestimage"
+	"github.com/cloister/cloister/host/layerdisk"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/qemu"
 	"github.com/cloister/cloister/host/vmm/vmmtest"
@@ -156,7 +155,7 @@ func TestHotPlug(t *testing.T) {
 			cfg := config(t, image, "serve")
 			cfg.MaxVCPUs, cfg.MaxMemoryMiB, cfg.Balloon = 3, 1024, true
 			cfg.ExtraDisks = []vmm.Disk{{Path: diskImage(t, "first"), Serial: "cold"}}
-			cfg.NICs = []vmm.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Taps: taps(t, "hp0", 1)}}
+			cfg.NICs = []vmm.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Taps: vmmtest.Taps(t, "hp0", 1)}}
 			edit(&cfg)
 			g := boot(t, cfg)
 			ctx := testContext(t)
@@ -176,6 +175,57 @@ func TestHotPlug(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLateDisks adds disks that can only be read to a VM whose start is measured, and which gets no other device.
+func TestLateDisks(t *testing.T) {
+	image := probeImage(t)
+	cfg := config(t, image, "serve")
+	cfg.FirmwareCode, cfg.FirmwareVars, cfg.LateDisks = image.Manifest.Firmware.CodePath, image.Manifest.Firmware.VarsPath, true
+	g := boot(t, cfg)
+	ctx := testContext(t)
+	g.ask("size 1 256")
+	path := diskImage(t, "first")
+	for serial, d := range map[string]vmm.Disk{
+		"plain": {Path: path, ReadOnly: true},
+		"parts": {Path: partitioned(t, path), ReadOnly: true, Format: vmm.FormatVMDK},
+	} {
+		d.Serial = serial
+		place, err := g.AddDisk(ctx, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, f := range g.ask("wait disk %s", serial).Disks {
+			// A partition table begins with an empty sector.
+			found = found || f.Serial == serial && f.PCI == place.Address && strings.HasPrefix("this is first", f.Content)
+		}
+		if !found {
+			t.Errorf("disk %s is not at %+v", serial, place)
+		}
+	}
+	for _, serial := range []string{"plain", "parts"} {
+		if err := g.RemoveDisk(ctx, serial); err != nil {
+			t.Error(err)
+		}
+		g.ask("gone disk %s", serial)
+	}
+	if _, err := g.AddDisk(ctx, vmm.Disk{Path: path, Serial: "written"}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("a disk that the guest can write: %v", err)
+	}
+	if _, _, err := g.Resize(ctx, 2, 512); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("resizing: %v", err)
+	}
+}
+
+// partitioned is a disk with the image as its partition.
+func partitioned(t *testing.T, path string) string {
+	t.Helper()
+	descriptor, err := layerdisk.Write(filepath.Join(t.TempDir(), "disk"), []layerdisk.Layer{{Path: path, Size: 1 << 20, Name: "first"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return descriptor
 }
 
 // disks adds disks, finds them at their places with their content, removes one and gives its place to another.
@@ -216,7 +266,7 @@ func (g *guest) disks(ctx context.Context) {
 func (g *guest) cards(ctx context.Context) {
 	t := g.t
 	for _, queues := range []int{1, 2} {
-		n := vmm.NIC{ID: fmt.Sprint("hot", queues), MAC: fmt.Sprintf("02:00:00:00:02:%02x", queues), Taps: taps(t, fmt.Sprint("hp", queues), queues), MTU: 1450}
+		n := vmm.NIC{ID: fmt.Sprint("hot", queues), MAC: fmt.Sprintf("02:00:00:00:02:%02x", queues), Taps: vmmtest.Taps(t, fmt.Sprint("hp", queues), queues), MTU: 1450}
 		place, err := g.AddNIC(ctx, n)
 		if err != nil {
 			t.Fatal(err)
@@ -259,50 +309,4 @@ func loopDevice(t testing.TB, path string) string {
 		}
 	})
 	return device
-}
-
-// taps makes a tap with several queues in a network namespace of its own, which ends with the test.
-func taps(t testing.TB, name string, queues int) []*os.File {
-	t.Helper()
-	var files []*os.File
-	done, end := make(chan error, 1), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		for i := 0; i < queues && err == nil; i++ {
-			var f *os.File
-			if f, err = openTap(name, queues > 1); err == nil {
-				files = append(files, f)
-			}
-		}
-		done <- err
-		<-end
-	}()
-	t.Cleanup(func() {
-		close(end)
-		for _, f := range files {
-			f.Close()
-		}
-	})
-	if err := <-done; err != nil {
-		t.Skipf("making a tap: %v", err)
-	}
-	return files
-}
-
-func openTap(name string, multi bool) (*os.File, error) {
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return nil, err
-	}
-	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if multi {
-		flags |= unix.IFF_MULTI_QUEUE
-	}
-	ifr.SetUint16(flags)
-	return f, unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr)
 }

@@ -27,6 +27,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/test/ended"
 )
 
 // What to log in with.
@@ -219,34 +221,22 @@ func (s *Server) Kill() {
 	for _, child := range strings.Fields(string(raw)) {
 		if n, err := strconv.Atoi(child); err == nil {
 			kill(n)
-			defer gone(n) // or the next server finds their shared memory in use
+			defer func() { _ = ended.Wait(n, 5*time.Second) }() // or the next server finds their shared memory in use
 		}
 	}
 	<-s.done
 	s.cmd = nil
-	// The processes are gone when nobody holds the port any more.
-	for range 500 {
+	// The processes are gone when nobody holds the port any more. A connection that one of them has taken ends with it.
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
 		conn, err := net.Dial("tcp", s.Address())
 		if err != nil {
 			return
 		}
-		if err := conn.Close(); err != nil {
-			s.t.Error(err)
-		}
-		time.Sleep(10 * time.Millisecond)
+		_ = conn.SetReadDeadline(end)
+		_, _ = conn.Read(make([]byte, 1))
+		_ = conn.Close()
 	}
 	s.t.Error("the server is killed and still answers")
-}
-
-// gone waits until a process has ended; one that nobody has waited for (Z) has.
-func gone(pid int) {
-	for range 1000 {
-		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil || bytes.Contains(raw, []byte(") Z ")) {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
 }
 
 func kill(pid int) {

@@ -3885,6 +3885,51 @@ func (x *SetPolicyRequest) GetPolicy() string {
 	return ""
 }
 
+type LoadPolicyFragmentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A COSE_Sign1 message with a Rego module.
+	Fragment      []byte `protobuf:"bytes,1,opt,name=fragment,proto3" json:"fragment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadPolicyFragmentRequest) Reset() {
+	*x = LoadPolicyFragmentRequest{}
+	mi := &file_wire_agent_agent_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadPolicyFragmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadPolicyFragmentRequest) ProtoMessage() {}
+
+func (x *LoadPolicyFragmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_agent_agent_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadPolicyFragmentRequest.ProtoReflect.Descriptor instead.
+func (*LoadPolicyFragmentRequest) Descriptor() ([]byte, []int) {
+	return file_wire_agent_agent_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *LoadPolicyFragmentRequest) GetFragment() []byte {
+	if x != nil {
+		return x.Fragment
+	}
+	return nil
+}
+
 type GetDiagnosticDataRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LogType       string                 `protobuf:"bytes,1,opt,name=log_type,json=logType,proto3" json:"log_type,omitempty"`
@@ -3895,7 +3940,7 @@ type GetDiagnosticDataRequest struct {
 
 func (x *GetDiagnosticDataRequest) Reset() {
 	*x = GetDiagnosticDataRequest{}
-	mi := &file_wire_agent_agent_proto_msgTypes[68]
+	mi := &file_wire_agent_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3907,7 +3952,7 @@ func (x *GetDiagnosticDataRequest) String() string {
 func (*GetDiagnosticDataRequest) ProtoMessage() {}
 
 func (x *GetDiagnosticDataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_agent_agent_proto_msgTypes[68]
+	mi := &file_wire_agent_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +3965,7 @@ func (x *GetDiagnosticDataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDiagnosticDataRequest.ProtoReflect.Descriptor instead.
 func (*GetDiagnosticDataRequest) Descriptor() ([]byte, []int) {
-	return file_wire_agent_agent_proto_rawDescGZIP(), []int{68}
+	return file_wire_agent_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetDiagnosticDataRequest) GetLogType() string {
@@ -3946,7 +3991,7 @@ type GetDiagnosticDataResponse struct {
 
 func (x *GetDiagnosticDataResponse) Reset() {
 	*x = GetDiagnosticDataResponse{}
-	mi := &file_wire_agent_agent_proto_msgTypes[69]
+	mi := &file_wire_agent_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3958,7 +4003,7 @@ func (x *GetDiagnosticDataResponse) String() string {
 func (*GetDiagnosticDataResponse) ProtoMessage() {}
 
 func (x *GetDiagnosticDataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_agent_agent_proto_msgTypes[69]
+	mi := &file_wire_agent_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3971,7 +4016,7 @@ func (x *GetDiagnosticDataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDiagnosticDataResponse.ProtoReflect.Descriptor instead.
 func (*GetDiagnosticDataResponse) Descriptor() ([]byte, []int) {
-	return file_wire_agent_agent_proto_rawDescGZIP(), []int{69}
+	return file_wire_agent_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetDiagnosticDataResponse) GetData() string {
@@ -3996,7 +4041,7 @@ type MemAgentMemcgConfig struct {
 
 func (x *MemAgentMemcgConfig) Reset() {
 	*x = MemAgentMemcgConfig{}
-	mi := &file_wire_agent_agent_proto_msgTypes[70]
+	mi := &file_wire_agent_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4008,7 +4053,7 @@ func (x *MemAgentMemcgConfig) String() string {
 func (*MemAgentMemcgConfig) ProtoMessage() {}
 
 func (x *MemAgentMemcgConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_agent_agent_proto_msgTypes[70]
+	mi := &file_wire_agent_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4021,7 +4066,7 @@ func (x *MemAgentMemcgConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemAgentMemcgConfig.ProtoReflect.Descriptor instead.
 func (*MemAgentMemcgConfig) Descriptor() ([]byte, []int) {
-	return file_wire_agent_agent_proto_rawDescGZIP(), []int{70}
+	return file_wire_agent_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MemAgentMemcgConfig) GetDisabled() bool {
@@ -4089,7 +4134,7 @@ type MemAgentCompactConfig struct {
 
 func (x *MemAgentCompactConfig) Reset() {
 	*x = MemAgentCompactConfig{}
-	mi := &file_wire_agent_agent_proto_msgTypes[71]
+	mi := &file_wire_agent_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +4146,7 @@ func (x *MemAgentCompactConfig) String() string {
 func (*MemAgentCompactConfig) ProtoMessage() {}
 
 func (x *MemAgentCompactConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_agent_agent_proto_msgTypes[71]
+	mi := &file_wire_agent_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +4159,7 @@ func (x *MemAgentCompactConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemAgentCompactConfig.ProtoReflect.Descriptor instead.
 func (*MemAgentCompactConfig) Descriptor() ([]byte, []int) {
-	return file_wire_agent_agent_proto_rawDescGZIP(), []int{71}
+	return file_wire_agent_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *MemAgentCompactConfig) GetDisabled() bool {
@@ -4457,7 +4502,9 @@ const file_wire_agent_agent_proto_rawDesc = "" +
 	"\x11volume_guest_path\x18\x01 \x01(\tR\x0fvolumeGuestPath\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\"*\n" +
 	"\x10SetPolicyRequest\x12\x16\n" +
-	"\x06policy\x18\x01 \x01(\tR\x06policy\"X\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\"7\n" +
+	"\x19LoadPolicyFragmentRequest\x12\x1a\n" +
+	"\bfragment\x18\x01 \x01(\fR\bfragment\"X\n" +
 	"\x18GetDiagnosticDataRequest\x12\x19\n" +
 	"\blog_type\x18\x01 \x01(\tR\alogType\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\"/\n" +
@@ -4496,7 +4543,7 @@ const file_wire_agent_agent_proto_rawDesc = "" +
 	"\x10_compact_sec_maxB\x10\n" +
 	"\x0e_compact_orderB\x14\n" +
 	"\x12_compact_thresholdB\x16\n" +
-	"\x14_compact_force_times2\xea\x16\n" +
+	"\x14_compact_force_times2\xb9\x17\n" +
 	"\fAgentService\x12G\n" +
 	"\x0fCreateContainer\x12\x1c.grpc.CreateContainerRequest\x1a\x16.google.protobuf.Empty\x12E\n" +
 	"\x0eStartContainer\x12\x1b.grpc.StartContainerRequest\x1a\x16.google.protobuf.Empty\x12G\n" +
@@ -4545,7 +4592,8 @@ const file_wire_agent_agent_proto_rawDesc = "" +
 	"\vAddSwapPath\x12\x18.grpc.AddSwapPathRequest\x1a\x16.google.protobuf.Empty\x12E\n" +
 	"\x0eGetVolumeStats\x12\x18.grpc.VolumeStatsRequest\x1a\x19.grpc.VolumeStatsResponse\x12A\n" +
 	"\fResizeVolume\x12\x19.grpc.ResizeVolumeRequest\x1a\x16.google.protobuf.Empty\x12;\n" +
-	"\tSetPolicy\x12\x16.grpc.SetPolicyRequest\x1a\x16.google.protobuf.EmptyB)Z'github.com/cloister/cloister/wire/agentb\x06proto3"
+	"\tSetPolicy\x12\x16.grpc.SetPolicyRequest\x1a\x16.google.protobuf.Empty\x12M\n" +
+	"\x12LoadPolicyFragment\x12\x1f.grpc.LoadPolicyFragmentRequest\x1a\x16.google.protobuf.EmptyB)Z'github.com/cloister/cloister/wire/agentb\x06proto3"
 
 var (
 	file_wire_agent_agent_proto_rawDescOnce sync.Once
@@ -4559,7 +4607,7 @@ func file_wire_agent_agent_proto_rawDescGZIP() []byte {
 	return file_wire_agent_agent_proto_rawDescData
 }
 
-var file_wire_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_wire_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_wire_agent_agent_proto_goTypes = []any{
 	(*CreateContainerRequest)(nil),                // 0: grpc.CreateContainerRequest
 	(*StartContainerRequest)(nil),                 // 1: grpc.StartContainerRequest
@@ -4629,37 +4677,38 @@ var file_wire_agent_agent_proto_goTypes = []any{
 	(*VolumeStatsRequest)(nil),                    // 65: grpc.VolumeStatsRequest
 	(*ResizeVolumeRequest)(nil),                   // 66: grpc.ResizeVolumeRequest
 	(*SetPolicyRequest)(nil),                      // 67: grpc.SetPolicyRequest
-	(*GetDiagnosticDataRequest)(nil),              // 68: grpc.GetDiagnosticDataRequest
-	(*GetDiagnosticDataResponse)(nil),             // 69: grpc.GetDiagnosticDataResponse
-	(*MemAgentMemcgConfig)(nil),                   // 70: grpc.MemAgentMemcgConfig
-	(*MemAgentCompactConfig)(nil),                 // 71: grpc.MemAgentCompactConfig
-	nil,                                           // 72: grpc.MemoryStats.StatsEntry
-	nil,                                           // 73: grpc.CgroupStats.HugetlbStatsEntry
-	(*Spec)(nil),                                  // 74: grpc.Spec
-	(*Process)(nil),                               // 75: grpc.Process
-	(*LinuxResources)(nil),                        // 76: grpc.LinuxResources
-	(*Interface)(nil),                             // 77: types.Interface
-	(*Route)(nil),                                 // 78: types.Route
-	(*ARPNeighbor)(nil),                           // 79: types.ARPNeighbor
-	(FSGroupChangePolicy)(0),                      // 80: types.FSGroupChangePolicy
-	(*emptypb.Empty)(nil),                         // 81: google.protobuf.Empty
-	(*VolumeStatsResponse)(nil),                   // 82: grpc.VolumeStatsResponse
+	(*LoadPolicyFragmentRequest)(nil),             // 68: grpc.LoadPolicyFragmentRequest
+	(*GetDiagnosticDataRequest)(nil),              // 69: grpc.GetDiagnosticDataRequest
+	(*GetDiagnosticDataResponse)(nil),             // 70: grpc.GetDiagnosticDataResponse
+	(*MemAgentMemcgConfig)(nil),                   // 71: grpc.MemAgentMemcgConfig
+	(*MemAgentCompactConfig)(nil),                 // 72: grpc.MemAgentCompactConfig
+	nil,                                           // 73: grpc.MemoryStats.StatsEntry
+	nil,                                           // 74: grpc.CgroupStats.HugetlbStatsEntry
+	(*Spec)(nil),                                  // 75: grpc.Spec
+	(*Process)(nil),                               // 76: grpc.Process
+	(*LinuxResources)(nil),                        // 77: grpc.LinuxResources
+	(*Interface)(nil),                             // 78: types.Interface
+	(*Route)(nil),                                 // 79: types.Route
+	(*ARPNeighbor)(nil),                           // 80: types.ARPNeighbor
+	(FSGroupChangePolicy)(0),                      // 81: types.FSGroupChangePolicy
+	(*emptypb.Empty)(nil),                         // 82: google.protobuf.Empty
+	(*VolumeStatsResponse)(nil),                   // 83: grpc.VolumeStatsResponse
 }
 var file_wire_agent_agent_proto_depIdxs = []int32{
 	57, // 0: grpc.CreateContainerRequest.string_user:type_name -> grpc.StringUser
 	56, // 1: grpc.CreateContainerRequest.devices:type_name -> grpc.Device
 	55, // 2: grpc.CreateContainerRequest.storages:type_name -> grpc.Storage
-	74, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
+	75, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
 	54, // 4: grpc.CreateContainerRequest.shared_mounts:type_name -> grpc.SharedMount
 	57, // 5: grpc.ExecProcessRequest.string_user:type_name -> grpc.StringUser
-	75, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
-	76, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
+	76, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
+	77, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
 	11, // 8: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
 	12, // 9: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
 	15, // 10: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
 	15, // 11: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
 	15, // 12: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
-	72, // 13: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
+	73, // 13: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
 	17, // 14: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
 	17, // 15: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
 	17, // 16: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
@@ -4672,20 +4721,20 @@ var file_wire_agent_agent_proto_depIdxs = []int32{
 	16, // 23: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
 	14, // 24: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
 	18, // 25: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
-	73, // 26: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
+	74, // 26: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
 	20, // 27: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
 	21, // 28: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
 	55, // 29: grpc.CreateSandboxRequest.storages:type_name -> grpc.Storage
 	29, // 30: grpc.CreateSandboxRequest.kernel_modules:type_name -> grpc.KernelModule
-	77, // 31: grpc.Interfaces.Interfaces:type_name -> types.Interface
-	78, // 32: grpc.Routes.Routes:type_name -> types.Route
-	77, // 33: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
+	78, // 31: grpc.Interfaces.Interfaces:type_name -> types.Interface
+	79, // 32: grpc.Routes.Routes:type_name -> types.Route
+	78, // 33: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
 	34, // 34: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
 	55, // 35: grpc.UpdateEphemeralMountsRequest.storages:type_name -> grpc.Storage
-	79, // 36: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
+	80, // 36: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
 	40, // 37: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
 	48, // 38: grpc.GuestDetailsResponse.agent_details:type_name -> grpc.AgentDetails
-	80, // 39: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
+	81, // 39: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
 	53, // 40: grpc.Storage.fs_group:type_name -> grpc.FSGroup
 	19, // 41: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
 	0,  // 42: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
@@ -4700,7 +4749,7 @@ var file_wire_agent_agent_proto_depIdxs = []int32{
 	9,  // 51: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
 	10, // 52: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
 	32, // 53: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
-	68, // 54: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
+	69, // 54: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
 	23, // 55: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
 	25, // 56: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
 	25, // 57: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
@@ -4714,8 +4763,8 @@ var file_wire_agent_agent_proto_depIdxs = []int32{
 	42, // 65: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
 	44, // 66: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
 	63, // 67: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
-	70, // 68: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
-	71, // 69: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
+	71, // 68: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
+	72, // 69: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
 	30, // 70: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
 	31, // 71: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
 	46, // 72: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
@@ -4730,50 +4779,52 @@ var file_wire_agent_agent_proto_depIdxs = []int32{
 	65, // 81: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
 	66, // 82: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
 	67, // 83: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
-	81, // 84: grpc.AgentService.CreateContainer:output_type -> google.protobuf.Empty
-	81, // 85: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
-	81, // 86: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
-	81, // 87: grpc.AgentService.ExecProcess:output_type -> google.protobuf.Empty
-	81, // 88: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
-	6,  // 89: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
-	81, // 90: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
-	81, // 91: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
-	22, // 92: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
-	81, // 93: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
-	81, // 94: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
-	81, // 95: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
-	69, // 96: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
-	24, // 97: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
-	26, // 98: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
-	26, // 99: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
-	81, // 100: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
-	81, // 101: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
-	77, // 102: grpc.AgentService.UpdateInterface:output_type -> types.Interface
-	34, // 103: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
-	33, // 104: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
-	34, // 105: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
-	81, // 106: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
-	43, // 107: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
-	45, // 108: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
-	64, // 109: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
-	81, // 110: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
-	81, // 111: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
-	81, // 112: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
-	81, // 113: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
-	81, // 114: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
-	81, // 115: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
-	50, // 116: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
-	81, // 117: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
-	81, // 118: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
-	81, // 119: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
-	60, // 120: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
-	81, // 121: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
-	81, // 122: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
-	82, // 123: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
-	81, // 124: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
-	81, // 125: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
-	84, // [84:126] is the sub-list for method output_type
-	42, // [42:84] is the sub-list for method input_type
+	68, // 84: grpc.AgentService.LoadPolicyFragment:input_type -> grpc.LoadPolicyFragmentRequest
+	82, // 85: grpc.AgentService.CreateContainer:output_type -> google.protobuf.Empty
+	82, // 86: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
+	82, // 87: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
+	82, // 88: grpc.AgentService.ExecProcess:output_type -> google.protobuf.Empty
+	82, // 89: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
+	6,  // 90: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
+	82, // 91: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
+	82, // 92: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
+	22, // 93: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
+	82, // 94: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
+	82, // 95: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
+	82, // 96: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
+	70, // 97: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
+	24, // 98: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
+	26, // 99: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
+	26, // 100: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
+	82, // 101: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
+	82, // 102: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
+	78, // 103: grpc.AgentService.UpdateInterface:output_type -> types.Interface
+	34, // 104: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
+	33, // 105: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
+	34, // 106: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
+	82, // 107: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
+	43, // 108: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
+	45, // 109: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
+	64, // 110: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
+	82, // 111: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
+	82, // 112: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
+	82, // 113: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
+	82, // 114: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
+	82, // 115: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
+	82, // 116: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
+	50, // 117: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
+	82, // 118: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
+	82, // 119: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
+	82, // 120: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
+	60, // 121: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
+	82, // 122: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
+	82, // 123: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
+	83, // 124: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
+	82, // 125: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
+	82, // 126: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
+	82, // 127: grpc.AgentService.LoadPolicyFragment:output_type -> google.protobuf.Empty
+	85, // [85:128] is the sub-list for method output_type
+	42, // [42:85] is the sub-list for method input_type
 	42, // [42:42] is the sub-list for extension type_name
 	42, // [42:42] is the sub-list for extension extendee
 	0,  // [0:42] is the sub-list for field type_name
@@ -4787,15 +4838,15 @@ func file_wire_agent_agent_proto_init() {
 	file_wire_agent_csi_proto_init()
 	file_wire_agent_oci_proto_init()
 	file_wire_agent_types_proto_init()
-	file_wire_agent_agent_proto_msgTypes[70].OneofWrappers = []any{}
 	file_wire_agent_agent_proto_msgTypes[71].OneofWrappers = []any{}
+	file_wire_agent_agent_proto_msgTypes[72].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_agent_agent_proto_rawDesc), len(file_wire_agent_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

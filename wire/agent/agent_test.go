@@ -65,8 +65,8 @@ func TestNames(t *testing.T) {
 	if service == nil || service.FullName() != "grpc.AgentService" {
 		t.Fatalf("service is %v", service)
 	}
-	if got := service.Methods().Len(); got != 42 {
-		t.Errorf("%d methods, expected 42", got)
+	if got := service.Methods().Len(); got != 43 {
+		t.Errorf("%d methods, expected 43", got)
 	}
 	for m, want := range map[proto.Message]string{
 		&CreateContainerRequest{}: "grpc.CreateContainerRequest",

@@ -27,9 +27,12 @@ const (
 
 // Manifest describes a guest image.
 type Manifest struct {
-	Schema   int      `json:"schema"`
-	Kernel   Kernel   `json:"kernel"`
-	Initrd   File     `json:"initrd"`
+	Schema int    `json:"schema"`
+	Kernel Kernel `json:"kernel"`
+	Initrd File   `json:"initrd"`
+	// Plain is the initrd before compression, for boots that nobody measures: unpacking it is copying. Absent in images
+	// of older builders.
+	Plain    *File    `json:"initrd_plain,omitempty"`
 	Firmware Firmware `json:"firmware"`
 	// Cmdline is the kernel command line that is measured.
 	Cmdline  string   `json:"cmdline"`
@@ -114,6 +117,18 @@ func (m *Manifest) Marshal() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// part is an artefact of an image.
+type part struct{ name, path, sum string }
+
+// parts are the artefacts in the image's folder.
+func (m *Manifest) parts() []part {
+	out := []part{{"kernel", m.Kernel.Path, m.Kernel.SHA256}, {"initrd", m.Initrd.Path, m.Initrd.SHA256}}
+	if m.Plain != nil {
+		out = append(out, part{"plain initrd", m.Plain.Path, m.Plain.SHA256})
+	}
+	return out
+}
+
 // Validate reports everything that is wrong with the manifest.
 func (m *Manifest) Validate() error {
 	var errs []error
@@ -123,16 +138,13 @@ func (m *Manifest) Validate() error {
 	if len(m.Cmdline) > maxCmdline {
 		errs = append(errs, fmt.Errorf("cmdline has %d bytes, more than %d", len(m.Cmdline), maxCmdline))
 	}
-	for _, f := range []struct{ name, path, sum string }{
-		{"kernel", m.Kernel.Path, m.Kernel.SHA256},
-		{"initrd", m.Initrd.Path, m.Initrd.SHA256},
-	} {
+	for _, f := range m.parts() {
 		if !filepath.IsLocal(f.path) {
 			errs = append(errs, fmt.Errorf("%s path %q is not inside the image's folder", f.name, f.path))
 		}
 		errs = append(errs, checkSum(f.name, f.sum))
 	}
-	for _, f := range []struct{ name, path, sum string }{
+	for _, f := range []part{
 		{"firmware code", m.Firmware.CodePath, m.Firmware.CodeSHA256},
 		{"firmware vars", m.Firmware.VarsPath, m.Firmware.VarsSHA256},
 	} {
@@ -180,12 +192,10 @@ func Path(dir, artefact string) string {
 // Verify compares every artefact of the image in dir with its digest.
 func (m *Manifest) Verify(dir string) error {
 	var errs []error
-	for _, f := range []struct{ name, path, sum string }{
-		{"kernel", m.Kernel.Path, m.Kernel.SHA256},
-		{"initrd", m.Initrd.Path, m.Initrd.SHA256},
-		{"firmware code", m.Firmware.CodePath, m.Firmware.CodeSHA256},
-		{"firmware vars", m.Firmware.VarsPath, m.Firmware.VarsSHA256},
-	} {
+	for _, f := range append(m.parts(),
+		part{"firmware code", m.Firmware.CodePath, m.Firmware.CodeSHA256},
+		part{"firmware vars", m.Firmware.VarsPath, m.Firmware.VarsSHA256},
+	) {
 		got, err := fileSum(Path(dir, f.path))
 		switch {
 		case err != nil:

@@ -15,6 +15,7 @@ package bootstrap
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,7 +26,9 @@ import (
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -47,6 +50,8 @@ type Handlers struct {
 	Delete func(ctx context.Context, p Params) (Exit, error)
 	// Annotations are told with -info, as containerd.io/runtime-allow-mounts. May be nil.
 	Annotations map[string]string
+	// Features are told with -info: what the runtime can do of the OCI specification. May be nil.
+	Features *features.Features
 	// Extensions are added to the bootstrap result (containerd 2.3), as types.MountCapabilities. May be nil.
 	Extensions []proto.Message
 }
@@ -91,12 +96,22 @@ func run(ctx context.Context, args []string, getenv func(string) string, std IO,
 	}
 }
 
+// featuresType is the name that containerd gives to the features of a runtime.
+const featuresType = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
 func info(std IO, h Handlers) error {
 	if _, err := io.Copy(io.Discard, io.LimitReader(std.Stdin, maxStdin)); err != nil { // the options change nothing here
 		return fmt.Errorf("reading runtime options from stdin: %w", err)
 	}
-	data, err := proto.Marshal(&types.RuntimeInfo{Name: h.Name, Annotations: h.Annotations,
-		Version: &types.RuntimeVersion{Version: h.Version, Revision: h.Revision}})
+	about := &types.RuntimeInfo{Name: h.Name, Annotations: h.Annotations, Version: &types.RuntimeVersion{Version: h.Version, Revision: h.Revision}}
+	if h.Features != nil {
+		text, err := json.Marshal(h.Features)
+		if err != nil {
+			return fmt.Errorf("writing the runtime's features: %w", err)
+		}
+		about.Features = &anypb.Any{TypeUrl: featuresType, Value: text}
+	}
+	data, err := proto.Marshal(about)
 	if err != nil {
 		return fmt.Errorf("writing the runtime's information: %w", err)
 	}

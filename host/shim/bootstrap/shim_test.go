@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -39,6 +40,7 @@ func TestMain(m *testing.M) {
 func testHandlers() Handlers {
 	return Handlers{Name: "io.containerd.cloister.v2", Version: "1", Revision: "r",
 		Annotations: map[string]string{"a": "b"},
+		Features:    &features.Features{MountOptions: []string{"rro"}},
 		Extensions:  []proto.Message{&types.MountCapabilities{Types: []string{"erofs"}}},
 		Serve: func(ctx context.Context, s *Server) error {
 			fmt.Fprintln(s.Log, "level=info msg=serving")
@@ -198,12 +200,16 @@ func limit(t *testing.T) context.Context {
 func waitGone(t *testing.T, address string) {
 	t.Helper()
 	end := time.Now().Add(20 * time.Second)
-	for answers(t.Context(), address) {
-		if time.Now().After(end) {
-			t.Fatal("the shim still answers")
+	for time.Now().Before(end) {
+		conn, err := net.Dial("unix", strings.TrimPrefix(address, "unix://"))
+		if err != nil {
+			return
 		}
-		time.Sleep(5 * time.Millisecond)
+		_ = conn.SetReadDeadline(end)
+		_, _ = conn.Read(make([]byte, 1)) // returns when the shim closes
+		conn.Close()
 	}
+	t.Fatal("the shim still answers")
 }
 
 const (
@@ -388,6 +394,9 @@ func TestInfo(t *testing.T) {
 	var i types.RuntimeInfo
 	if err != nil || proto.Unmarshal(out, &i) != nil || i.Name != "io.containerd.cloister.v2" || i.Annotations["a"] != "b" || i.Version.Revision != "r" {
 		t.Fatalf("%v: %v", &i, err)
+	}
+	if f := i.Features; f.GetTypeUrl() != featuresType || string(f.GetValue()) != `{"mountOptions":["rro"]}` {
+		t.Errorf("features: %v", f)
 	}
 	if out, err := exec.Command(os.Args[0], "-v").Output(); err != nil || !strings.Contains(string(out), "Version:  1") {
 		t.Fatalf("%s: %v", out, err)

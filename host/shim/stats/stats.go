@@ -28,9 +28,11 @@ const (
 )
 
 // Container are the metrics of a container, as the guest tells them, for a host whose cgroups are in the given mode (cgroup.Mode). If host is
-// not nil it has the figures of the whole sandbox as the host sees them: no processor time above is believed.
-func Container(r *agent.StatsContainerResponse, host *cgroup.Stats, mode string) (*anypb.Any, error) {
+// not nil it has the figures of the whole sandbox as the host sees them: no processor time above is believed. ooms are the events of want of
+// memory that the guest has told of the container; containerd looks here, too, for the reason of an end.
+func Container(r *agent.StatsContainerResponse, host *cgroup.Stats, ooms uint64, mode string) (*anypb.Any, error) {
 	s := cgroup.FromGuest(r.GetCgroupStats())
+	s.OOMKills = max(s.OOMKills, ooms)
 	if host != nil {
 		s = s.Bounded(*host)
 	}
@@ -73,7 +75,7 @@ func encode(s cgroup.Stats, network []*agent.NetworkStats, mode string) (*anypb.
 // sane are figures that others can calculate with.
 func sane(s cgroup.Stats) cgroup.Stats {
 	for _, c := range []*uint64{&s.CPU, &s.CPUUser, &s.CPUSystem, &s.Periods, &s.Throttled, &s.ThrottledFor, &s.Memory, &s.MemoryPeak, &s.InactiveFile,
-		&s.Anon, &s.File, &s.Swap, &s.PageFaults, &s.MajorFaults, &s.PIDs, &s.ReadBytes, &s.WriteBytes, &s.Reads, &s.Writes} {
+		&s.Anon, &s.File, &s.Swap, &s.Kernel, &s.OOMKills, &s.PageFaults, &s.MajorFaults, &s.PIDs, &s.ReadBytes, &s.WriteBytes, &s.Reads, &s.Writes} {
 		*c = min(*c, maxCounter)
 	}
 	s.InactiveFile = min(s.InactiveFile, s.Memory)

@@ -18,7 +18,7 @@ func example() *agent.StatsContainerResponse {
 		CgroupStats: &agent.CgroupStats{
 			CpuStats: &agent.CpuStats{CpuUsage: &agent.CpuUsage{TotalUsage: 5_000_000, UsageInUsermode: 3_000_000}},
 			MemoryStats: &agent.MemoryStats{Usage: &agent.MemoryData{Usage: 100, Limit: 1000},
-				Stats: map[string]uint64{"inactive_file": 30, "anon": 50}},
+				KernelUsage: &agent.MemoryData{Usage: 7}, Stats: map[string]uint64{"inactive_file": 30, "anon": 50, "oom_kill": 1}},
 			PidsStats: &agent.PidsStats{Current: 4},
 		},
 		NetworkStats: []*agent.NetworkStats{{Name: "eth0", RxBytes: 9}, {Name: "bad\x1b[name"}, {Name: strings.Repeat("x", 99)}},
@@ -26,20 +26,22 @@ func example() *agent.StatsContainerResponse {
 }
 
 func TestBothVersions(t *testing.T) {
-	a, err := Container(example(), nil, cgroup.ModeV2)
+	a, err := Container(example(), nil, 0, cgroup.ModeV2)
 	var two v2.Metrics
 	if err != nil || a.TypeUrl != "io.containerd.cgroups.v2.Metrics" || proto.Unmarshal(a.Value, &two) != nil {
 		t.Fatalf("%v %v", a, err)
 	}
-	if two.CPU.UsageUsec != 5000 || two.Memory.Usage != 100 || two.Memory.InactiveFile != 30 || two.Pids.Current != 4 || len(two.Network) != 1 {
+	if two.CPU.UsageUsec != 5000 || two.Memory.Usage != 100 || two.Memory.InactiveFile != 30 || two.Pids.Current != 4 || len(two.Network) != 1 ||
+		two.MemoryEvents.OomKill != 1 {
 		t.Errorf("version 2: %v", &two)
 	}
-	a, err = Container(example(), &cgroup.Stats{CPU: 4_000_000}, cgroup.ModeV1)
+	a, err = Container(example(), &cgroup.Stats{CPU: 4_000_000}, 3, cgroup.ModeV1)
 	var one v1.Metrics
 	if err != nil || a.TypeUrl != "io.containerd.cgroups.v1.Metrics" || proto.Unmarshal(a.Value, &one) != nil {
 		t.Fatalf("%v %v", a, err)
 	}
-	if one.CPU.Usage.Total != 4_000_000 || one.Memory.TotalInactiveFile != 30 || one.Network[0].RxBytes != 9 {
+	if one.CPU.Usage.Total != 4_000_000 || one.Memory.TotalInactiveFile != 30 || one.Network[0].RxBytes != 9 ||
+		one.Memory.Kernel.Usage != 7 || one.MemoryOomControl.OomKill != 3 {
 		t.Errorf("version 1, with no more processor time than the host has seen: %v", &one)
 	}
 }
@@ -52,7 +54,7 @@ func TestLies(t *testing.T) {
 	for range 1000 {
 		r.NetworkStats = append(r.NetworkStats, &agent.NetworkStats{Name: "x"})
 	}
-	a, err := Container(r, nil, cgroup.ModeV2)
+	a, err := Container(r, nil, 0, cgroup.ModeV2)
 	var m v2.Metrics
 	if err != nil || proto.Unmarshal(a.Value, &m) != nil {
 		t.Fatal(err)
@@ -60,7 +62,7 @@ func TestLies(t *testing.T) {
 	if m.Memory.UsageLimit < m.Memory.Usage || m.Memory.InactiveFile > m.Memory.Usage || m.CPU.UsageUsec*1000/1000 != m.CPU.UsageUsec || len(m.Network) != 64 {
 		t.Errorf("%v", &m)
 	}
-	if a, err := Container(nil, nil, cgroup.ModeV2); err != nil || proto.Unmarshal(a.Value, &m) != nil || m.Memory.UsageLimit != math.MaxUint64 {
+	if a, err := Container(nil, nil, 0, cgroup.ModeV2); err != nil || proto.Unmarshal(a.Value, &m) != nil || m.Memory.UsageLimit != math.MaxUint64 {
 		t.Errorf("nothing told: %v %v", &m, err)
 	}
 }
@@ -74,7 +76,7 @@ func FuzzContainer(f *testing.F) {
 			return
 		}
 		for _, mode := range []string{cgroup.ModeV1, cgroup.ModeV2} {
-			a, err := Container(&r, nil, mode)
+			a, err := Container(&r, nil, 0, mode)
 			if err != nil || len(a.Value) > 16<<10 {
 				t.Fatalf("%d bytes, %v", len(a.GetValue()), err)
 			}

@@ -98,8 +98,8 @@ func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 	}
 	if c.TEE == nil { // a protected guest does not take its entropy from the host
 		a.add("-object", "rng-random,id=rng0,filename=/dev/urandom")
-		if whyNoPlug(c) == nil {
-			a.device("virtio-rng", "rng=rng0", "disable-legacy=on", "bus="+plugBus, fmt.Sprintf("addr=%#x", plugSlots+1))
+		if whyNoDisks(c) == nil {
+			a.device("virtio-rng", append([]string{"rng=rng0"}, lastPlace()...)...)
 		} else {
 			a.device("virtio-rng", "rng=rng0")
 		}
@@ -124,6 +124,11 @@ func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 		a.add("-append", c.Cmdline)
 	}
 	return a.args, nil
+}
+
+// lastPlace puts a device at the last place of the bus for devices that come later.
+func lastPlace() []string {
+	return []string{"disable-legacy=on", "bus=" + plugBus, fmt.Sprintf("addr=%#x", plugSlots+1)}
 }
 
 // bareMachine says whether the machine has none of the PC's chips that q35 has.
@@ -223,13 +228,17 @@ func (a *argList) drives() error {
 		}
 		a.add("-blockdev", string(spec))
 		if d.serial != "" {
-			a.device("virtio-blk", "drive="+d.node, "serial="+d.serial)
+			options := []string{"drive=" + d.node, "serial=" + d.serial}
+			if d.node == "initdata" && c.TEE != nil && whyNoDisks(c) == nil {
+				options = append(options, lastPlace()...)
+			}
+			a.device("virtio-blk", options...)
 		}
 	}
 	return nil
 }
 
-// blockNode is a raw image or block device as QEMU's JSON says it, in which any file name can be said.
+// blockNode is an image or block device as QEMU's JSON says it, in which any file name can be said.
 type blockNode struct {
 	Driver   string    `json:"driver"`
 	Node     string    `json:"node-name"`
@@ -243,6 +252,7 @@ type blockFile struct {
 	Filename string `json:"filename"`
 	ReadOnly bool   `json:"read-only"`
 	Discard  string `json:"discard,omitempty"`
+	Locking  string `json:"locking,omitempty"`
 }
 
 func blockdev(node string, d vmm.Disk, device bool) (blockNode, error) {
@@ -250,9 +260,13 @@ func blockdev(node string, d vmm.Disk, device bool) (blockNode, error) {
 	if err != nil {
 		return blockNode{}, fmt.Errorf("resolving %s: %w", d.Path, err)
 	}
-	n := blockNode{"raw", node, d.ReadOnly, blockFile{"file", abs, d.ReadOnly, ""}, ""}
+	n := blockNode{"raw", node, d.ReadOnly, blockFile{"file", abs, d.ReadOnly, "", ""}, ""}
 	if device {
 		n.File.Driver = "host_device"
+	}
+	if d.Format == vmm.FormatVMDK {
+		// Nobody writes to it or its extents, which other virtual machines read, too.
+		n.Driver, n.File.Locking = "vmdk", "off"
 	}
 	if d.Discard {
 		n.Discard, n.File.Discard = "unmap", "unmap"

@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"context"
 	"testing"
 
 	"github.com/cloister/cloister/host/vmm"
@@ -9,23 +8,8 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	start := func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {
-		vm, err := Start(ctx, cfg)
-		if err != nil {
-			return nil, err // not a nil *VM in an interface
-		}
-		return vm, nil
-	}
-	for name, edit := range map[string]func(*vmm.Config){
+	vmmtest.RunEach(t, Start, testConfig, map[string]func(*vmm.Config){
 		"measured":  func(*vmm.Config) {},
 		"pluggable": func(c *vmm.Config) { c.TPM, c.MaxVCPUs, c.MaxMemoryMiB = nil, 2, 512 },
-	} {
-		t.Run(name, func(t *testing.T) {
-			vmmtest.Run(t, vmmtest.Monitor{Start: start, Config: func(t *testing.T) vmm.Config {
-				cfg := testConfig(t)
-				edit(&cfg)
-				return cfg
-			}})
-		})
-	}
+	})
 }

@@ -11,10 +11,10 @@ import (
 // plugBridge adds the bus for devices that come later. A machine's own bus takes none, and a PCI Express root port takes one; behind
 // an old PCI bridge there is room for 31, which the guest's kernel hears of through ACPI.
 //
-// One place is taken from the start, by the source of entropy: behind an empty bridge neither OVMF nor the kernel opens windows for the
+// One place is taken from the start, by the source of entropy, or by initdata in a VM that has none: behind an empty bridge neither OVMF nor the kernel opens windows for the
 // memory of devices, and the first that came later would find no room. Windows are of 1 MiB at least, which is enough for all 31.
 func (a *argList) plugBridge() {
-	if whyNoPlug(a.c) != nil {
+	if whyNoDisks(a.c) != nil {
 		return
 	}
 	a.add("-device", fmt.Sprintf("pci-bridge,bus=pcie.0,id=%s,chassis_nr=1,shpc=off,addr=%#x,io-reserve=4k,mem-reserve=1m,pref64-reserve=1m",

@@ -27,20 +27,6 @@ const (
 // unplugTimeout bounds the wait for a guest that does not let go of a device, when the caller's context has no deadline.
 const unplugTimeout = 30 * time.Second
 
-// whyNoPlug says why a VM takes no devices while it runs, or nil when it does. A VM with firmware has the bus for them only when it was
-// made with room for hot plug: the others keep the machine whose start is measured.
-func whyNoPlug(c *vmm.Config) error {
-	switch {
-	case c.TEE != nil:
-		return fmt.Errorf("a confidential virtual machine gets no devices while it runs: %w", errors.ErrUnsupported)
-	case c.Machine == vmm.MachineMicroVM:
-		return fmt.Errorf("machine type %s has no hot plug: %w", vmm.MachineMicroVM, errors.ErrUnsupported)
-	case c.FirmwareCode != "" && c.MaxVCPUs == 0 && c.MaxMemoryMiB == 0:
-		return fmt.Errorf("a virtual machine whose start is measured, and that was made without room for hot plug, gets no devices while it runs: %w", errors.ErrUnsupported)
-	}
-	return nil
-}
-
 // plugged is a device that came while the VM ran.
 type plugged struct {
 	kind    string // disk or card
@@ -178,10 +164,14 @@ func (v *VM) AddDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 }
 
 func (v *VM) addDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
-	if v.noPlug != nil {
-		return vmm.Place{}, v.noPlug
+	why := v.noPlug
+	if d.ReadOnly {
+		why = v.noDisks
 	}
-	if err := checkDisk(d); err != nil {
+	if why != nil {
+		return vmm.Place{}, why
+	}
+	if err := errors.Join(checkDisk(d), d.Validate()); err != nil {
 		return vmm.Place{}, err
 	}
 	if v.atStart["disk "+d.Serial] {
@@ -233,8 +223,12 @@ func (v *VM) RemoveDisk(ctx context.Context, serial string) error {
 }
 
 func (v *VM) remove(ctx context.Context, kind, key string) error {
-	if v.noPlug != nil {
-		return v.noPlug
+	why := v.noPlug
+	if kind == "disk" {
+		why = v.noDisks
+	}
+	if why != nil {
+		return why
 	}
 	if v.atStart[kind+" "+key] {
 		return fmt.Errorf("it is there since the start and cannot go: %w", errors.ErrUnsupported)

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/host/vmm/vmmtest"
 )
 
 // plugVM is a VM without a guest that devices can be added to: its firmware runs and finds nothing to boot.
@@ -156,57 +154,11 @@ func TestPlugRefused(t *testing.T) {
 	}
 }
 
-// taps makes a tap with several queues in a network namespace of its own, which ends with the test.
-func taps(t *testing.T, name string, queues int) []*os.File {
-	t.Helper()
-	var files []*os.File
-	done, end := make(chan error, 1), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		for i := 0; i < queues && err == nil; i++ {
-			var f *os.File
-			if f, err = openTap(name, queues > 1); err == nil {
-				files = append(files, f)
-			}
-		}
-		done <- err
-		<-end
-	}()
-	t.Cleanup(func() {
-		close(end)
-		for _, f := range files {
-			f.Close()
-		}
-	})
-	if err := <-done; err != nil {
-		t.Skipf("making a tap: %v", err)
-	}
-	return files
-}
-
-func openTap(name string, multi bool) (*os.File, error) {
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return nil, err
-	}
-	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if multi {
-		flags |= unix.IFF_MULTI_QUEUE
-	}
-	ifr.SetUint16(flags)
-	return f, unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr)
-}
-
 func TestAddNICWithoutGuest(t *testing.T) {
-	cold := taps(t, "h1cold", 1)
+	cold := vmmtest.Taps(t, "h1cold", 1)
 	vm, ctx := plugVM(t, func(c *vmm.Config) { c.NICs = []vmm.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Taps: cold, MTU: 1400}} }), testContext(t)
 	for i, queues := range []int{1, 2} {
-		n := vmm.NIC{ID: fmt.Sprint("hot", queues), MAC: fmt.Sprintf("02:00:00:00:01:%02x", i), Taps: taps(t, fmt.Sprint("h1hot", queues), queues), MTU: 1450}
+		n := vmm.NIC{ID: fmt.Sprint("hot", queues), MAC: fmt.Sprintf("02:00:00:00:01:%02x", i), Taps: vmmtest.Taps(t, fmt.Sprint("h1hot", queues), queues), MTU: 1450}
 		place, err := vm.AddNIC(ctx, n)
 		if want := fmt.Sprintf("02/%02x", i+1); err != nil || place.Address != want {
 			t.Errorf("card with %d queues: %+v, %v", queues, place, err)

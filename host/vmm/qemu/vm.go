@@ -46,6 +46,7 @@ type VM struct {
 
 	cfg     vmm.Config
 	noPlug  error           // why no device can be added, or nil
+	noDisks error           // why no read-only disk can be added, or nil
 	atStart map[string]bool // disks and cards that are there since the start
 	plug    plugState
 
@@ -77,7 +78,7 @@ func Start(ctx context.Context, cfg vmm.Config) (_ *VM, err error) {
 	}
 	v := &VM{
 		name: cfg.Name, dir: cfg.Dir, exited: make(chan struct{}), consoleDone: make(chan struct{}),
-		noPlug: whyNoPlug(&cfg), atStart: coldDevices(&cfg), plug: plugState{resize: make(chan struct{}, 1)},
+		noPlug: whyNoPlug(&cfg), noDisks: whyNoDisks(&cfg), atStart: coldDevices(&cfg), plug: plugState{resize: make(chan struct{}, 1)},
 	}
 	if err := v.start(ctx, &cfg); err != nil {
 		v.abandon()

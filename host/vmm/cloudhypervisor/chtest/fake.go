@@ -10,7 +10,9 @@ package chtest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -59,6 +61,7 @@ type fake struct {
 	base   string
 	events *os.File
 	guest  func(conn net.Conn) // nil sends back what it gets
+	server *http.Server
 
 	mu        sync.Mutex
 	behaviour []string
@@ -110,8 +113,11 @@ func run(guest func(conn net.Conn)) error {
 	if f.is(FloodHeader) {
 		return floodHeaders(l)
 	}
-	s := &http.Server{Handler: f, ConnContext: withConn}
-	return s.Serve(fileListener{l.(*net.UnixListener)})
+	f.server = &http.Server{Handler: f, ConnContext: withConn}
+	if err := f.server.Serve(fileListener{l.(*net.UnixListener)}); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	select {} // exitSoon ends the process
 }
 
 // silence takes connections and never answers.
@@ -187,7 +193,7 @@ func (f *fake) serve(w http.ResponseWriter, name string, body []byte, files int)
 			select {}
 		}
 		w.WriteHeader(http.StatusNoContent)
-		go exitSoon(w)
+		go f.exitSoon()
 	case "vm.create":
 		f.create(w, body)
 	case "vm.boot":
@@ -198,7 +204,7 @@ func (f *fake) serve(w http.ResponseWriter, name string, body []byte, files int)
 		w.WriteHeader(http.StatusNoContent)
 		if f.running && !f.is(StaysOn) {
 			f.event("vm", "shutdown")
-			go exitSoon(w)
+			go f.exitSoon()
 		}
 	case "vm.add-disk", "vm.add-net":
 		f.add(w, name, body, files)
@@ -219,12 +225,11 @@ func (f *fake) serve(w http.ResponseWriter, name string, body []byte, files int)
 	}
 }
 
-// exitSoon ends the process once the answer is on its way. A test program has nothing better than a moment for that.
-func exitSoon(w http.ResponseWriter) {
-	if fl, ok := w.(http.Flusher); ok {
-		fl.Flush()
-	}
-	time.Sleep(20 * time.Millisecond)
+// exitSoon ends the process when the answers that are under way are written.
+func (f *fake) exitSoon() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = f.server.Shutdown(ctx)
 	os.Exit(0)
 }
 

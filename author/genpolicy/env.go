@@ -1,0 +1,276 @@
+package genpolicy
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/cloister/cloister/author/imagesource"
+	"github.com/cloister/cloister/author/kubernetes"
+)
+
+// environment is an ordered list of variables with unique names, as the runtime makes it: a later one replaces an earlier.
+type environment struct {
+	names  []string
+	values map[string]string
+}
+
+func (e *environment) set(name, value string) {
+	if e.values == nil {
+		e.values = map[string]string{}
+	}
+	if _, ok := e.values[name]; !ok {
+		e.names = append(e.names, name)
+	}
+	e.values[name] = value
+}
+
+func (e *environment) list() []string {
+	out := []string{}
+	for _, n := range e.names {
+		out = append(out, n+"="+e.values[n])
+	}
+	return out
+}
+
+// placeholders are texts with a meaning in rules. In a manifest they would let the host choose a value.
+var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation)\)`)
+
+// processText is the arguments and the environment of a container, and the manifest's own variables.
+func (g *generator) processText(path string, c *kubernetes.Container, img *imagesource.Image) (args, env []string, values map[string]string) {
+	var all environment
+	for _, x := range img.Config.Env {
+		name, value, _ := strings.Cut(x, "=")
+		all.set(name, value)
+	}
+	if len(img.Config.Env) == 0 {
+		name, value, _ := strings.Cut(defaultPath, "=")
+		all.set(name, value)
+	}
+	if c.TTY {
+		all.set("TERM", "xterm")
+	}
+	all.set("HOSTNAME", "$(host-name)")
+	own := g.variables(path, c)
+	for _, n := range own.names {
+		all.set(n, own.values[n])
+	}
+	// What Kubernetes expands are the manifest's words, by the manifest's variables; the image's stay as they are.
+	words := func(field string, list []string) {
+		for i, s := range list {
+			g.checkText(c.At, fmt.Sprintf("%s.%s[%d]", path, field, i), s)
+			args = append(args, escapeDollars(expand(s, own.values)))
+		}
+	}
+	if len(c.Command) > 0 {
+		words("command", c.Command)
+	} else {
+		for _, s := range img.Config.Entrypoint {
+			args = append(args, escapeDollars(s))
+		}
+	}
+	switch {
+	case len(c.Args) > 0:
+		words("args", c.Args)
+	case len(c.Command) == 0:
+		for _, s := range img.Config.Cmd {
+			args = append(args, escapeDollars(s))
+		}
+	}
+	if len(args) == 0 && g.images[c.Image] != nil {
+		g.fail(c.At, path+".command", "neither the manifest nor the image names a command")
+	}
+	return args, all.list(), own.values
+}
+
+// escapeDollars undoes what rules do with arguments: they read $$ as $.
+func escapeDollars(s string) string {
+	if strings.Contains(s, "$$") {
+		return strings.ReplaceAll(s, "$", "$$")
+	}
+	return s
+}
+
+func (g *generator) checkText(at kubernetes.At, path, s string) {
+	if m := placeholders.FindString(s); m != "" {
+		g.fail(at, path, "%s has a meaning in policies; take the value by fieldRef", m)
+	}
+	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
+		g.fail(at, path, "the value is no text")
+	}
+}
+
+// variables are those of the manifest: envFrom, then env in its order.
+func (g *generator) variables(path string, c *kubernetes.Container) environment {
+	var env environment
+	for i, from := range c.EnvFrom {
+		where := fmt.Sprintf("%s.envFrom[%d]", path, i)
+		values, secret := g.envFrom(where, from)
+		for _, k := range slices.Sorted(maps.Keys(values)) {
+			g.checkText(from.At, where+"."+k, values[k])
+			env.set(from.Prefix+k, values[k])
+			g.result.Secrets = g.result.Secrets || secret && !sealed(values[k])
+		}
+	}
+	for i, v := range c.Env {
+		where := fmt.Sprintf("%s.env[%d]", path, i)
+		if v.Name == "" || strings.Contains(v.Name, "=") {
+			g.fail(v.At, where+".name", "%q is no name of a variable", v.Name)
+			continue
+		}
+		if v.ValueFrom == nil {
+			g.checkText(v.At, where+".value", v.Value)
+			env.set(v.Name, expand(v.Value, env.values))
+			continue
+		}
+		if value, ok := g.envValue(where+".valueFrom", v); ok {
+			env.set(v.Name, value)
+		}
+	}
+	return env
+}
+
+func (g *generator) envFrom(where string, from kubernetes.EnvFrom) (values map[string]string, secret bool) {
+	switch {
+	case from.ConfigMap != nil:
+		values, _, ok := g.set.ConfigMap(g.w, from.ConfigMap.Name)
+		if !ok && !from.ConfigMap.Optional {
+			g.fail(from.At, where, "ConfigMap %q is not known; give it by --config-file", from.ConfigMap.Name)
+		}
+		return values, false
+	case from.Secret != nil:
+		values, ok := g.set.Secret(g.w, from.Secret.Name)
+		if !ok && !from.Secret.Optional {
+			g.fail(from.At, where, "Secret %q is not known; give it by --config-file", from.Secret.Name)
+		}
+		return values, true
+	}
+	return nil, false
+}
+
+// sealed secrets are ciphertext.
+func sealed(value string) bool { return strings.HasPrefix(value, "sealed.") }
+
+// envValue is the value of a variable that comes from elsewhere; ok is false if there is none, as for an optional key.
+func (g *generator) envValue(where string, v kubernetes.EnvVar) (value string, ok bool) {
+	key := func(kind string, r *kubernetes.KeyRef, values map[string]string, known bool) (string, bool) {
+		value, ok := values[r.Key]
+		switch {
+		case ok:
+			g.checkText(v.At, where, value)
+		case r.Optional && known:
+		case r.Optional:
+			g.warn(v.At, where, "%s %q is not known: a variable %s is not allowed", kind, r.Name, v.Name)
+		case !known:
+			g.fail(v.At, where, "%s %q is not known; give it by --config-file", kind, r.Name)
+		default:
+			g.fail(v.At, where, "%s %q has no key %q", kind, r.Name, r.Key)
+		}
+		return value, ok
+	}
+	from := v.ValueFrom
+	switch {
+	case from.ConfigMap != nil:
+		values, _, known := g.set.ConfigMap(g.w, from.ConfigMap.Name)
+		return key("ConfigMap", from.ConfigMap, values, known)
+	case from.Secret != nil:
+		values, known := g.set.Secret(g.w, from.Secret.Name)
+		value, ok := key("Secret", from.Secret, values, known)
+		g.result.Secrets = g.result.Secrets || ok && !sealed(value)
+		return value, ok
+	case from.Resource != nil:
+		return "$(resource-field)", true
+	case from.Field != nil:
+		return g.field(where+".fieldRef.fieldPath", from.Field)
+	}
+	return "", true
+}
+
+var subscript = regexp.MustCompile(`^metadata\.(labels|annotations)\['(.*)'\]$`)
+
+func (g *generator) field(where string, f *kubernetes.FieldRef) (string, bool) {
+	switch f.Path {
+	case "metadata.name":
+		return "$(sandbox-name)", true
+	case "metadata.namespace":
+		if ns := g.namespace(); ns != "" {
+			return ns, true
+		}
+		return "$(sandbox-namespace)", true
+	case "metadata.uid":
+		return "$(pod-uid)", true
+	case "status.hostIP", "status.hostIPs":
+		return "$(host-ip)", true
+	case "status.podIP", "status.podIPs":
+		return "$(pod-ip)", true
+	case "spec.nodeName":
+		return "$(node-name)", true
+	case "spec.serviceAccountName":
+		for _, name := range []string{g.w.Spec.ServiceAccountName, g.w.Spec.ServiceAccount} {
+			if name != "" {
+				return name, true
+			}
+		}
+		return "default", true
+	}
+	m := subscript.FindStringSubmatch(f.Path)
+	switch {
+	case m == nil:
+		g.fail(f.At, where, "field %q is not supported", f.Path)
+		return "", false
+	case m[1] == "labels":
+		value, ok := g.w.Template.Labels[m[2]]
+		if !ok {
+			if controllerLabel(m[2]) {
+				return "$(todo-annotation)", true
+			}
+			g.fail(f.At, where, "the pods have no label %q", m[2])
+		}
+		return value, ok
+	}
+	if value, ok := g.w.Template.Annotations[m[2]]; ok {
+		return value, true
+	}
+	return "$(todo-annotation)", true
+}
+
+// controllerLabel says whether controllers, not manifests, set a label.
+func controllerLabel(key string) bool {
+	return slices.Contains([]string{"controller-revision-hash", "pod-template-hash", "job-name", "controller-uid"}, key) ||
+		strings.HasPrefix(key, "batch.kubernetes.io/") || strings.HasPrefix(key, "statefulset.kubernetes.io/") || strings.HasPrefix(key, "apps.kubernetes.io/")
+}
+
+// expand replaces $(NAME) by variables as Kubernetes does: $$ is a dollar, an unknown name stays.
+func expand(s string, values map[string]string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] != '$' || i+1 == len(s) {
+			b.WriteByte(s[i])
+			continue
+		}
+		switch s[i+1] {
+		case '$':
+			b.WriteByte('$')
+			i++
+		case '(':
+			end := strings.IndexByte(s[i:], ')')
+			if end < 0 {
+				b.WriteByte('$')
+				continue
+			}
+			name := s[i+2 : i+end]
+			if v, ok := values[name]; ok {
+				b.WriteString(v)
+			} else {
+				b.WriteString(s[i : i+end+1])
+			}
+			i += end
+		default:
+			b.WriteByte('$')
+		}
+	}
+	return b.String()
+}

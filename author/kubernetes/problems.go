@@ -1,0 +1,59 @@
+package kubernetes
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Problem is one thing that stands in the way.
+type Problem struct {
+	File    string
+	Line    int    // 0: of the whole file
+	Object  string // such as Deployment/web; may be empty
+	Path    string // such as spec.containers[0].image; may be empty
+	Message string
+}
+
+func (p Problem) String() string {
+	var b strings.Builder
+	b.WriteString(p.File)
+	if p.Line > 0 {
+		fmt.Fprintf(&b, ":%d", p.Line)
+	}
+	b.WriteString(": ")
+	if p.Object != "" {
+		b.WriteString(p.Object + ": ")
+	}
+	if p.Path != "" {
+		b.WriteString(p.Path + ": ")
+	}
+	return b.String() + p.Message
+}
+
+// Problems are all problems of one run, in the order of files and lines.
+type Problems []Problem
+
+func (ps Problems) Error() string {
+	var lines []string
+	for _, p := range ps {
+		lines = append(lines, p.String())
+	}
+	if len(lines) == 1 {
+		return lines[0]
+	}
+	return fmt.Sprintf("%d problems\n  %s", len(lines), strings.Join(lines, "\n  "))
+}
+
+// Err is nil when there are none; otherwise the problems without repetitions.
+func (ps Problems) Err() error {
+	if len(ps) == 0 {
+		return nil
+	}
+	out := slices.Clone(ps)
+	slices.SortStableFunc(out, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
+	})
+	return slices.Compact(out)
+}

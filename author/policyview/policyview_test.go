@@ -1,0 +1,128 @@
+package policyview
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+const rules = "package agent_policy\nimport rego.v1\ndefault SetPolicyRequest := false\ndefault DestroySandboxRequest := true\n" +
+	"default CreateContainerRequest := false\nCreateContainerRequest if input.x == 1\n"
+
+const dataText = `
+policy_data := {
+  "containers": [
+    {"OCI": {"Annotations": {"io.kubernetes.cri.sandbox-name": "^web$"}, "Process": {"Args": ["/pause"], "User": {"UID": 65535, "GID": 65535}}, "Root": {"Readonly": true}}},
+    {"name": "web", "kind": "container", "exec_commands": [["/bin/check", "now and then"]], "signals": [15], "restarts": false,
+     "image": {"reference": "nginx:1", "digest": "sha256:aa", "by_tag": false},
+     "files": [{"destination": "/etc/conf", "volume": "conf", "kind": "configMap", "bound": true, "entries": {"a": {"sha256": "11"}}}],
+     "OCI": {"Process": {"Args": ["/bin/serve", "\u001b[2J"], "Env": ["PASSWORD=swordfish", "A=1"], "User": {"UID": 1, "GID": 2}, "Capabilities": {"Bounding": ["$(privileged_caps)"]}},
+       "Mounts": [{"destination": "/etc/conf", "type_": "bind", "source": "$(sfprefix)conf$", "options": ["ro"]},
+                  {"destination": "/data", "type_": "bind", "source": "$(sfprefix)data$", "options": ["rw"]}]}}
+  ],
+  "request_defaults": {"ReadStreamRequest": true, "WriteStreamRequest": false, "ExecProcessRequest": {"allowed_commands": [["/bin/date"]], "regex": []},
+    "PortForwardRequest": {"allowed_ports": [8080]}}
+}
+`
+
+func view(t *testing.T, text string) *Policy {
+	t.Helper()
+	p, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestPage(t *testing.T) {
+	p := view(t, rules+dataText)
+	var b strings.Builder
+	if err := p.Page(&b, PageOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	page := b.String()
+	for _, want := range []string{
+		"A pod of 2 containers", "^web$", "(pause)", "the guest's own pause program", "web, container", "nginx:1, bound by digest sha256:aa",
+		"variables  PASSWORD A", "1:2", "/etc/conf read-only, configMap conf, 1 files bound by digest", "/data read-write, content chosen by the host",
+		`/bin/check "now and then"`, "signals    15", "restarts   never", "can        read what containers print", "cannot     write to the standard input",
+		"run in any container: /bin/date", "reach port 8080", "always     DestroySandboxRequest", "never      SetPolicyRequest",
+		"web: it is privileged", "web: the host chooses the content of /data",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	for _, never := range []string{"swordfish", "\x1b", "the content of /etc/conf"} {
+		if strings.Contains(page, never) {
+			t.Errorf("the page has %q", never)
+		}
+	}
+	if t.Failed() {
+		t.Log(page)
+	}
+	b.Reset()
+	if err := p.Page(&b, PageOptions{Values: true}); err != nil || !strings.Contains(b.String(), "PASSWORD=swordfish") {
+		t.Errorf("values are not shown when asked for (%v)", err)
+	}
+}
+
+func TestPageOfRulesAlone(t *testing.T) {
+	p := view(t, "package agent_policy\ndefault AllowRequestsFailingPolicy = true\ndefault SetPolicyRequest = true\ndefault CreateContainerRequest = true\n")
+	var b strings.Builder
+	if err := p.Page(&b, PageOptions{}); err != nil || !strings.Contains(b.String(), "no policy_data") {
+		t.Errorf("got %v, %s", err, b.String())
+	}
+	if got := p.Warnings(); len(got) != 3 || !strings.Contains(got[0], "insecure") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestDiff(t *testing.T) {
+	before := view(t, rules+dataText)
+	if d := Diff(before, view(t, rules+dataText)); len(d) != 0 {
+		t.Errorf("a policy differs from itself: %v", d)
+	}
+	changed := strings.NewReplacer("swordfish", "hunter2", `"/data"`, `"/var/data"`, `"allowed_ports": [8080]`, `"allowed_ports": [8080, 22]`, `"signals": [15]`, `"signals": [9, 15]`).Replace(dataText)
+	lines := Lines(Diff(before, view(t, strings.Replace(rules, "default SetPolicyRequest := false", "default SetPolicyRequest := true", 1)+changed)), false)
+	for _, want := range []string{
+		"+ containers.web.OCI.Mounts./var/data: (4 members)", "- containers.web.OCI.Mounts./data: (4 members)", "~ containers.web.OCI.Process.Env.PASSWORD: PASSWORD=(not shown) -> PASSWORD=(not shown)",
+		"~ request_defaults.PortForwardRequest.allowed_ports: [8080] -> [8080,22]", "+ containers.web.signals.9: 9", "+ always.SetPolicyRequest: true", "- never.SetPolicyRequest: true",
+	} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("the differences lack %q", want)
+		}
+	}
+	for _, l := range lines {
+		if strings.Contains(l, "swordfish") || strings.Contains(l, "hunter2") {
+			t.Errorf("a value is shown: %s", l)
+		}
+	}
+	if t.Failed() {
+		t.Log(strings.Join(lines, "\n"))
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, text := range []string{"", "package other", "package agent_policy\nx :=", "package agent_policy\npolicy_data := {\"containers\": 7}", strings.Repeat("#", MaxSize+1)} {
+		if _, err := Parse(text); err == nil {
+			t.Errorf("%.40q is accepted", text)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(rules + dataText)
+	f.Fuzz(func(t *testing.T, text string) {
+		p, err := Parse(text)
+		if err != nil {
+			return
+		}
+		var b strings.Builder
+		if err := p.Page(&b, PageOptions{Values: true}); err != nil {
+			t.Fatal(err)
+		}
+		if d := Diff(p, p); len(d) != 0 {
+			t.Fatal(d)
+		}
+	})
+}

@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cloister/cloister/author/genpolicy"
+	"github.com/cloister/cloister/author/imagesource"
+	"github.com/cloister/cloister/author/kubernetes"
+	"github.com/cloister/cloister/internal/paths"
+	"github.com/cloister/cloister/wire/initdata"
+)
+
+// kubeFlags say how `policy generate` treats manifests of Kubernetes.
+type kubeFlags struct {
+	settings, rules, initdata string
+	raw, base64, inPlace      bool
+	runtimeClasses            []string
+	arch, layers, emptyDir    string
+	tags, namespace           string
+	cache                     string
+	noCache                   bool
+	sources                   []string
+	allowLogs, forward        bool
+	anyOrder, anyFiles        bool
+	ignoreUnknown             bool
+}
+
+func (f *kubeFlags) add(c *cobra.Command) {
+	p := c.Flags()
+	p.StringVar(&f.settings, "settings", "", "settings of nodes and requests: a genpolicy-settings.json, or a directory with it and patches")
+	p.StringVar(&f.rules, "rules", "", "take the rules from this file instead of Cloister's")
+	p.StringVar(&f.initdata, "initdata", "", "put the policy into this initdata document, which may have aa.toml and cdh.toml")
+	p.BoolVar(&f.raw, "raw", false, "print the policy instead of the manifests")
+	p.BoolVar(&f.base64, "base64", false, "print the value of the initdata annotation instead of the manifests")
+	p.BoolVar(&f.inPlace, "in-place", false, "change the files instead of printing them")
+	p.StringArrayVar(&f.runtimeClasses, "runtime-class", nil, "only for pods whose runtimeClassName starts with this (repeatable; default: all)")
+	p.StringVar(&f.arch, "arch", "amd64", "architecture of the guests: amd64, arm64, s390x, ...")
+	p.StringVar(&f.layers, "layers", "", "where image layers come from: guest (pulled there) or host (block devices bound by their hashes); default: as the settings say")
+	p.StringVar(&f.emptyDir, "emptydir", "", "what an emptyDir is: block-encrypted, block-plain, shared-fs or guest (its memory); default: as the settings say")
+	p.StringVar(&f.tags, "tags", "pin", "images named by tag: pin (write the digest into the manifest), allow (not bound to content) or refuse")
+	p.StringVar(&f.namespace, "namespace", "", "namespace of manifests that name none; default: any")
+	p.StringVar(&f.cache, "cache", "", "folder that keeps what was found in layers; default: layers in the user's cache folder")
+	p.BoolVar(&f.noCache, "no-cache", false, "keep nothing, and use nothing that was kept")
+	p.StringArrayVar(&f.sources, "image-source", nil, "registry, oci:DIR, archive:FILE or containerd[:SOCKET[,NAMESPACE]] (repeatable, tried in order; default: registry)")
+	p.BoolVar(&f.allowLogs, "allow-logs", false, "hand the containers' output to the host")
+	p.BoolVar(&f.forward, "allow-port-forward", false, "let the host forward connections to the ports that containers declare")
+	p.BoolVar(&f.anyOrder, "any-order", false, "do not hold init containers to run before the others")
+	p.BoolVar(&f.anyFiles, "any-files", false, "do not bind the content of ConfigMaps and Secrets: they may change while the pod runs")
+	p.BoolVar(&f.ignoreUnknown, "ignore-unknown-fields", false, "accept fields of pods that are not known")
+}
+
+// options makes the options of the generator, without its images.
+func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
+	o := genpolicy.Options{Rules: genpolicy.Rules(), Namespace: f.namespace, AnyOrder: f.anyOrder, AnyFiles: f.anyFiles, ForwardPorts: f.forward}
+	switch f.tags {
+	case "pin":
+	case "allow":
+		o.Tags = genpolicy.AllowTags
+	case "refuse":
+		o.Tags = genpolicy.RefuseTags
+	default:
+		return o, usageError{fmt.Errorf("--tags %q: want pin, allow or refuse", f.tags)}
+	}
+	if f.rules != "" {
+		text, err := os.ReadFile(f.rules)
+		if err != nil {
+			return o, fmt.Errorf("reading the rules: %w", err)
+		}
+		o.Rules = string(text)
+	}
+	var err error
+	if f.settings == "" {
+		o.Settings, err = genpolicy.DefaultSettings()
+	} else {
+		o.Settings, err = genpolicy.LoadSettings(f.settings)
+	}
+	if err != nil {
+		return o, err
+	}
+	switch f.layers {
+	case "":
+	case "host":
+		o.Settings.SetLayers(genpolicy.LayersVerity)
+	case "guest":
+		o.Settings.SetLayers(genpolicy.LayersNone)
+	default:
+		return o, usageError{fmt.Errorf("--layers %q: want host or guest", f.layers)}
+	}
+	if f.emptyDir != "" {
+		if err := o.Settings.SetEmptyDir(f.emptyDir); err != nil {
+			return o, usageError{fmt.Errorf("--emptydir: %w", err)}
+		}
+	}
+	if f.allowLogs {
+		o.Settings.Allow("ReadStreamRequest")
+	}
+	if rf.allowExecStdin {
+		o.Settings.Allow("WriteStreamRequest", "CloseStdinRequest")
+	}
+	for _, c := range rf.allowExec {
+		o.Settings.AllowExec(strings.Fields(c))
+	}
+	return o, nil
+}
+
+// images opens the places that images come from.
+func (f *kubeFlags) images(pf *podFlags) (*imagesource.Images, error) {
+	o := imagesource.Options{From: f.sources, Architecture: f.arch, Registry: imagesource.RegistryOptions{Insecure: pf.insecure}, Cache: f.cache}
+	if o.Cache == "" {
+		if dir, err := os.UserCacheDir(); err == nil {
+			o.Cache = filepath.Join(dir, "cloister", "layers")
+		}
+	}
+	if f.noCache {
+		o.Cache = ""
+	}
+	return imagesource.New(o)
+}
+
+// generate makes the policies of all workloads in the named files.
+func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyFlags, out string, names []string) error {
+	if f.inPlace && (f.raw || f.base64 || out != "" || slices.Contains(names, "-")) {
+		return usageError{errors.New("--in-place goes with files, and without --raw, --base64 and --output")}
+	}
+	if len(pf.guestRegistry) > 0 || rf.denyLogs {
+		return usageError{errors.New("--guest-registry and --deny-logs are for --for run")}
+	}
+	inputs, err := kubernetes.Read(a.stdin, names...)
+	if err != nil {
+		return err
+	}
+	data, err := kubernetes.Read(a.stdin, pf.configs...)
+	if err != nil {
+		return err
+	}
+	set, err := kubernetes.Parse(inputs, data, kubernetes.Options{RuntimeClasses: f.runtimeClasses, IgnoreUnknown: f.ignoreUnknown})
+	var problems kubernetes.Problems
+	if err != nil && !errors.As(err, &problems) {
+		return err
+	}
+	if len(problems) == 0 && len(set.Workloads) == 0 {
+		if len(f.runtimeClasses) == 0 {
+			return errors.New("the manifests have nothing that makes pods")
+		}
+		fmt.Fprintf(a.stderr, "warning: no pod has a runtimeClassName that starts with %s; nothing was changed\n", strings.Join(f.runtimeClasses, " or "))
+	}
+	o, err := f.options(rf)
+	if err != nil {
+		return err
+	}
+	images, err := f.images(pf)
+	if err != nil {
+		return err
+	}
+	defer images.Close()
+	o.Images = images
+	var base *initdata.Document
+	if f.initdata != "" {
+		text, err := os.ReadFile(f.initdata)
+		if err != nil {
+			return fmt.Errorf("reading the initdata: %w", err)
+		}
+		if base, err = initdata.Parse(text); err != nil {
+			return fmt.Errorf("%s: %w", f.initdata, err)
+		}
+	}
+	results, more, err := generateAll(c.Context(), set, o)
+	if err != nil {
+		return err
+	}
+	for _, r := range results {
+		for _, w := range r.Warnings {
+			fmt.Fprintf(a.stderr, "warning: %s\n", w)
+		}
+	}
+	if err := append(problems, more...).Err(); err != nil {
+		return kubeHint(err)
+	}
+	if err := parsePolicyRules(o.Rules); err != nil {
+		return err
+	}
+	return f.deliver(a, set, results, base, out)
+}
+
+// parsePolicyRules finds what the guest would stop for.
+func parsePolicyRules(rules string) error {
+	if err := parsePolicy(rules); err != nil {
+		return fmt.Errorf("reading the rules: %w", err)
+	}
+	return nil
+}
+
+// generateAll makes the policies of all workloads, several at a time.
+func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) ([]*genpolicy.Result, kubernetes.Problems, error) {
+	results := make([]*genpolicy.Result, len(set.Workloads))
+	faults := make([]error, len(set.Workloads))
+	var group errgroup.Group
+	group.SetLimit(8)
+	for i, w := range set.Workloads {
+		group.Go(func() error {
+			results[i], faults[i] = genpolicy.Generate(ctx, set, w, o)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, nil, err
+	}
+	var problems kubernetes.Problems
+	for _, err := range faults {
+		var ps kubernetes.Problems
+		if err != nil && !errors.As(err, &ps) {
+			return nil, nil, err
+		}
+		problems = append(problems, ps...)
+	}
+	return results, problems, nil
+}
+
+// kubeHint says what to do about problems that have one remedy.
+func kubeHint(err error) error {
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "would be spoken to in plain HTTP"):
+		_, rest, _ := strings.Cut(text, "registry ")
+		host, _, _ := strings.Cut(rest, " ")
+		return hint(err, "allow it by --insecure-registry %s", host)
+	case strings.Contains(text, "unknown field"):
+		return hint(err, "fields that are spelled right and do not matter to the guest are accepted with --ignore-unknown-fields")
+	}
+	return err
+}
+
+// deliver writes what was asked for.
+func (f *kubeFlags) deliver(a *app, set *kubernetes.Set, results []*genpolicy.Result, base *initdata.Document, out string) error {
+	mode := os.FileMode(0o644)
+	var text bytes.Buffer
+	for i, w := range set.Workloads {
+		r := results[i]
+		if r.Secrets {
+			mode = privateMode
+			fmt.Fprintf(a.stderr, "warning: %s: the policy of %s holds values of Secrets in clear, because its variables or arguments do\n", w.File, w.Object())
+		}
+		annotation, err := kubeAnnotation(r.Policy, base)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.Object(), err)
+		}
+		if f.raw || f.base64 {
+			for _, p := range r.Pins {
+				fmt.Fprintf(a.stderr, "warning: %s: container %s: the policy wants the image by its digest; write %s\n", w.Object(), p.Container.Name, p.Image)
+			}
+		}
+		if f.raw {
+			if len(results) > 1 {
+				fmt.Fprintf(&text, "# %s of %s\n", w.Object(), w.File)
+			}
+			text.WriteString(r.Policy)
+		}
+		if f.base64 {
+			text.WriteString(annotation + "\n")
+		}
+		if err := w.SetAnnotation(initdata.Annotation, annotation); err != nil {
+			return err
+		}
+		for _, p := range r.Pins {
+			if err := w.SetImage(p.Container, p.Image); err != nil {
+				return hint(err, "write the digest by hand, or use --tags allow")
+			}
+		}
+	}
+	if f.raw || f.base64 {
+		return a.writeMode(out, text.Bytes(), mode)
+	}
+	changed := make([][]byte, len(set.Files))
+	for i, file := range set.Files {
+		var err error
+		if changed[i], err = file.Text(); err != nil {
+			return err
+		}
+	}
+	if f.inPlace {
+		return rewrite(set.Files, changed)
+	}
+	for i, c := range changed {
+		if i > 0 && !bytes.HasPrefix(c, []byte("---")) {
+			text.WriteString("---\n")
+		}
+		text.Write(c)
+		if !bytes.HasSuffix(c, []byte("\n")) {
+			text.WriteByte('\n')
+		}
+	}
+	return a.writeMode(out, text.Bytes(), mode)
+}
+
+// kubeAnnotation is the value of the initdata annotation for a policy.
+func kubeAnnotation(text string, base *initdata.Document) (string, error) {
+	doc := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: map[string]string{}}
+	if base != nil {
+		doc.Algorithm = base.Algorithm
+		for k, v := range base.Data {
+			doc.Data[k] = v
+		}
+	}
+	doc.Data[initdata.KeyPolicy] = text
+	raw, err := doc.Marshal()
+	if err != nil {
+		return "", err
+	}
+	return initdata.EncodeAnnotation(raw), nil
+}
+
+// rewrite changes files, each at once and with the mode it has.
+func rewrite(files []*kubernetes.File, changed [][]byte) error {
+	for i, f := range files {
+		if bytes.Equal(f.Data, changed[i]) {
+			continue
+		}
+		name, err := filepath.EvalSymlinks(f.Path)
+		if err != nil {
+			return fmt.Errorf("changing %s: %w", f.Path, err)
+		}
+		info, err := os.Stat(name)
+		if err != nil {
+			return fmt.Errorf("changing %s: %w", f.Path, err)
+		}
+		if err := paths.WriteFile(name, changed[i], info.Mode().Perm()); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/cloister/cloister/wire/initdata"
+)
+
+const kubeManifests = `# What helm would print.
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web # the name
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata:
+      labels: {app: web}
+    spec:
+      runtimeClassName: cloister-snp
+      containers:
+        - name: app
+          image: %REGISTRY%/app:1   # by tag
+          command: [/app]
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: other}
+spec: {template: {spec: {runtimeClassName: runc, containers: [{name: a, image: nowhere.invalid/a, unknownField: 1}]}}}
+`
+
+func TestPolicyGenerateKubernetes(t *testing.T) {
+	f := newFolder(t)
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	f.write(t, "web.yaml", kubeManifests)
+	args := []string{"policy", "generate", "--insecure-registry", f.registry, "--runtime-class", "cloister"}
+	out := f.run(t, exitDone, append(args, "web.yaml")...)
+	before, err := os.ReadFile("web.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := between(t, out, initdata.Annotation+": ", "\n")
+	rest := strings.Replace(out, "      annotations:\n        "+initdata.Annotation+": "+value+"\n  ", "", 1)
+	digest := between(t, out, "/app:1@", " ")
+	if rest := strings.Replace(rest, "@"+digest, "", 1); strings.ReplaceAll(rest, "      labels", "    labels") != strings.ReplaceAll(string(before), "      labels", "    labels") {
+		t.Errorf("more changed than annotation and image:\n%s", rest)
+	}
+	text, err := initdata.DecodeAnnotation(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := initdata.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(doc.Data["policy.rego"], digest) {
+		t.Error("the policy does not have the image's digest")
+	}
+	// What --raw prints is the same policy, and once the digest is in the manifest nothing else changes.
+	if raw := f.run(t, exitDone, append(args, "--raw", "web.yaml")...); !strings.HasSuffix(raw, doc.Data["policy.rego"]) || !strings.Contains(raw, "warning: ") {
+		t.Error("--raw prints another policy")
+	}
+	f.run(t, exitDone, append(args, "--in-place", "web.yaml")...)
+	f.run(t, exitDone, append(args, "--in-place", "web.yaml")...)
+	if after, err := os.ReadFile("web.yaml"); err != nil || string(after) != out {
+		t.Errorf("--in-place, twice: %v\n%s", err, after)
+	}
+	if base := f.run(t, exitDone, append(args, "--base64", "web.yaml")...); strings.TrimSpace(base) != value {
+		t.Error("--base64 prints another value")
+	}
+}
+
+func between(t *testing.T, s, from, to string) string {
+	t.Helper()
+	_, rest, ok := strings.Cut(s, from)
+	value, _, ok2 := strings.Cut(rest, to)
+	if !ok || !ok2 {
+		t.Fatalf("no %q in\n%s", from, s)
+	}
+	return value
+}
+
+// TestPolicyGenerateProblems lists all problems of a run.
+func TestPolicyGenerateProblems(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "bad.yaml", `
+apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  hostPID: true
+  containers:
+    - {name: a, image: %REGISTRY%/app:1, volumeMounts: [{name: v, mountPath: /v}], env: [{name: X, valueFrom: {secretKeyRef: {name: s, key: k}}}], nosuch: 1}
+---
+apiVersion: argoproj.io/v1alpha1
+kind: Rollout
+metadata: {name: r}
+spec: {template: {spec: {containers: [{name: a, image: b}]}}}
+`)
+	out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--insecure-registry", f.registry, "bad.yaml")
+	for _, want := range []string{
+		"bad.yaml:6: Pod/a: spec.hostPID: not supported", "bad.yaml:8: Pod/a: spec.containers[0].nosuch: unknown field",
+		`spec.containers[0].volumeMounts[0].name: the pod has no volume "v"`, `Secret "s" is not known`,
+		"bad.yaml:10: spec.template.spec.containers: kind Rollout",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--ignore-unknown-fields", "bad.yaml"); !strings.Contains(out, "hint: allow it by --insecure-registry "+f.registry) {
+		t.Errorf("no hint: %s", out)
+	}
+	f.run(t, exitUsage, "policy", "generate", "--in-place", "--raw", "bad.yaml")
+	f.run(t, exitUsage, "policy", "generate", "--for", "nobody", "bad.yaml")
+}

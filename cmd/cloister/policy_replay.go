@@ -1,0 +1,142 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloister/cloister/author/policytest"
+	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/wire/initdata"
+)
+
+const recordHelp = `REQUESTS holds one JSON object {"kind": RULE, "request": INPUT} per line, or a JSON list of them; "description" and
+"allowed" (the decision that is expected) may be there. POLICY is the text of a policy, an initdata document or the value of
+an initdata annotation. Use - for standard input. Two kinds are not of the protocol: ContainerExited, by which the guest says
+that a container has ended, and PortForwardRequest.`
+
+func policyTestCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "test POLICY REQUESTS",
+		Short: "Replay recorded requests: each must be decided as expected, or allowed where nothing is expected",
+		Long:  recordHelp,
+		Args:  exactly(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			total, failed := 0, 0
+			err := a.replay(c, args, func(r policytest.Result) error {
+				total++
+				if !r.Unexpected {
+					return nil
+				}
+				failed++
+				if a.json {
+					return a.printJSON(r)
+				}
+				fmt.Fprintf(a.stdout, "request %d, %s: %s\n", r.Number, title(r), verdict(r))
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			if failed > 0 {
+				return hint(fmt.Errorf("%d of %d requests are not decided as expected", failed, total), "`cloister policy sim %s %s` shows every decision and the policy's state", args[0], args[1])
+			}
+			if !a.json {
+				fmt.Fprintf(a.stdout, "%d requests are decided as expected\n", total)
+			}
+			return nil
+		},
+	}
+}
+
+func policySimCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "sim POLICY REQUESTS",
+		Short: "Print the decision about each recorded request, its reason, and how it changes the policy's state",
+		Long:  recordHelp,
+		Args:  exactly(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.replay(c, args, func(r policytest.Result) error {
+				if a.json {
+					return a.printJSON(r)
+				}
+				fmt.Fprintf(a.stdout, "%d %s: %s\n", r.Number, title(r), verdict(r))
+				for _, key := range sortedKeys(r.Changes) {
+					value := "removed"
+					if v := r.Changes[key]; v != nil {
+						value = fmt.Sprint("= ", v)
+					}
+					fmt.Fprintf(a.stdout, "    %s %s\n", printable(key), printable(value))
+				}
+				return nil
+			})
+		},
+	}
+}
+
+// replay judges recorded requests with the engine of the guest.
+func (a *app) replay(c *cobra.Command, args []string, each func(policytest.Result) error) error {
+	if args[0] == "-" && args[1] == "-" {
+		return usageError{errors.New("only one of the two can be standard input")}
+	}
+	text, err := a.policyText(args[0])
+	if err != nil {
+		return err
+	}
+	in := a.stdin
+	if args[1] != "-" {
+		f, err := os.Open(args[1])
+		if err != nil {
+			return fmt.Errorf("reading the requests: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	cases, err := policytest.Read(in)
+	if err != nil {
+		return hint(err, "see `%s --help` for the form of requests", c.CommandPath())
+	}
+	e, err := gate.New(text, gate.Options{})
+	if err != nil {
+		return hint(err, "the guest would stop for this policy")
+	}
+	return policytest.Run(c.Context(), e, cases, each)
+}
+
+// policyText is the policy in a file: its text, an initdata document that holds it, or the annotation made of one.
+func (a *app) policyText(file string) (string, error) {
+	raw, err := a.readSaved(file)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSpace(string(raw))
+	if doc, err := initdata.DecodeAnnotation(text); err == nil {
+		raw = doc
+	}
+	doc, err := initdata.Parse(raw)
+	if err != nil {
+		return string(raw), nil // then it is a policy
+	}
+	policy, ok := doc.Data["policy.rego"]
+	if !ok {
+		return "", hint(fmt.Errorf("the initdata of %s holds no policy", file), "without one the guest uses the policy of its image")
+	}
+	return policy, nil
+}
+
+func title(r policytest.Result) string {
+	if r.Description == "" {
+		return printable(r.Kind)
+	}
+	return printable(r.Kind + " (" + r.Description + ")")
+}
+
+func verdict(r policytest.Result) string {
+	if r.Allowed {
+		return "allowed"
+	}
+	return "refused: " + printable(r.Reason)
+}

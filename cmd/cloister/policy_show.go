@@ -1,0 +1,83 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloister/cloister/author/policyview"
+)
+
+func policyExplainCmd(a *app) *cobra.Command {
+	var o policyview.PageOptions
+	c := &cobra.Command{
+		Use:   "explain POLICY",
+		Short: "One page about a policy: what may run, from which images, with which mounts, and what the host may do",
+		Long: "POLICY is the text of a policy, an initdata document or the value of an initdata annotation; - is standard input.\n" +
+			"For policies of `cloister run` and of generators for Kubernetes. What the rules themselves say is not shown.",
+		Args: exactly(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			p, err := a.viewPolicy(args[0])
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"rules": p.Rules, "always": p.Always, "never": p.Never, "warnings": p.Warnings(), "policy_data": p.Data})
+			}
+			return p.Page(a.stdout, o)
+		},
+	}
+	c.Flags().BoolVar(&o.Values, "values", false, "show values of environment variables too")
+	return c
+}
+
+func policyDiffCmd(a *app) *cobra.Command {
+	var values bool
+	c := &cobra.Command{
+		Use:   "diff OLD NEW",
+		Short: "What differs between two policies, by container; exit code 1 if anything does",
+		Args:  exactly(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if args[0] == "-" && args[1] == "-" {
+				return usageError{errors.New("only one of the two can be standard input")}
+			}
+			before, err := a.viewPolicy(args[0])
+			if err != nil {
+				return err
+			}
+			after, err := a.viewPolicy(args[1])
+			if err != nil {
+				return err
+			}
+			changes := policyview.Diff(before, after)
+			if a.json {
+				if err := a.printJSON(changes); err != nil {
+					return err
+				}
+			} else {
+				for _, line := range policyview.Lines(changes, values) {
+					fmt.Fprintln(a.stdout, line)
+				}
+			}
+			if len(changes) > 0 {
+				return fmt.Errorf("the policies differ in %d places", len(changes))
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&values, "values", false, "show values of environment variables too")
+	return c
+}
+
+func (a *app) viewPolicy(file string) (*policyview.Policy, error) {
+	text, err := a.policyText(file)
+	if err != nil {
+		return nil, err
+	}
+	p, err := policyview.Parse(text)
+	if err != nil {
+		return nil, hint(fmt.Errorf("%s: %w", file, err), "want the text of a policy, an initdata document or the value of an initdata annotation")
+	}
+	return p, nil
+}
