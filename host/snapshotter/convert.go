@@ -18,6 +18,8 @@ type source struct {
 	DiffID string // of its tar, as the image's configuration says; may be empty
 	Below  string // chain ID of the layers below, when DiffID is known
 	Ahead  []source
+
+	unreadable bool // by its media type: encrypted or sealed
 }
 
 type tarStream io.ReadCloser

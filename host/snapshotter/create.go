@@ -119,7 +119,7 @@ func (s *Snapshotter) commitEarly(ctx context.Context, key, parent, chain, id st
 	if errdefs.IsNotFound(err) {
 		return false, nil // it has to be downloaded
 	}
-	if err != nil {
+	if err != nil || src.unreadable {
 		return false, err
 	}
 	if below, err := parentChain(parent); err != nil || below != src.Below {

@@ -102,7 +102,7 @@ func (s *Snapshotter) inImage(ctx context.Context, manifest, chain string) (sour
 			src.Below = img.chains[i-1]
 		}
 		for _, next := range img.layers[i+1:] {
-			if _, err := s.content.Size(ctx, next.Blob); err == nil {
+			if _, err := s.content.Size(ctx, next.Blob); err == nil && !next.unreadable {
 				src.Ahead = append(src.Ahead, next)
 			}
 		}
@@ -124,7 +124,8 @@ func (s *Snapshotter) image(ctx context.Context, digest string) (*image, error) 
 			Digest string `json:"digest"`
 		} `json:"config"`
 		Layers []struct {
-			Digest string `json:"digest"`
+			MediaType string `json:"mediaType"`
+			Digest    string `json:"digest"`
 		} `json:"layers"`
 	}
 	if err := s.readJSON(ctx, digest, maxManifest, &manifest); err != nil {
@@ -152,7 +153,7 @@ func (s *Snapshotter) image(ctx context.Context, digest string) (*image, error) 
 			}
 			below = chainID(below, diffID)
 			img.chains = append(img.chains, below)
-			img.layers = append(img.layers, source{Blob: l.Digest, DiffID: diffID})
+			img.layers = append(img.layers, source{Blob: l.Digest, DiffID: diffID, unreadable: l.MediaType != "" && !readable(l.MediaType)})
 		}
 	}
 	s.finder.mu.Lock()
