@@ -223,3 +223,20 @@ func TestFragmentLimit(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func FuzzReadFragment(f *testing.F) {
+	f.Add(containersModule(2, "/web"))
+	f.Add("package agent_policy.fragments[\"" + feed + "\"]\nimport rego.v1\nsvn := 2\ncontainers := [{\"a\": [1, null, {}]}]\nissuer := \"i\"\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		l, err := readFragment(&fragment.Message{Issuer: "i", Feed: feed, SVN: 2, HasSVN: true, Payload: []byte(text)})
+		if err != nil {
+			return
+		}
+		if len(l.Containers) == 0 || l.SVN != 2 {
+			t.Errorf("read %+v", l)
+		}
+		if _, err := json.Marshal(l); err != nil {
+			t.Error(err)
+		}
+	})
+}

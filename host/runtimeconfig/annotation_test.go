@@ -13,7 +13,7 @@ import (
 
 func TestAnnotations(t *testing.T) {
 	e, err := load(t, "[annotations]\nenabled = [\"sandbox.vcpus\", \"sandbox.memory_mib\", \"guest.kernel_params\", \"network.model\", "+
-		"\"network.vhost\", \"timeouts.create_container\", \"initdata\", \"policy\"]\n[guest]\nkernel_params = \"a=1\"\n")
+		"\"network.vhost\", \"timeouts.create_container\", \"initdata\", \"policy\", \"policy-fragments\"]\n[guest]\nkernel_params = \"a=1\"\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,14 +25,16 @@ func TestAnnotations(t *testing.T) {
 		KataPrefix + "runtime.internetworking_model": "macvtap",
 		KataPrefix + "hypervisor.disable_vhost_net":  "true", KataPrefix + "runtime.create_container_timeout": "90",
 		initdata.Annotation: doc, KataPrefix + "agent.policy": base64.StdEncoding.EncodeToString([]byte("package x")),
-		"io.kubernetes.cri.sandbox-id": "x", "example.com/other": "\x00", "io.katacontainers.pkg.oci.container_type": "pod_sandbox",
+		ShortPrefix + "policy-fragments": base64.StdEncoding.EncodeToString([]byte("one")) + ", " + base64.StdEncoding.EncodeToString([]byte("two")),
+		"io.kubernetes.cri.sandbox-id":   "x", "example.com/other": "\x00", "io.katacontainers.pkg.oci.container_type": "pod_sandbox",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := got.Config
 	if c.Sandbox.VCPUs != 2.5 || c.Sandbox.MemoryMiB != 4096 || c.Guest.KernelParams != "a=1 b=2" || c.Network.Model != "macvtap" ||
-		c.Network.Vhost || c.Timeouts.CreateContainer.Seconds() != 90 || len(got.Initdata) == 0 || string(got.Policy) != "package x" {
+		c.Network.Vhost || c.Timeouts.CreateContainer.Seconds() != 90 || len(got.Initdata) == 0 || string(got.Policy) != "package x" ||
+		len(got.Fragments) != 2 || string(got.Fragments[1]) != "two" {
 		t.Errorf("%+v", c)
 	}
 	if s := got.Source("sandbox.vcpus").String(); s != "annotation "+KataPrefix+"hypervisor.default_vcpus" {

@@ -64,7 +64,7 @@ func parse(text string) (*Name, error) {
 	}
 	rest, ok := strings.CutPrefix(text, "did:x509:")
 	if !ok {
-		return nil, errors.New("it does not begin with did:x509:")
+		return nil, errors.New("it is no name of did:x509")
 	}
 	parts := strings.Split(rest, "::")
 	head := strings.Split(parts[0], ":")
