@@ -19,7 +19,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cloister/cloister/wire/agent"
-	"github.com/cloister/cloister/wire/initdata"
 )
 
 // daemon starts a virtiofsd for a directory and returns its socket.
@@ -275,16 +274,7 @@ func TestSandboxed(t *testing.T) {
 // TestSandboxedRefuses boots where sandboxed mode must not run.
 func TestSandboxedRefuses(t *testing.T) {
 	img := image(t)
-	file := filepath.Join(t.TempDir(), "initdata")
-	doc := initdata.Document{Version: "0.1.0", Algorithm: "sha256", Data: map[string]string{"policy.rego": "package agent_policy"}}
-	text, err := doc.Marshal()
-	if err == nil {
-		err = os.WriteFile(file, initdata.EncodeDevice(text), 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	v := start(t, img, "cloister.sandboxed", "-drive", "if=none,id=d,format=raw,readonly=on,file="+file, "-device", "virtio-blk-pci,drive=d")
+	v := start(t, img, "cloister.sandboxed", initdataDisk(t, document(t, "package agent_policy"))...)
 	v.waitExit()
 	if out := v.console.String(); !strings.Contains(out, "fatal: initdata is attached") {
 		t.Errorf("the console does not say why")

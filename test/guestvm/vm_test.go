@@ -1,4 +1,4 @@
-// Package guestvm boots the guest image in sandboxed mode and does to it what a host's runtime does.
+// Package guestvm boots the guest image, confidential and in sandboxed mode, and does to it what a host's runtime does.
 package guestvm
 
 import (
@@ -32,6 +32,7 @@ type machine struct {
 	exited  chan error
 	session *yamux.Session
 	agent   agent.AgentServiceService
+	health  agent.HealthService
 }
 
 // console gathers what the guest prints.
@@ -135,7 +136,7 @@ func (v *machine) dial(port uint32) net.Conn {
 func (v *machine) connect() {
 	c := ttrpc.NewClient(v.dial(1024))
 	v.t.Cleanup(func() { c.Close() })
-	v.agent = agent.NewAgentServiceClient(c)
+	v.agent, v.health = agent.NewAgentServiceClient(c), agent.NewHealthClient(c)
 }
 
 // waitExit waits until the guest has switched the machine off.
@@ -209,13 +210,20 @@ func (v *machine) launch(ctx context.Context, req *agent.CreateContainerRequest)
 	v.must(v.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: req.GetContainerId()}))
 }
 
+// output is all that a container's first process prints.
 func (v *machine) output(ctx context.Context, id string) string {
+	v.t.Helper()
+	return v.read(ctx, id, id, v.agent.ReadStdout)
+}
+
+// read reads a stream of a process to its end.
+func (v *machine) read(ctx context.Context, container, exec string, read func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)) string {
 	v.t.Helper()
 	var out strings.Builder
 	for {
-		r, err := v.agent.ReadStdout(ctx, &agent.ReadStreamRequest{ContainerId: id, ExecId: id, Len: 4096})
+		r, err := read(ctx, &agent.ReadStreamRequest{ContainerId: container, ExecId: exec, Len: 4096})
 		if err != nil {
-			v.t.Fatalf("reading output of %s: %v", id, err)
+			v.t.Fatalf("reading output of %s/%s: %v", container, exec, err)
 		}
 		if len(r.GetData()) == 0 {
 			return out.String()
@@ -232,26 +240,11 @@ func (v *machine) remove(ctx context.Context, id string) {
 
 const shared = "/run/kata-containers/shared/containers/"
 
-// probe is a container that runs the probe from a directory of the share.
+// probe is a container that runs the probe from a directory of the share, with as much memory as there is.
 func probe(id string, args ...string) *agent.CreateContainerRequest {
-	caps := []string{"CAP_CHOWN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_MKNOD", "CAP_DAC_OVERRIDE"}
-	return &agent.CreateContainerRequest{
-		ContainerId: id, ExecId: id,
-		OCI: &agent.Spec{
-			Version: "1.1.0",
-			Process: &agent.Process{
-				Args: append([]string{"/probe"}, args...), Cwd: "/", Env: []string{"PATH=/"}, User: &agent.User{},
-				Capabilities: &agent.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-			},
-			Root: &agent.Root{Path: shared + "root"},
-			Mounts: []*agent.Mount{
-				{Destination: "/proc", Source: "proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-				{Destination: "/dev", Source: "tmpfs", Type: "tmpfs", Options: []string{"nosuid", "mode=755"}},
-				{Destination: "/sys", Source: "sysfs", Type: "sysfs", Options: []string{"ro", "nosuid"}},
-			},
-			Linux: &agent.Linux{Namespaces: []*agent.LinuxNamespace{{Type: "ipc"}, {Type: "uts"}, {Type: "mount"}}},
-		},
-	}
+	req := probeContainer(id, false, args...)
+	req.OCI.Linux.Resources = nil
+	return req
 }
 
 // with adds a bind mount.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -49,6 +50,16 @@ func main() {
 			s := bufio.NewScanner(os.Stdin)
 			s.Scan()
 			fmt.Println("got", s.Text())
+		case "eat":
+			var hold [][]byte
+			for {
+				b := make([]byte, 1<<20)
+				for i := range b {
+					b[i] = 1
+				}
+				hold = append(hold, b)
+				runtime.KeepAlive(hold)
+			}
 		case "fill":
 			// Writes and reads back some MiB below a directory.
 			name, mib, _ := strings.Cut(value, ":")

@@ -1,25 +1,92 @@
-package boot
+package guestvm
 
 import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/cloister/cloister/guest/mux"
 	"github.com/cloister/cloister/wire/agent"
+	"github.com/cloister/cloister/wire/initdata"
 )
 
-const shared = "/run/kata-containers/shared/containers/"
+// startWithTPM boots the image as a confidential guest: with a software TPM, a network card, and initdata unless it is nil.
+func startWithTPM(t *testing.T, data []byte, words string) *machine {
+	t.Helper()
+	dir := t.TempDir()
+	tpm := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--ctrl", "type=unixio,path="+dir+"/tpm", "--flags", "startup-clear", "--terminate")
+	if err := tpm.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tpm.Process.Kill(); _ = tpm.Wait() })
+	waitFile(t, dir+"/tpm")
+	args := []string{
+		"-chardev", "socket,id=tpm,path=" + dir + "/tpm", "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0",
+		"-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:12:34:56,romfile=",
+	}
+	if data != nil {
+		args = append(args, initdataDisk(t, data)...)
+	}
+	return start(t, image(t), words, args...)
+}
+
+// initdataDisk are the arguments for a disk with initdata.
+func initdataDisk(t *testing.T, data []byte) []string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "initdata")
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"-drive", "if=none,id=initdata,format=raw,readonly=on,file=" + file, "-device", "virtio-blk-pci,drive=initdata"}
+}
+
+// allowAll is initdata with a policy that allows every request of the protocol except those named.
+func allowAll(t *testing.T, except ...string) []byte {
+	t.Helper()
+	allowed := map[string]bool{}
+	methods := agent.File_wire_agent_agent_proto.Services().ByName("AgentService").Methods()
+	for i := range methods.Len() {
+		name := string(methods.Get(i).Input().Name())
+		allowed[name] = !slices.Contains(except, name)
+	}
+	var policy strings.Builder
+	policy.WriteString("package agent_policy\n")
+	for name, yes := range allowed {
+		fmt.Fprintf(&policy, "default %s := %t\n", name, yes)
+	}
+	return document(t, policy.String())
+}
+
+// document is a device of initdata with a policy.
+func document(t *testing.T, policy string) []byte {
+	t.Helper()
+	doc := initdata.Document{Version: "0.1.0", Algorithm: "sha256", Data: map[string]string{"policy.rego": policy}}
+	text, err := doc.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return initdata.EncodeDevice(text)
+}
+
+func podContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
 
 // send copies a file of this machine into the guest in pieces.
-func (v *vm) send(ctx context.Context, file, to string) {
+func (v *machine) send(ctx context.Context, file, to string) {
 	v.t.Helper()
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -35,7 +102,7 @@ func (v *vm) send(ctx context.Context, file, to string) {
 	}
 }
 
-// container makes a specification that runs the probe.
+// probeContainer makes a specification that runs the probe.
 func probeContainer(id string, tty bool, args ...string) *agent.CreateContainerRequest {
 	return &agent.CreateContainerRequest{
 		ContainerId: id, ExecId: id,
@@ -60,29 +127,14 @@ func probeContainer(id string, tty bool, args ...string) *agent.CreateContainerR
 }
 
 func probeProcess(tty bool, args ...string) *agent.Process {
-	caps := []string{"CAP_CHOWN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_MKNOD"}
+	caps := []string{"CAP_CHOWN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_MKNOD", "CAP_DAC_OVERRIDE"}
 	return &agent.Process{
 		Terminal: tty, Args: append([]string{"/probe"}, args...), Cwd: "/", Env: []string{"PATH=/", "COLOUR=green"}, User: &agent.User{},
 		Capabilities: &agent.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 	}
 }
 
-func (v *vm) output(ctx context.Context, container, exec string, read func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)) string {
-	v.t.Helper()
-	var out strings.Builder
-	for {
-		r, err := read(ctx, &agent.ReadStreamRequest{ContainerId: container, ExecId: exec, Len: 4096})
-		if err != nil {
-			v.t.Fatalf("reading output of %s/%s: %v", container, exec, err)
-		}
-		if len(r.GetData()) == 0 {
-			return out.String()
-		}
-		out.Write(r.GetData())
-	}
-}
-
-func (v *vm) wait(ctx context.Context, container, exec string) int32 {
+func (v *machine) wait(ctx context.Context, container, exec string) int32 {
 	v.t.Helper()
 	r, err := v.agent.WaitProcess(ctx, &agent.WaitProcessRequest{ContainerId: container, ExecId: exec})
 	if err != nil {
@@ -91,23 +143,9 @@ func (v *vm) wait(ctx context.Context, container, exec string) int32 {
 	return r.GetStatus()
 }
 
-func (v *vm) must(_ any, err error) {
-	v.t.Helper()
-	if err != nil {
-		v.t.Fatal(err)
-	}
-}
-
-func (v *vm) run(ctx context.Context, req *agent.CreateContainerRequest) {
-	v.t.Helper()
-	v.must(v.agent.CreateContainer(ctx, req))
-	v.must(v.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: req.GetContainerId()}))
-}
-
-func TestPodInVM(t *testing.T) {
-	parts := vmParts(t)
-	v := startVM(t, parts, allowAll(t, "SetPolicyRequest", "AddSwapPathRequest"), "cloister.initdata=required")
-	ctx := vmContext(t)
+func TestConfidential(t *testing.T) {
+	v := startWithTPM(t, allowAll(t, "SetPolicyRequest", "AddSwapPathRequest"), "cloister.initdata=required")
+	ctx := podContext(t)
 	v.connect()
 	h, err := v.health.Check(ctx, &agent.CheckRequest{})
 	if err != nil || h.GetStatus() != agent.HealthCheckResponse_SERVING {
@@ -125,17 +163,17 @@ func TestPodInVM(t *testing.T) {
 		Hostname: "podname", SandboxId: "sandbox1", Dns: []string{"nameserver 10.0.2.3"},
 		Storages: []*agent.Storage{{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=16777216"}, MountPoint: "/run/kata-containers/sandbox/shm"}},
 	}))
-	probe := filepath.Join(t.TempDir(), "probe")
-	goBuild(t, "./testdata/probe", probe)
-	v.send(ctx, probe, shared+"root/probe")
+	program := filepath.Join(t.TempDir(), "probe")
+	goBuild(t, "./probe", program)
+	v.send(ctx, program, shared+"root/probe")
 	for _, dir := range []string{"proc", "dev", "sys", "tmp"} {
 		v.must(v.agent.CopyFile(ctx, &agent.CopyFileRequest{Path: shared + "root/" + dir, FileMode: 0o40755, DirMode: 0o40755}))
 	}
 	t.Run("sandbox container, shared processes, pause", func(t *testing.T) { v.testSandboxContainer(ctx, t) })
 	t.Run("output, environment and exit code", func(t *testing.T) {
-		v.run(ctx, probeContainer("c1", false, "who", "env=COLOUR", "complain=bad", "ls=/dev", "open=/dev/null", "cat=/proc/self/cgroup", "write=/dev/shm/x", "exit=7"))
-		out := v.output(ctx, "c1", "", v.agent.ReadStdout)
-		errOut := v.output(ctx, "c1", "c1", v.agent.ReadStderr)
+		v.launch(ctx, probeContainer("c1", false, "who", "env=COLOUR", "complain=bad", "ls=/dev", "open=/dev/null", "cat=/proc/self/cgroup", "write=/dev/shm/x", "exit=7"))
+		out := v.output(ctx, "c1")
+		errOut := v.read(ctx, "c1", "c1", v.agent.ReadStderr)
 		if code := v.wait(ctx, "c1", ""); code != 7 {
 			t.Errorf("exit code %d", code)
 		}
@@ -149,10 +187,10 @@ func TestPodInVM(t *testing.T) {
 	})
 	t.Run("exec, stdin, signals, stats", func(t *testing.T) { v.testLong(ctx, t) })
 	t.Run("terminal", func(t *testing.T) {
-		v.run(ctx, probeContainer("tty", true, "line", "exit=0"))
+		v.launch(ctx, probeContainer("tty", true, "line", "exit=0"))
 		v.must(v.agent.TtyWinResize(ctx, &agent.TtyWinResizeRequest{ContainerId: "tty", Row: 20, Column: 70}))
 		v.must(v.agent.WriteStdin(ctx, &agent.WriteStreamRequest{ContainerId: "tty", Data: []byte("hello\n")}))
-		if out := v.output(ctx, "tty", "", v.agent.ReadStdout); !strings.Contains(out, "got hello\r\n") {
+		if out := v.output(ctx, "tty"); !strings.Contains(out, "got hello\r\n") {
 			t.Errorf("output %q", out)
 		}
 		v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "tty"}))
@@ -169,7 +207,7 @@ func TestPodInVM(t *testing.T) {
 		t.Log(m.GetMetrics())
 	})
 	t.Run("out of memory", func(t *testing.T) {
-		v.run(ctx, probeContainer("oom", false, "eat"))
+		v.launch(ctx, probeContainer("oom", false, "eat"))
 		if code := v.wait(ctx, "oom", ""); code != 137 {
 			t.Errorf("exit code %d", code)
 		}
@@ -198,25 +236,25 @@ func TestPodInVM(t *testing.T) {
 	}
 }
 
-func (v *vm) testSandboxContainer(ctx context.Context, t *testing.T) {
+func (v *machine) testSandboxContainer(ctx context.Context, t *testing.T) {
 	pause := probeContainer("sandbox1", false, "ignored")
 	pause.OCI.Root.Path = "/run/kata-containers/sandbox1/rootfs"
 	pause.Storages = []*agent.Storage{{
 		Driver: "image_guest_pull", Source: "pause", Fstype: "overlay", MountPoint: "/run/kata-containers/sandbox1/rootfs",
 		DriverOptions: []string{`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`},
 	}}
-	v.run(ctx, pause)
+	v.launch(ctx, pause)
 	if _, err := v.agent.CreateContainer(ctx, pause); status.Code(err) != codes.AlreadyExists {
 		t.Errorf("creating twice: %v", err)
 	}
-	v.run(ctx, probeContainer("paused", false, "line"))
+	v.launch(ctx, probeContainer("paused", false, "line"))
 	v.must(v.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: "paused"}))
 	if _, err := v.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: "paused"}); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("pausing twice: %v", err)
 	}
 	v.must(v.agent.ResumeContainer(ctx, &agent.ResumeContainerRequest{ContainerId: "paused"}))
 	v.must(v.agent.ExecProcess(ctx, &agent.ExecProcessRequest{ContainerId: "paused", ExecId: "t", Process: probeProcess(true, "say=tty", "exit=0")}))
-	if out := v.output(ctx, "paused", "t", v.agent.ReadStdout); out != "tty\r\n" {
+	if out := v.read(ctx, "paused", "t", v.agent.ReadStdout); out != "tty\r\n" {
 		t.Errorf("output %q", out)
 	}
 	if _, err := v.agent.ExecProcess(ctx, &agent.ExecProcessRequest{ContainerId: "paused", ExecId: "x", Process: &agent.Process{Args: []string{"/missing"}, Cwd: "/"}}); err == nil {
@@ -228,8 +266,8 @@ func (v *vm) testSandboxContainer(ctx context.Context, t *testing.T) {
 	// A shared process namespace shows the pause program as the first process.
 	sharing := probeContainer("sharing", false, "who", "exit=0")
 	sharing.SandboxPidns = true
-	v.run(ctx, sharing)
-	if out := v.output(ctx, "sharing", "", v.agent.ReadStdout); strings.HasPrefix(out, "1 ") || !strings.HasSuffix(out, " 0 podname\n") {
+	v.launch(ctx, sharing)
+	if out := v.output(ctx, "sharing"); strings.HasPrefix(out, "1 ") || !strings.HasSuffix(out, " 0 podname\n") {
 		t.Errorf("output %q", out)
 	}
 	v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "sharing"}))
@@ -240,8 +278,8 @@ func (v *vm) testSandboxContainer(ctx context.Context, t *testing.T) {
 	v.must(v.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: "sandbox1"}))
 }
 
-func (v *vm) testLong(ctx context.Context, t *testing.T) {
-	v.run(ctx, probeContainer("long", false, "term"))
+func (v *machine) testLong(ctx context.Context, t *testing.T) {
+	v.launch(ctx, probeContainer("long", false, "term"))
 	if _, err := v.agent.ReadStdout(ctx, &agent.ReadStreamRequest{ContainerId: "long", Len: 100}); err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +290,7 @@ func (v *vm) testLong(ctx context.Context, t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	// What was written before the end is still there after it.
-	if out := v.output(ctx, "long", "e1", v.agent.ReadStdout); out != "through" {
+	if out := v.read(ctx, "long", "e1", v.agent.ReadStdout); out != "through" {
 		t.Errorf("output %q", out)
 	}
 	st, err := v.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: "long"})
@@ -264,26 +302,24 @@ func (v *vm) testLong(ctx context.Context, t *testing.T) {
 	if code := v.wait(ctx, "long", ""); code != 9 {
 		t.Errorf("exit code %d after a handled SIGTERM", code)
 	}
-	v.run(ctx, probeContainer("deaf", false, "sleep"))
+	v.launch(ctx, probeContainer("deaf", false, "sleep"))
 	v.must(v.agent.SignalProcess(ctx, &agent.SignalProcessRequest{ContainerId: "deaf", ExecId: "deaf", Signal: 9}))
 	if code := v.wait(ctx, "deaf", ""); code != 137 {
 		t.Errorf("exit code %d after SIGKILL", code)
 	}
 }
 
-func TestVMWithoutInitdataStops(t *testing.T) {
-	parts := vmParts(t)
-	v := startVM(t, parts, nil, "cloister.initdata=required agent.hotplug_timeout=2")
+func TestWithoutInitdataStops(t *testing.T) {
+	v := startWithTPM(t, nil, "cloister.initdata=required agent.hotplug_timeout=2")
 	v.waitExit()
 	if out := v.console.String(); !strings.Contains(out, "cloister-guest: fatal: waiting for a block device with initdata") {
 		t.Errorf("console does not say why")
 	}
 }
 
-func TestVMWithoutAnnouncedInitdata(t *testing.T) {
-	parts := vmParts(t)
-	v := startVM(t, parts, nil, "cloister.initdata=none")
-	ctx := vmContext(t)
+func TestWithoutAnnouncedInitdata(t *testing.T) {
+	v := startWithTPM(t, nil, "cloister.initdata=none")
+	ctx := podContext(t)
 	v.connect()
 	v.must(v.agent.GetGuestDetails(ctx, &agent.GuestDetailsRequest{}))
 	if _, err := v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{}); status.Code(err) != codes.PermissionDenied {
