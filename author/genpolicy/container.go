@@ -106,7 +106,7 @@ func (g *generator) pause() container {
 	if g.w.Spec.HostNetwork {
 		host = "test"
 	}
-	annotations[annoNetNS] = "^/var/run/netns/cni" + host + "-" + uuid + "$"
+	annotations[annoNetNS] = "^/[A-Za-z0-9._/-]+/cni" + host + "-" + uuid + "$" // containerd may keep them elsewhere than in /var/run/netns
 	m := &mounts{g: g}
 	m.base(true, privileged)
 	m.settings(t, false, "")
@@ -365,7 +365,7 @@ func (g *generator) layers(img *imagesource.Image, at kubernetes.At, path string
 			continue
 		}
 		out = append(out, storage{
-			Driver: "erofs-verity-layer", FSType: "erofs", DriverOptions: []string{}, MountPoint: "^$(cpath)/$(bundle-id)/rootfs$",
+			Driver: "erofs-verity-layer", FSType: "erofs", DriverOptions: []string{}, MountPoint: "^(?:$(cpath)|/run/kata-containers)/$(bundle-id)/rootfs$",
 			Options: []string{"X-kata.overlay-lower", "X-kata.multi-layer=true", "X-kata.gpt-partitioned=true",
 				fmt.Sprintf("X-kata.partition-number=%d", len(img.Layers)-i), "X-kata.dmverity-enabled=true", "X-kata.dmverity.blocksize=4096",
 				"X-kata.dmverity.hashsize=4096", "X-kata.dmverity.roothash=" + l.Root},

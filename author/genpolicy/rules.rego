@@ -378,7 +378,7 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	fresh(index, id, p)
 	in_turn(t)
 	input.sandbox_pidns == p.sandbox_pidns
-	input.OCI.Version == p.OCI.Version
+	right_version(input.OCI.Version, p.OCI.Version)
 	input.OCI.Root.Readonly == p.OCI.Root.Readonly
 	right_log_directory(input.OCI.Annotations, p.OCI.Annotations, pod)
 	right_annotations(input.OCI.Annotations, p, t)
@@ -471,6 +471,11 @@ network_namespace(list) := paths[0] if {
 	count(paths) == 1
 }
 
+# Which version of the runtime specification the node's containerd writes depends on its own version, and changes nothing.
+right_version(oci_version, wanted) if oci_version == wanted
+
+right_version(oci_version, "") if regex.match(`^1\.[0-9]+\.[0-9]+(-[0-9a-z.+-]+)?$`, oci_version)
+
 right_type(i, p) if {
 	i["io.kubernetes.cri.container-type"] == p["io.kubernetes.cri.container-type"]
 	i["io.katacontainers.pkg.oci.container_type"] == kata_types[p["io.kubernetes.cri.container-type"]]
@@ -514,14 +519,14 @@ right_annotations(i, p, t) if {
 	every key in (object.keys(i) - object.keys(p.OCI.Annotations)) {
 		undeclared_annotation(key, i[key], p)
 	}
-	object.get(i, "io.katacontainers.pkg.oci.bundle_path", bundle_path(p)) == bundle_path(p)
+	right_bundle_path(object.get(i, "io.katacontainers.pkg.oci.bundle_path", ""))
 	right_image_name(i, p)
 }
 
-bundle_path(p) := replace(
-	object.get(p.OCI.Annotations, "io.katacontainers.pkg.oci.bundle_path", ""),
-	"$(bundle-id)", input.container_id,
-)
+# Where the node's containerd keeps its state is its own affair.
+right_bundle_path("") := true
+
+right_bundle_path(bundle_path) if endswith(bundle_path, concat("", ["/", input.container_id]))
 
 undeclared_annotation(key, _, _) if startswith(key, "io.kubernetes.cri.")
 

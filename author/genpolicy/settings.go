@@ -36,7 +36,7 @@ type Settings struct {
 	Sandbox           map[string]any `json:"sandbox"`
 	Common            map[string]any `json:"common"`
 	Kata              struct {
-		OCIVersion       string `json:"oci_version"`
+		OCIVersion       string `json:"oci_version"` // empty: whichever the node's containerd writes
 		ConfigMapStorage bool   `json:"enable_configmap_secret_storages"`
 	} `json:"kata_config"`
 	Cluster  map[string]any `json:"cluster_config"`
@@ -237,9 +237,6 @@ func (s *Settings) check() error {
 	}
 	if len(s.common.DefaultCaps) == 0 || len(s.common.PrivilegedCaps) == 0 {
 		fail("common.default_caps or common.privileged_caps is missing")
-	}
-	if s.Kata.OCIVersion == "" {
-		fail("kata_config.oci_version is missing")
 	}
 	switch s.common.LayerCheck {
 	case "":

@@ -18,8 +18,9 @@ const (
 
 // Annotations that are written, or taken away, on the way to the guest.
 const (
-	AnnotationKind   = "io.katacontainers.pkg.oci.container_type"
-	AnnotationBundle = "io.katacontainers.pkg.oci.bundle_path"
+	AnnotationKind    = "io.katacontainers.pkg.oci.container_type"
+	AnnotationBundle  = "io.katacontainers.pkg.oci.bundle_path"
+	AnnotationNetwork = "nerdctl/network-namespace" // of the pod's first container: the path on the host
 )
 
 // names of the same fact: containerd, CRI-O, dockershim.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
@@ -44,6 +45,9 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 		return fmt.Errorf("creating container %s: %w", c.ID, ErrExists)
 	}
 	s.containers[c.ID] = &container{need: need, cpus: specCPUs(c.Spec)}
+	if c.Spec.Process != nil {
+		s.containers[c.ID].caps = c.Spec.Process.Capabilities
+	}
 	s.mu.Unlock()
 	defer func() {
 		if err == nil {
@@ -201,8 +205,14 @@ func (s *Sandbox) StartContainer(ctx context.Context, id string) (err error) {
 
 // Exec starts one more process in a container.
 func (s *Sandbox) Exec(ctx context.Context, id, execID string, p *specs.Process) error {
+	process := guestProcess(p)
+	s.mu.Lock()
+	if c := s.containers[id]; c != nil && reflect.DeepEqual(c.caps, p.Capabilities) {
+		process.Capabilities = nil // it has the container's; policies refuse a process that brings its own
+	}
+	s.mu.Unlock()
 	return s.call(ctx, "starting a process in container "+id, func(c context.Context) error {
-		_, err := s.agent.ExecProcess(c, &pb.ExecProcessRequest{ContainerId: id, ExecId: execID, Process: guestProcess(p)})
+		_, err := s.agent.ExecProcess(c, &pb.ExecProcessRequest{ContainerId: id, ExecId: execID, Process: process})
 		return err
 	})
 }

@@ -107,7 +107,8 @@ type Sandbox struct {
 // container is what is remembered of a container of the guest.
 type container struct {
 	need sizing.Request
-	cpus string // its CPU set on the host
+	cpus string                   // its CPU set on the host
+	caps *specs.LinuxCapabilities // of its first process
 }
 
 // Create makes the sandbox and returns when its guest is ready for containers. When it fails nothing of it is left.

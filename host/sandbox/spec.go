@@ -32,6 +32,9 @@ func guestSpec(s *specs.Spec, p *volume.Prepared, kind cri.Kind, bundle string, 
 	}
 	annotations[cri.AnnotationKind] = string(kind)
 	annotations[cri.AnnotationBundle] = bundle
+	if path, ok := networkNamespace(s); ok && kind != cri.KindContainer {
+		annotations[cri.AnnotationNetwork] = path
+	}
 	if p.TerminationLog != "" {
 		// The guest finds the message by it. The kubelet says it, but containerd passes on only what it was told to.
 		annotations[terminationPath] = p.TerminationLog

@@ -173,7 +173,7 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 		{"propagation of the root", func(r req) { r.OCI.Linux.RootfsPropagation = "shared" }, "RootfsPropagation"},
 		{"mounts shared between containers", func(r req) { r.SharedMounts = []*agent.SharedMount{{}} }, "shared_mounts"},
 		{"streams on the host's ports", func(r req) { r.StdinPort = 5000 }, "WriteStreamRequest"},
-		{"version", func(r req) { r.OCI.Version = "1.2.0" }, "OCI.Version"},
+		{"version", func(r req) { r.OCI.Version = "1.2.0" }, "oci_version"},
 		{"writable root", func(r req) { r.OCI.Root.Readonly = false }, "OCI.Root.Readonly"},
 		{"root of another container", func(r req) { r.OCI.Root.Path = "/run/kata-containers/" + kubepod.SandboxID + "/rootfs" }, "Root.Path"},
 		{"root elsewhere", func(r req) { r.OCI.Root.Path += "/../../shared" }, "Root.Path"},

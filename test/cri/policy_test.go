@@ -1,0 +1,119 @@
+package cri
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cloister/cloister/test/containerd"
+	"github.com/cloister/cloister/test/vmtest"
+)
+
+// generatedManifest is a pod as its owner writes it, without any Rego.
+const generatedManifest = `apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings, namespace: test}
+data: {color: red}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: generated, namespace: test}
+spec:
+  runtimeClassName: cloister-tpm
+  initContainers:
+  - name: before
+    image: %[1]s
+    command: [sh, -c, "echo first"]
+  containers:
+  - name: main
+    image: %[1]s
+    command: [sh, -c, %[2]q]
+    livenessProbe: {exec: {command: [cat, /scratch/note]}}
+    volumeMounts: [{name: settings, mountPath: /config}, {name: scratch, mountPath: /scratch}]
+    resources: {limits: {cpu: "1", memory: 192Mi}}
+  volumes:
+  - {name: settings, configMap: {name: settings}}
+  - {name: scratch, emptyDir: {medium: Memory}}
+`
+
+// generated runs the pod of a manifest under the policy that was made of it, with layers of the guest or the host, and the host's attempts to
+// have something else.
+func generated(t *testing.T, w *secretPod, ref, layers string) {
+	script := `cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; ` + Sleeper
+	base := w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "any.rego", "package agent_policy\n"), "--insecure-registry", w.address,
+		"--guest-kbs", w.kbs, w.file(t, "pod.yaml", fmt.Sprintf(manifest, ""))}, w.admin...)...)
+	out := w.run(t, "policy", "generate", "--base64", "--allow-logs", "--emptydir", "guest", "--layers", layers, "--image-source",
+		"containerd:"+w.Daemon.Address+",k8s.io", "--initdata", w.file(t, "base.toml", base), w.file(t, "generated.yaml", fmt.Sprintf(generatedManifest, ref, script)))
+	annotation := strings.TrimSpace(out)
+	p := w.NewPod(t, handlerTPM, "generated")
+	p.Config.Annotations["io.katacontainers.config.hypervisor.cc_init_data"] = annotation
+	p.Config.Linux.Resources = resources()
+	p.Config.LogDirectory = fmt.Sprintf("/var/log/pods/test_generated_%s", p.UID) // the kubelet's, which the policy knows
+	if err := os.MkdirAll(p.Config.LogDirectory, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(p.Config.LogDirectory) })
+	p.Run()
+	settings := p.Volume(t, "configmap", "settings")
+	WriteAtomically(t, settings, map[string]string{"color": "red"})
+	scratch := p.Volume(t, "empty-dir", "scratch")
+	Tmpfs(t, scratch, "size=16m,mode=0777")
+	config := func(name, script string) *runtime.ContainerConfig {
+		c := Shell(name, script)
+		c.Image = &runtime.ImageSpec{Image: ref, UserSpecifiedImage: ref}
+		c.Mounts = []*runtime.Mount{
+			Mount(p.File(t, "etc-hosts", HostsFile(p.IP(), "generated")), "/etc/hosts"),
+			Mount(p.File(t, "containers/"+name+"/0a1b2c3d", ""), "/dev/termination-log"),
+		}
+		c.Annotations = map[string]string{"io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
+			"io.kubernetes.container.terminationMessagePolicy": "File"}
+		c.Envs = []*runtime.KeyValue{{Key: "KUBERNETES_SERVICE_HOST", Value: []byte("10.96.0.1")}, {Key: "KUBERNETES_PORT_443_TCP", Value: []byte("tcp://10.96.0.1:443")}}
+		return c
+	}
+	volumes := []*runtime.Mount{ReadOnly(settings, "/config"), Mount(scratch, "/scratch")}
+	main := config("main", script)
+	main.Mounts = append(main.Mounts, volumes...)
+
+	refused(t, attempt(t, p, main), "CreateContainerRequest is blocked by policy", "finished") // the init container has not run
+	before := p.RunContainer(t, config("before", "echo first"))
+	before.ExpectExit(0)
+	other := config("main", "echo something else")
+	other.Mounts = main.Mounts
+	refused(t, attempt(t, p, other), "CreateContainerRequest is blocked by policy")
+	more := config("main", script)
+	more.Mounts = main.Mounts
+	more.Envs = append(more.Envs, &runtime.KeyValue{Key: "LD_PRELOAD", Value: []byte("/config/evil.so")})
+	refused(t, attempt(t, p, more), "CreateContainerRequest is blocked by policy", "LD_PRELOAD")
+
+	k := p.RunContainer(t, main)
+	k.Says("redkept\nroot ")
+	if r := k.Exec("cat", "/scratch/note"); r.Code != 0 || r.Stdout != "kept\n" { // the probe
+		t.Errorf("the probe got %+v", r)
+	}
+	_, err := k.TryExec(60, "cat", "/config/color")
+	refused(t, err, "ExecProcessRequest is blocked by policy")
+	k.Stop(10)
+	k.ExpectExit(0)
+	before.Remove()
+	k.Remove()
+	unmount(scratch)
+	p.Remove()
+}
+
+// TestGeneratedPolicy runs a confidential pod whose layers are on the node, under the policy that was made of its manifest.
+func TestGeneratedPolicy(t *testing.T) {
+	t.Parallel()
+	vmtest.Need(t)
+	containerd.Need(t)
+	dir := snapshotter(t)
+	w := newSecretPod(t, containerd.V2, "--snapshotter="+dir+"/s.sock")
+	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
+		t.Fatal(err)
+	}
+	ref := w.images[BusyboxImage]
+	w.pullFor(t, ref, handlerTPM)
+	generated(t, w, ref, "host")
+}
