@@ -134,7 +134,8 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		return err
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ctx, l) }()
+	calls := newAnswers(l)
+	go func() { served <- srv.Serve(ctx, calls) }()
 	select {
 	case err := <-served:
 		if errors.Is(err, ttrpc.ErrServerClosed) || errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
@@ -147,6 +148,10 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	// The context of the caller may be over; replies get their own time.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), replyTimeout)
 	defer cancel()
+	select {
+	case <-calls.none():
+	case <-end.Done():
+	}
 	if err := srv.Shutdown(end); err != nil {
 		a.log.Debug("closing agent connections", "error", err)
 		_ = srv.Close()

@@ -125,7 +125,7 @@ func TestAttachedLayers(t *testing.T) {
 			client := ttrpc.NewClient(conn)
 			t.Cleanup(func() { client.Close() })
 			v := &machine{t: t, agent: agent.NewAgentServiceClient(client)}
-			v.must(v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{Hostname: "pod", SandboxId: "sandbox1"}))
+			v.must(v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{Hostname: "pod", SandboxId: "sandbox1", Storages: shm()}))
 			config := runtimeconfig.Default()
 			set, err := volume.New(volume.Options{Dir: base + "/volumes", SandboxID: "sandbox1", Config: &config, Disks: vm})
 			if err != nil {

@@ -182,7 +182,7 @@ func TestLayers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	v.connect()
-	v.must(v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{Hostname: "pod", SandboxId: "sandbox1"}))
+	v.must(v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{Hostname: "pod", SandboxId: "sandbox1", Storages: shm()}))
 
 	// words are what the containers find out; the number of dm devices is that of their own layers, if those before left none.
 	words := []string{"cat=/file", "ls=/", "ls=/dir", "write=/new", "write=/dir/new", "cat=/new", "direct=/big", "ls=/sys/block", "cat=/proc/self/mountinfo"}

@@ -161,7 +161,7 @@ func TestConfidential(t *testing.T) {
 	}
 	v.must(v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{
 		Hostname: "podname", SandboxId: "sandbox1", Dns: []string{"nameserver 10.0.2.3"},
-		Storages: []*agent.Storage{{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=16777216"}, MountPoint: "/run/kata-containers/sandbox/shm"}},
+		Storages: shm(),
 	}))
 	program := filepath.Join(t.TempDir(), "probe")
 	goBuild(t, "./probe", program)
@@ -234,6 +234,12 @@ func TestConfidential(t *testing.T) {
 	if strings.Contains(v.console.String(), "fatal") {
 		t.Error("the guest did not end cleanly")
 	}
+}
+
+// shm is the memory that the containers of a pod share.
+func shm() []*agent.Storage {
+	return []*agent.Storage{{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=16777216"},
+		MountPoint: "/run/kata-containers/sandbox/shm"}}
 }
 
 func (v *machine) testSandboxContainer(ctx context.Context, t *testing.T) {
