@@ -106,6 +106,7 @@ type Agent struct {
 // entry is a container, or the reservation of its id while it is being made.
 type entry struct {
 	c        *container.Container // nil while being made
+	signaled bool                 // its first process, by the host
 	oci      *agent.Spec
 	storages []string
 }
@@ -125,6 +126,9 @@ func (a *Agent) Destroyed() <-chan struct{} { return a.destroyed }
 
 // replyTimeout bounds how long answers may take to leave when the server ends.
 const replyTimeout = 5 * time.Second
+
+// clientGrace bounds how long clients may take to leave after their last answer.
+const clientGrace = time.Second
 
 // Serve answers requests on l until ctx ends, the sandbox is destroyed (both nil) or the listener fails. Answers that
 // are under way are sent first.
@@ -148,10 +152,7 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	// The context of the caller may be over; replies get their own time.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), replyTimeout)
 	defer cancel()
-	select {
-	case <-calls.none():
-	case <-end.Done():
-	}
+	calls.last(end, clientGrace)
 	if err := srv.Shutdown(end); err != nil {
 		a.log.Debug("closing agent connections", "error", err)
 		_ = srv.Close()

@@ -1,19 +1,23 @@
 package agent
 
 import (
+	"context"
 	"encoding/binary"
 	"net"
 	"sync"
+	"time"
 )
 
-// answers counts requests and responses of the connections of a listener, so that the end can wait for the last answer: the
-// server closes a connection that was idle before its one outstanding request came, and its answer is lost.
+// answers counts requests and responses of the connections of a listener, so that the end can wait for the last answer. The server
+// closes a connection that was idle before its one outstanding request came; and clients that find an answer and the end of the
+// connection at once may take the end.
 type answers struct {
 	net.Listener
 
 	mu      sync.Mutex
 	open    int           // requests without a response
-	changed chan struct{} // closed and replaced when open has become 0
+	conns   int           // connections
+	changed chan struct{} // closed and replaced with each change
 }
 
 func newAnswers(l net.Listener) *answers { return &answers{Listener: l, changed: make(chan struct{})} }
@@ -24,30 +28,40 @@ func (a *answers) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.add(0, 1)
 	return &countedConn{Conn: c, all: a}, nil
 }
 
-// add counts requests, or takes responses off.
-func (a *answers) add(n int) {
+func (a *answers) add(open, conns int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.open += n
-	if n < 0 && a.open <= 0 {
-		close(a.changed)
-		a.changed = make(chan struct{})
-	}
+	a.open, a.conns = a.open+open, a.conns+conns
+	close(a.changed)
+	a.changed = make(chan struct{})
 }
 
-// none returns a channel that is closed when every request has its response.
-func (a *answers) none() <-chan struct{} {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.open > 0 {
-		return a.changed
+// last waits until every request has its response, and then at most grace until the clients have gone.
+func (a *answers) last(ctx context.Context, grace time.Duration) {
+	a.wait(ctx, func() bool { return a.open <= 0 })
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	a.wait(ctx, func() bool { return a.conns <= 0 })
+}
+
+func (a *answers) wait(ctx context.Context, done func() bool) {
+	for {
+		a.mu.Lock()
+		ok, changed := done(), a.changed
+		a.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
 	}
-	done := make(chan struct{})
-	close(done)
-	return done
 }
 
 // countedConn looks at the frames that go by.
@@ -66,7 +80,17 @@ func (c *countedConn) count(n int) {
 	defer c.mu.Unlock()
 	if n != 0 && !c.gone {
 		c.open += n
-		c.all.add(n)
+		c.all.add(n, 0)
+	}
+}
+
+// over is the end of the connection: nobody waits for answers any more.
+func (c *countedConn) over() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.gone {
+		c.gone = true
+		c.all.add(-c.open, -1)
 	}
 }
 
@@ -74,6 +98,9 @@ func (c *countedConn) count(n int) {
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.count(c.in.pass(p[:n], frameRequest))
+	if err != nil {
+		c.over()
+	}
 	return n, err
 }
 
@@ -84,14 +111,9 @@ func (c *countedConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close is part of net.Conn: nobody waits for answers any more.
+// Close is part of net.Conn.
 func (c *countedConn) Close() error {
-	c.mu.Lock()
-	if !c.gone && c.open > 0 {
-		c.all.add(-c.open)
-	}
-	c.gone = true
-	c.mu.Unlock()
+	c.over()
 	return c.Conn.Close()
 }
 

@@ -296,6 +296,13 @@ func (a *Agent) SignalProcess(_ context.Context, req *agent.SignalProcessRequest
 	if err != nil {
 		return nil, err
 	}
+	if p == c.Init() {
+		a.mu.Lock()
+		if e := a.containers[c.ID]; e != nil {
+			e.signaled = true
+		}
+		a.mu.Unlock()
+	}
 	return &emptypb.Empty{}, p.Signal(sig)
 }
 
@@ -315,11 +322,21 @@ func (a *Agent) WaitProcess(ctx context.Context, req *agent.WaitProcessRequest) 
 		return nil, err
 	}
 	if p == c.Init() {
-		if err := a.cfg.Gate.Exited(ctx, c.ID, code); err != nil {
+		if err := a.cfg.Gate.Exited(ctx, c.ID, a.ownStatus(c.ID, code)); err != nil {
 			return nil, fmt.Errorf("telling the policy how container %s has ended: %w", c.ID, err)
 		}
 	}
 	return &agent.WaitProcessResponse{Status: int32(code)}, nil
+}
+
+// ownStatus is how a container ended as the policy is told: one that ends well because the host asked it to has not finished its work.
+func (a *Agent) ownStatus(id string, code int) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if e := a.containers[id]; e != nil && e.signaled && code == 0 {
+		return 128 + int(syscall.SIGTERM)
+	}
+	return code
 }
 
 // UpdateContainer changes limits.

@@ -47,21 +47,21 @@ func (a *Agent) imageStorage(ctx context.Context, containerID string, s *agent.S
 	return func() error { return a.cfg.Images.Release(bundle) }, nil
 }
 
-// isSandboxImage reports whether a storage is for the pod's sandbox container, by the annotation its runtime sets.
+// isSandboxImage reports whether a storage is for the pod's sandbox container, by the annotation its runtime sets. The names are taken
+// as they are written, as policies take them: a structure would accept them in any case.
 func isSandboxImage(s *agent.Storage) bool {
 	for _, o := range s.GetDriverOptions() {
 		text, ok := strings.CutPrefix(o, imageOption)
 		if !ok {
 			continue
 		}
-		var opt struct {
-			Metadata map[string]string `json:"metadata"`
-		}
-		if json.Unmarshal([]byte(text), &opt) != nil {
+		var opt map[string]json.RawMessage
+		var metadata map[string]string
+		if json.Unmarshal([]byte(text), &opt) != nil || json.Unmarshal(opt["metadata"], &metadata) != nil {
 			return false
 		}
 		for _, key := range []string{"io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"} {
-			if opt.Metadata[key] == "sandbox" {
+			if metadata[key] == "sandbox" {
 				return true
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -36,6 +37,7 @@ func storageDrivers() []string {
 // storage is a mount point in use.
 type storage struct {
 	refs  int
+	what  *agent.Storage
 	keep  bool // lives until the sandbox ends
 	undo  func() error
 	ready chan struct{} // closed when the first user has finished mounting
@@ -71,6 +73,13 @@ func (a *Agent) addStorages(ctx context.Context, containerID string, list []*age
 	return keys, nil
 }
 
+// sameStorage says whether two requests want the same thing at a place: one that asks for encryption must not get what others had made
+// without.
+func sameStorage(a, b *agent.Storage) bool {
+	return a.GetDriver() == b.GetDriver() && a.GetSource() == b.GetSource() && a.GetFstype() == b.GetFstype() &&
+		slices.Equal(a.GetDriverOptions(), b.GetDriverOptions())
+}
+
 // addStorage mounts a storage, or counts one more user of a mount point that exists.
 func (a *Agent) addStorage(ctx context.Context, containerID string, s *agent.Storage) (string, error) {
 	key := s.GetMountPoint()
@@ -82,6 +91,10 @@ func (a *Agent) addStorage(ctx context.Context, containerID string, s *agent.Sto
 	}
 	a.mu.Lock()
 	if st, ok := a.storages[key]; ok {
+		if !sameStorage(st.what, s) {
+			a.mu.Unlock()
+			return "", invalid("mount point %.120q has another storage, of driver %.20q, than the driver %.20q that is asked for", key, st.what.GetDriver(), s.GetDriver())
+		}
 		st.refs++
 		a.mu.Unlock()
 		select {
@@ -96,7 +109,7 @@ func (a *Agent) addStorage(ctx context.Context, containerID string, s *agent.Sto
 	}
 	// A second file system over a volume would hide what the containers before have left in it.
 	keep := s.GetShared() || s.GetDriver() == driverEphemeral
-	st := &storage{refs: 1, keep: keep, ready: make(chan struct{})}
+	st := &storage{refs: 1, what: s, keep: keep, ready: make(chan struct{})}
 	a.storages[key] = st
 	a.mu.Unlock()
 

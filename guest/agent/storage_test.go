@@ -115,9 +115,11 @@ func TestImageStorage(t *testing.T) {
 
 func TestSandboxImage(t *testing.T) {
 	for options, want := range map[string]bool{
-		`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`:   true,
-		`image_guest_pull={"metadata":{"io.kubernetes.cri-o.ContainerType":"sandbox"}}`:  true,
-		`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"container"}}`: false,
+		`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`:                                                             true,
+		`image_guest_pull={"metadata":{"io.kubernetes.cri-o.ContainerType":"sandbox"}}`:                                                            true,
+		`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"container"}}`:                                                           false,
+		`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"container"},"METADATA":{"io.kubernetes.cri.container-type":"sandbox"}}`: false,
+		`image_guest_pull={"Metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`:                                                             false,
 		`image_guest_pull={}`: false,
 		`image_guest_pull={`:  false,
 		`other`:               false,
