@@ -128,6 +128,7 @@ func (s *sealing) image(ctx context.Context, src v1.Image) (v1.Image, error) {
 	}
 	var descs []v1.Descriptor
 	var layers []partial.CompressedLayer
+	var diffIDs []v1.Hash
 	for i, d := range m.Layers {
 		made, ok := s.done[d.Digest]
 		if !ok {
@@ -140,26 +141,22 @@ func (s *sealing) image(ctx context.Context, src v1.Image) (v1.Image, error) {
 			}
 			s.done[d.Digest] = made
 		}
-		descs, layers = append(descs, made.desc), append(layers, made.layer)
+		descs, layers, diffIDs = append(descs, made.desc), append(layers, made.layer), append(diffIDs, made.layer.diffID)
 	}
-	if config, err = withDiffIDs(config, descs); err != nil {
+	if config, err = withDiffIDs(config, diffIDs); err != nil {
 		return nil, err
 	}
 	return assemble(config, types.OCIConfigJSON, descs, layers, m.Annotations)
 }
 
-// withDiffIDs is the configuration with the blobs' own digests as those of what is in them: nothing is unpacked, and the digests of the
-// plain layers would tell which they are.
-func withDiffIDs(config []byte, descs []v1.Descriptor) ([]byte, error) {
+// withDiffIDs is the configuration with the diff IDs of sealed layers: nothing is unpacked, and the digests of the plain layers would tell
+// which they are.
+func withDiffIDs(config []byte, diffIDs []v1.Hash) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(config, &fields); err != nil {
 		return nil, fmt.Errorf("reading the image's configuration: %w", err)
 	}
-	root := v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{}}
-	for _, d := range descs {
-		root.DiffIDs = append(root.DiffIDs, d.Digest)
-	}
-	text, err := json.Marshal(root)
+	text, err := json.Marshal(v1.RootFS{Type: "layers", DiffIDs: append([]v1.Hash{}, diffIDs...)})
 	if err != nil {
 		return nil, err
 	}
@@ -207,6 +204,10 @@ func (s *sealing) layer(ctx context.Context, d v1.Descriptor, l v1.Layer) (_ sea
 		return sealed{}, err
 	}
 	hash := v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", sum.Sum(nil))}
+	diffID, err := v1.NewHash(layerformat.DiffID(hash.String(), made.Root.String(), made.HashOffset, s.key.KID))
+	if err != nil {
+		return sealed{}, err
+	}
 	s.result.Layers = append(s.result.Layers, SealedLayer{
 		Digest: hash.String(), Root: made.Root.String(), HashOffset: made.HashOffset, Size: made.Size, KeyID: s.key.KID,
 	})
@@ -216,7 +217,7 @@ func (s *sealing) layer(ctx context.Context, d v1.Descriptor, l v1.Layer) (_ sea
 			layerformat.AnnotationKeyID: s.key.KID, layerformat.AnnotationRoot: made.Root.String(),
 			layerformat.AnnotationHashOffset: strconv.FormatInt(made.HashOffset, 10),
 		}},
-		layer: &layerBlob{digest: hash, size: made.Size, mediaType: layerformat.MediaType,
+		layer: &layerBlob{digest: hash, diffID: diffID, size: made.Size, mediaType: layerformat.MediaType,
 			open: func() (io.ReadCloser, error) { return os.Open(path) }},
 	}, nil
 }

@@ -1,7 +1,8 @@
 // Package blockmount is the one place that knows how a snapshotter tells a runtime where the block layers of a container's root
 // are: it writes the mounts and reads them. There are two forms. In the form "overlay" the layers are mounted on the host and
 // the list is an ordinary overlay mount, so that any containerd and any runtime can use it; the layer's file lies beside each
-// lower directory. The form "erofs" is that of containerd's own EROFS snapshotter, whose layers nobody has mounted yet.
+// lower directory. The form "erofs" is that of containerd's own EROFS snapshotter, whose layers nobody has mounted yet. A root with
+// a sealed layer has types of mounts of its own there, which nothing on the host can mount.
 package blockmount
 
 import (
@@ -23,6 +24,16 @@ const (
 	LayerFile   = "layer.erofs"           // data, dm-verity superblock, tree
 	SidecarFile = LayerFile + ".dmverity" // what Layer.Root and Layer.HashOffset are read from
 	MountPoint  = "mnt"                   // where the host mounts the layer's file, in the form "overlay"
+)
+
+// Types of mounts in the form "erofs".
+const (
+	typeLayer   = "erofs"
+	typeOverlay = "format/mkdir/overlay" // for containerd's mount manager
+	// Those of a root with a sealed layer. No kernel and no mount manager knows them, so that whoever is not our shim fails: an "erofs"
+	// would be mounted on the host, and what is said to be ciphertext need not be.
+	typeSealed        = "cloister-sealed"
+	typeSealedOverlay = "cloister-overlay"
 )
 
 const (
@@ -141,7 +152,7 @@ func files(mounts []Mount) (found []string, upper string, err error) {
 	switch {
 	case len(mounts) == 0:
 		return nil, "", nil
-	case mounts[0].Type == "erofs":
+	case isLayer(mounts[0]):
 		return erofsFiles(mounts)
 	case len(mounts) > 1:
 		return nil, "", nil
@@ -195,9 +206,12 @@ func beside(dir string) (string, error) {
 	return file, nil
 }
 
+// isLayer says whether a mount of the form "erofs" is a layer.
+func isLayer(m Mount) bool { return m.Type == typeLayer || m.Type == typeSealed }
+
 func erofsFiles(mounts []Mount) (found []string, upper string, err error) {
 	rest := mounts
-	for ; len(rest) > 0 && rest[0].Type == "erofs"; rest = rest[1:] {
+	for ; len(rest) > 0 && isLayer(rest[0]); rest = rest[1:] {
 		file := rest[0].Source
 		if !filepath.IsAbs(file) || filepath.Base(file) != LayerFile {
 			return nil, "", nil

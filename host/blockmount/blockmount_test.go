@@ -39,7 +39,11 @@ func TestBothFormsSayTheSame(t *testing.T) {
 		"view":      {Layers: []string{c, b, a}},
 		"one view":  {Layers: []string{a}},
 	} {
-		for form, mounts := range map[string][]Mount{"overlay": r.Overlay(), "erofs": r.EROFS()} {
+		list, err := r.EROFS()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for form, mounts := range map[string][]Mount{"overlay": r.Overlay(), "erofs": list} {
 			layers, gotUpper, err := Layers(mounts)
 			if err != nil {
 				t.Errorf("%s, %s: %v", name, form, err)
@@ -56,6 +60,56 @@ func TestBothFormsSayTheSame(t *testing.T) {
 				t.Errorf("%s, %s: got layers %v, upper %q; want %v, %q", name, form, dirs, gotUpper, r.Layers, r.Upper)
 			}
 		}
+	}
+}
+
+// TestSealedRoots: nothing but Layers takes a root with a sealed layer in the form "erofs", wherever the layer is.
+func TestSealedRoots(t *testing.T) {
+	parent := t.TempDir()
+	a, b, c := layerDir(t, parent, "1"), layerDir(t, parent, "2"), layerDir(t, parent, "3")
+	text, err := Layer{Root: root, HashOffset: 4096, KeyID: "kbs:///a/b/c"}.Sidecar()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b, SidecarFile), text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	upper, work := filepath.Join(parent, "9", "fs"), filepath.Join(parent, "9", "work")
+	for name, r := range map[string]Root{
+		"container": {Layers: []string{c, b, a}, Upper: upper, Work: work, Options: []string{"index=off"}},
+		"one layer": {Layers: []string{b}, Upper: upper, Work: work},
+		"view":      {Layers: []string{a, b}},
+		"one view":  {Layers: []string{b}},
+	} {
+		list, err := r.EROFS()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range list {
+			if m.Type != "cloister-sealed" && m.Type != "cloister-overlay" || slices.Contains(m.Options, "loop") || strings.Contains(strings.Join(m.Options, " "), "{{") {
+				t.Errorf("%s: containerd would act on %+v", name, m)
+			}
+		}
+		layers, gotUpper, err := Layers(list)
+		if err != nil || gotUpper != r.Upper {
+			t.Errorf("%s: upper %q, %v", name, gotUpper, err)
+		}
+		var dirs []string
+		for _, l := range layers {
+			dirs = append(dirs, filepath.Dir(l.File))
+			if (l.KeyID != "") != (filepath.Dir(l.File) == b) {
+				t.Errorf("%s: %+v", name, l)
+			}
+		}
+		if !slices.Equal(dirs, r.Layers) {
+			t.Errorf("%s: got layers %v, want %v", name, dirs, r.Layers)
+		}
+	}
+	if err := os.Remove(filepath.Join(b, SidecarFile)); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := (Root{Layers: []string{a, b}}).EROFS(); err == nil {
+		t.Errorf("a layer without a record gave %+v", list)
 	}
 }
 

@@ -33,7 +33,7 @@ type Config struct {
 	Containerd  string `toml:"containerd"`    // unix socket of containerd, whose content store has the layers' blobs
 	Recipe      string `toml:"recipe"`        // RecipeCloister or RecipeContainerd
 	Mounts      string `toml:"mounts"`        // MountsOverlay or MountsEROFS
-	Conversions int    `toml:"conversions"`   // layers converted at the same time; 0 is one for each processor
+	Conversions int    `toml:"conversions"`   // layers converted at the same time; 0 is one for each processor, at most defaultConversions
 	MaxLayerGiB int64  `toml:"max_layer_gib"` // largest layer, unpacked
 	ReadAhead   bool   `toml:"read_ahead"`    // convert the other layers of an image while the first is asked for
 }
@@ -106,9 +106,12 @@ func Load(file string) (Config, error) {
 	return c, nil
 }
 
+// defaultConversions bounds what nobody has asked for: each conversion takes memory that the image decides on.
+const defaultConversions = 4
+
 func (c Config) conversions() int {
 	if c.Conversions > 0 {
 		return c.Conversions
 	}
-	return runtime.NumCPU()
+	return min(runtime.NumCPU(), defaultConversions)
 }

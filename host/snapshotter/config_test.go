@@ -76,6 +76,12 @@ func TestConfig(t *testing.T) {
 	if _, err := Load(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+	if n := Default().conversions(); n < 1 || n > 4 {
+		t.Errorf("%d conversions unless something is said", n)
+	}
+	if n := (Config{Conversions: 9}).conversions(); n != 9 {
+		t.Errorf("%d conversions, want 9", n)
+	}
 	var out, errs strings.Builder
 	for _, tc := range []struct {
 		args string

@@ -52,7 +52,7 @@ func (d differ) Apply(ctx context.Context, r *api.ApplyRequest) (*api.ApplyRespo
 		if err != nil {
 			return nil, errgrpc.ToGRPC(fmt.Errorf("keeping the sealed layer %s: %w", r.GetDiff().GetDigest(), err))
 		}
-		return &api.ApplyResponse{Applied: &types.Descriptor{MediaType: sealed.MediaType, Digest: l.DiffID, Size: l.Size}}, nil
+		return &api.ApplyResponse{Applied: &types.Descriptor{MediaType: sealed.MediaType, Digest: l.DiffID}}, nil
 	}
 	if id == "" || !readable(r.GetDiff().GetMediaType()) || !digestForm.MatchString(r.GetDiff().GetDigest()) {
 		return nil, errgrpc.ToGRPC(errdefs.ErrNotImplemented)

@@ -71,14 +71,18 @@ func mounted(dir, name string) (bool, error) {
 
 // mountLayer mounts the layer of a snapshot's directory, if it is not. Linux from 6.12 mounts the file, others need a loop device.
 func mountLayer(dir string) error {
-	if l, err := blockmount.Read(filepath.Join(dir, blockmount.LayerFile)); err == nil && l.KeyID != "" {
+	l, err := blockmount.Read(filepath.Join(dir, blockmount.LayerFile))
+	if err != nil {
+		return fmt.Errorf("mounting a layer: %w\nhint: remove its image and pull it again", err) // whether it is sealed is not known
+	}
+	if l.KeyID != "" {
 		return nil // ciphertext, which guests open
 	}
 	if there, err := mounted(dir, blockmount.MountPoint); err != nil || there {
 		return err
 	}
 	file, target := filepath.Join(dir, blockmount.LayerFile), filepath.Join(dir, blockmount.MountPoint)
-	err := unix.Mount(file, target, "erofs", unix.MS_RDONLY, "")
+	err = unix.Mount(file, target, "erofs", unix.MS_RDONLY, "")
 	if errors.Is(err, unix.ENOTBLK) {
 		err = loopMount(file, target)
 	}

@@ -17,7 +17,8 @@ import (
 )
 
 // applySealed gives a snapshot a sealed layer. The blob is the layer already; nothing of it can be read on this host, so that it is mounted
-// by guests only. Its digest stands for the digest of a tar.
+// by guests only. What stands for the digest of a tar, sealed.DiffID, binds what the descriptor says: the descriptor is whoever made the
+// image's, and neither may it claim the place of a plain layer nor find a layer here that was opened in another way.
 func (s *Snapshotter) applySealed(ctx context.Context, id string, d *types.Descriptor) (stored, error) {
 	if l, err := s.linked(id); !errors.Is(err, os.ErrNotExist) {
 		return l, err
@@ -26,11 +27,12 @@ func (s *Snapshotter) applySealed(ctx context.Context, id string, d *types.Descr
 	if err != nil {
 		return stored{}, err
 	}
-	name := "sealed-" + strings.TrimPrefix(d.GetDigest(), "sha256:")
+	diffID := sealed.DiffID(d.GetDigest(), want.Root, want.HashOffset, want.KeyID)
+	name := "sealed-" + strings.TrimPrefix(diffID, "sha256:")
 	l, ok := s.have(name)
 	if !ok {
 		l, err = s.keep(func(f *os.File, _ string) (made, error) {
-			return made{want, d.GetDigest(), name}, s.copyBlob(ctx, f, d)
+			return made{want, diffID, name}, s.copyBlob(ctx, f, d)
 		})
 		if err != nil {
 			return stored{}, err
@@ -53,7 +55,11 @@ func sealedLayer(d *types.Descriptor) (blockmount.Layer, error) {
 	case !digestForm.MatchString(d.GetDigest()):
 		return l, fmt.Errorf("digest %.80q, want a SHA-256", d.GetDigest())
 	}
-	return l, sealed.CheckKeyID(l.KeyID)
+	if err := sealed.CheckKeyID(l.KeyID); err != nil {
+		return l, err
+	}
+	_, err = l.Sidecar() // checks the root hash and the offset
+	return l, err
 }
 
 // copyBlob copies a blob as it is.

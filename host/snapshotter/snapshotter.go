@@ -215,7 +215,11 @@ func (s *Snapshotter) mounts(key string, snap storage.Snapshot) ([]mount.Mount, 
 		root.Upper, root.Work = filepath.Join(dir, upperDir), filepath.Join(dir, workDir)
 	}
 	if s.cfg.Mounts == MountsEROFS {
-		return toMounts(root.EROFS()), nil
+		list, err := root.EROFS()
+		if err != nil {
+			return nil, fmt.Errorf("%w\nhint: remove the image and pull it again", err)
+		}
+		return toMounts(list), nil
 	}
 	if err := s.need(key, snap.ParentIDs); err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ import (
 	"github.com/cloister/cloister/layer"
 )
 
-// diffIDFile has the digest of the tar that a layer was made of.
+// diffIDFile has the digest of the tar that a layer was made of, or sealed.DiffID of a sealed one.
 const diffIDFile = "layer.diffid"
 
 // stored is a layer that is on the disk, whole.

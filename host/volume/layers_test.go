@@ -64,7 +64,11 @@ func (w *world) image(upper string) (roots []string, overlay, erofs []Mount) {
 		}
 		return out
 	}
-	return roots, convert(r.Overlay()), convert(r.EROFS())
+	list, err := r.EROFS()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return roots, convert(r.Overlay()), convert(list)
 }
 
 func (w *world) layered(s *Set, id string, mounts []Mount) (*Prepared, error) {

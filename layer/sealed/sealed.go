@@ -39,6 +39,8 @@ const (
 	SaltSize     = 32
 
 	info = "cloister sealed layer 1"
+	// diffIDHeader begins what a diff ID is the digest of, so that it is never that of something else.
+	diffIDHeader = info + "\n"
 )
 
 // ErrKey means that a key or its name cannot be one.
@@ -53,6 +55,14 @@ func LayerKey(key, salt []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: the layer's salt has %d bytes, expected %d", ErrKey, len(salt), SaltSize)
 	}
 	return hkdf.Key(sha256.New, key, salt, info, LayerKeySize)
+}
+
+// DiffID stands for the digest of the tar in the configuration of an image, sha256:…: nobody but the owner has the tar. It is no digest of
+// bytes that a registry has, so that a sealed layer cannot take the place of a plain one, and it binds all that the layer is opened with.
+// blob is the digest of the layer's blob, sha256:… The caller has checked the form of each: none has a line break.
+func DiffID(blob, root string, hashOffset int64, keyID string) string {
+	text := fmt.Sprintf("%s%s\n%s\n%d\n%s\n", diffIDHeader, blob, root, hashOffset, keyID)
+	return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(text)))
 }
 
 // maxKeyID bounds the name of a key.

@@ -30,7 +30,11 @@ type vector struct {
 	Root                string
 	HashOffset, Size    int64
 	Whole               string // SHA-256 of the file
+	KeyID, DiffID       string
 }
+
+// vectorKeyID names the key of vectors.
+const vectorKeyID = "kbs:///default/image-key/vector"
 
 // plain is the data of vectors: byte i is (7 i + i/4096) mod 256.
 func plain(blocks int) []byte {
@@ -68,6 +72,7 @@ func compute(t *testing.T, key, salt []byte, blocks int) (vector, []byte) {
 		Key: hex.EncodeToString(key), Salt: hex.EncodeToString(salt), LayerKey: hex.EncodeToString(layerKey),
 		Plain: "byte i is (7*i + i/4096) mod 256", Blocks: blocks, Ciphertext: sum(out.b[:l.HashOffset]), First: hex.EncodeToString(out.b[:32]),
 		Root: l.Root.String(), HashOffset: l.HashOffset, Size: l.Size, Whole: sum(out.b),
+		KeyID: vectorKeyID, DiffID: sealed.DiffID("sha256:"+sum(out.b), l.Root.String(), l.HashOffset, vectorKeyID),
 	}, out.b
 }
 
@@ -97,6 +102,27 @@ func TestVectors(t *testing.T) {
 	}
 	if strings.TrimSpace(string(want)) != string(text) {
 		t.Errorf("got %s", text)
+	}
+}
+
+// TestDiffID: it is the digest of the text in the reference documentation, and all that a layer is opened with is in it.
+func TestDiffID(t *testing.T) {
+	blob, root := "sha256:"+strings.Repeat("a", 64), strings.Repeat("b", 64)
+	text := "cloister sealed layer 1\n" + blob + "\n" + root + "\n4096\nkbs:///a/b/c\n"
+	sum := sha256.Sum256([]byte(text))
+	got := sealed.DiffID(blob, root, 4096, "kbs:///a/b/c")
+	if want := "sha256:" + hex.EncodeToString(sum[:]); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	for name, other := range map[string]string{
+		"blob":   sealed.DiffID("sha256:"+strings.Repeat("c", 64), root, 4096, "kbs:///a/b/c"),
+		"root":   sealed.DiffID(blob, strings.Repeat("c", 64), 4096, "kbs:///a/b/c"),
+		"offset": sealed.DiffID(blob, root, 40960, "kbs:///a/b/c"),
+		"key":    sealed.DiffID(blob, root, 4096, "kbs:///a/b/d"),
+	} {
+		if other == got {
+			t.Errorf("another %s gives the same", name)
+		}
 	}
 }
 
