@@ -196,12 +196,16 @@ func TestSandboxed(t *testing.T) {
 		req := probe("watch1", "cat=/config/key", "line=", "cat=/config/key")
 		req.Storages = []*agent.Storage{{Driver: "watchable-bind", Source: shared + "config", Fstype: "bind", Options: []string{"bind"}, MountPoint: at}}
 		v.launch(ctx, with(req, at, "/config"))
+		first, err := v.agent.ReadStdout(ctx, &agent.ReadStreamRequest{ContainerId: "watch1", ExecId: "watch1", Len: 4096})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(share+"/config/key", []byte("two"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Second) // the guest looks every two
 		v.must(v.agent.WriteStdin(ctx, &agent.WriteStreamRequest{ContainerId: "watch1", ExecId: "watch1", Data: []byte("go\n")}))
-		if out := v.output(ctx, "watch1"); !strings.HasPrefix(out, "one <nil>") || !strings.HasSuffix(out, "two <nil>\n") {
+		if out := string(first.GetData()) + v.output(ctx, "watch1"); !strings.HasPrefix(out, "one <nil>") || !strings.HasSuffix(out, "two <nil>\n") {
 			t.Errorf("got %q", out)
 		}
 		v.remove(ctx, "watch1")
