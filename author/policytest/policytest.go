@@ -51,6 +51,9 @@ func Read(r io.Reader) ([]Case, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(cases) == 0 {
+		return nil, errors.New("there is no request in the file")
+	}
 	for i := range cases {
 		if cases[i].Kind == "" {
 			return nil, fmt.Errorf("request %d names no kind", i+1)
@@ -67,6 +70,7 @@ func decode(raw []byte) ([]Case, error) {
 	if text := bytes.TrimSpace(raw); len(text) > 0 && text[0] == '[' {
 		d := json.NewDecoder(bytes.NewReader(text))
 		d.UseNumber()
+		d.DisallowUnknownFields()
 		if err := d.Decode(&cases); err != nil {
 			return nil, fmt.Errorf("reading the list of requests: %w", err)
 		}
@@ -81,6 +85,7 @@ func decode(raw []byte) ([]Case, error) {
 		var c Case
 		d := json.NewDecoder(bytes.NewReader(lines.Bytes()))
 		d.UseNumber()
+		d.DisallowUnknownFields()
 		if err := d.Decode(&c); err != nil {
 			return nil, fmt.Errorf("reading the request in line %d: %w", n, err)
 		}

@@ -71,6 +71,13 @@ func (p *Policy) pod(pg *pager) {
 		pg.row("namespace", safe(space))
 		break
 	}
+	for _, f := range p.data.Fragments {
+		needed := ""
+		if f.Required {
+			needed = ", needed before any container"
+		}
+		pg.row("fragment", fmt.Sprintf("more containers, from %s signed by %s, version %s or later%s", safe(f.Feed), safe(f.Issuer), safe(fmt.Sprint(f.MinimumSVN)), needed))
+	}
 	if on, _ := p.data.Cloister["enforce_order"].(bool); on {
 		pg.row("order", "init containers must have ended well, sidecars must run, before what comes after them")
 	}
@@ -107,7 +114,7 @@ func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
 	pg.row("variables", variables(process.Env, o.Values))
 	var mounts []string
 	for _, m := range c.OCI.Mounts {
-		if text := mount(c, m); text != "" {
+		if text := mount(p, c, m); text != "" {
 			mounts = append(mounts, text)
 		}
 	}
@@ -162,7 +169,7 @@ func imageOf(c *containerData) []string {
 // kernelMounts are there in every container and tell nothing.
 var kernelMounts = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"}
 
-func mount(c *containerData, m mountData) string {
+func mount(p *Policy, c *containerData, m mountData) string {
 	if slices.Contains(kernelMounts, m.Type) {
 		return ""
 	}
@@ -170,16 +177,16 @@ func mount(c *containerData, m mountData) string {
 	if slices.Contains(m.Options, "ro") {
 		how = "read-only"
 	}
-	return fmt.Sprintf("%s %s, %s", safe(m.Destination), how, origin(c, m))
+	return fmt.Sprintf("%s %s, %s", safe(m.Destination), how, origin(p, c, m))
 }
 
-func origin(c *containerData, m mountData) string {
+func origin(p *Policy, c *containerData, m mountData) string {
 	for _, f := range c.Files {
 		if f.Destination != m.Destination {
 			continue
 		}
 		what := fmt.Sprintf("%s %s", safe(f.Kind), safe(f.Volume))
-		if f.Bound {
+		if f.Bound && p.bindsFiles() {
 			return fmt.Sprintf("%s, %d files bound by digest", what, len(f.Entries))
 		}
 		return what + ", content chosen by the host"
@@ -272,12 +279,18 @@ func (p *Policy) Warnings() []string {
 			out = append(out, name+": it is privileged")
 		}
 		for _, m := range c.OCI.Mounts {
-			if strings.HasPrefix(m.Source, "$(sfprefix)") && !slices.ContainsFunc(c.Files, func(f fileData) bool { return f.Bound && f.Destination == m.Destination }) && !expected(m.Destination) {
+			if strings.HasPrefix(m.Source, "$(sfprefix)") && !slices.ContainsFunc(c.Files, func(f fileData) bool { return f.Bound && p.bindsFiles() && f.Destination == m.Destination }) && !expected(m.Destination) {
 				out = append(out, fmt.Sprintf("%s: the host chooses the content of %s", name, safe(m.Destination)))
 			}
 		}
 	}
 	return slices.Compact(out)
+}
+
+// bindsFiles says whether the rules compare the content of ConfigMaps and Secrets.
+func (p *Policy) bindsFiles() bool {
+	on, said := p.data.Cloister["bind_files"].(bool)
+	return on || !said
 }
 
 // expected are files of every pod that the node writes.

@@ -36,6 +36,15 @@ type data struct {
 	Defaults   map[string]any                      `json:"request_defaults"`
 	Cloister   map[string]any                      `json:"cloister"`
 	Files      map[string]struct{ FileSize int64 } `json:"files"`
+	Fragments  []fragmentData                      `json:"fragments"`
+}
+
+// fragmentData declares signed data that the host may bring later.
+type fragmentData struct {
+	Issuer     string `json:"issuer"`
+	Feed       string `json:"feed"`
+	MinimumSVN any    `json:"minimum_svn"`
+	Required   bool   `json:"required"`
 }
 
 type containerData struct {
@@ -49,7 +58,7 @@ type containerData struct {
 	Restarts      *bool         `json:"restarts"`
 	MustRun       bool          `json:"must_run"`
 	Image         *imageData    `json:"image"`
-	Files         []fileData    `json:"files"`
+	Files         files         `json:"files"`
 	Devices       []any         `json:"devices"`
 	SharedPID     bool          `json:"sandbox_pidns"`
 	StandardInput bool          `json:"stdin"`
@@ -181,6 +190,18 @@ func (p *Policy) read(value *ast.Term) error {
 }
 
 // title is the name of a container for people.
+// files are those of volumes whose content is bound. Policies for `cloister run` name files of the pod there instead.
+type files []fileData
+
+// UnmarshalJSON is part of json.Unmarshaler.
+func (f *files) UnmarshalJSON(raw []byte) error {
+	var names []string
+	if json.Unmarshal(raw, &names) == nil {
+		return nil
+	}
+	return json.Unmarshal(raw, (*[]fileData)(f))
+}
+
 func (c *containerData) title() string {
 	switch name := c.OCI.Annotations["io.kubernetes.cri.container-name"]; {
 	case c.Name != nil && *c.Name != "":

@@ -163,6 +163,11 @@ func imageRegistryCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "registry", Short: "Serve a small OCI registry for tests and demos, plain HTTP, until stopped", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if dir != "" {
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					return fmt.Errorf("making the registry's folder: %w", err)
+				}
+			}
 			r, err := testregistry.Start(testregistry.Options{Addr: listen, Dir: dir})
 			if err != nil {
 				return err

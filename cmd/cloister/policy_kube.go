@@ -259,7 +259,11 @@ func (f *kubeFlags) deliver(a *app, set *kubernetes.Set, results []*genpolicy.Re
 			mode = privateMode
 			fmt.Fprintf(a.stderr, "warning: %s: the policy of %s holds values of Secrets in clear, because its variables or arguments do\n", w.File, w.Object())
 		}
-		annotation, err := kubeAnnotation(r.Policy, base)
+		doc, err := baseOf(w, base)
+		if err != nil {
+			return err
+		}
+		annotation, err := kubeAnnotation(r.Policy, doc)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.Object(), err)
 		}
@@ -309,6 +313,30 @@ func (f *kubeFlags) deliver(a *app, set *kubernetes.Set, results []*genpolicy.Re
 		}
 	}
 	return a.writeMode(out, text.Bytes(), mode)
+}
+
+// shortAnnotation is Cloister's own name of the initdata annotation.
+const shortAnnotation = "cloister.dev/initdata"
+
+// baseOf is the document that the policy of a workload is put into: the one that was given, or what the workload has from before.
+func baseOf(w *kubernetes.Workload, base *initdata.Document) (*initdata.Document, error) {
+	if w.Template.Annotations[shortAnnotation] != "" {
+		return nil, hint(fmt.Errorf("%s: %s has the annotation %s, and %s beside it would be another initdata", w.File, w.Object(), shortAnnotation, initdata.Annotation),
+			"rename it to %s: its other members are kept", initdata.Annotation)
+	}
+	value := w.Template.Annotations[initdata.Annotation]
+	if base != nil || value == "" {
+		return base, nil
+	}
+	text, err := initdata.DecodeAnnotation(value)
+	if err != nil {
+		return nil, hint(fmt.Errorf("%s: the annotation %s of %s: %w", w.File, initdata.Annotation, w.Object(), err), "remove it, or give the document by --initdata")
+	}
+	doc, err := initdata.Parse(text)
+	if err != nil {
+		return nil, hint(fmt.Errorf("%s: the annotation %s of %s: %w", w.File, initdata.Annotation, w.Object(), err), "remove it, or give the document by --initdata")
+	}
+	return doc, nil
 }
 
 // kubeAnnotation is the value of the initdata annotation for a policy.

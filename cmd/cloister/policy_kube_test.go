@@ -78,6 +78,33 @@ func TestPolicyGenerateKubernetes(t *testing.T) {
 	}
 }
 
+// TestPolicyGenerateKeepsInitdata has a pod with an initdata document from before, whose broker must not get lost.
+func TestPolicyGenerateKeepsInitdata(t *testing.T) {
+	f := newFolder(t)
+	before := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA384, Data: map[string]string{"aa.toml": "broker", "policy.rego": "old"}}
+	raw, err := before.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {"+initdata.Annotation+": "+initdata.EncodeAnnotation(raw)+
+		"}}\nspec: {containers: [{name: a, image: %REGISTRY%/app:1, command: [/app]}]}\n")
+	args := []string{"policy", "generate", "--no-cache", "--insecure-registry", f.registry, "--base64"}
+	out := f.run(t, exitDone, append(args, "pod.yaml")...)
+	lines := strings.Fields(out)
+	text, err := initdata.DecodeAnnotation(lines[len(lines)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := initdata.Parse(text)
+	if err != nil || doc.Data["aa.toml"] != "broker" || doc.Algorithm != initdata.SHA384 || !strings.Contains(doc.Data["policy.rego"], "package agent_policy") {
+		t.Errorf("got %v, %v", doc, err)
+	}
+	f.write(t, "short.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {cloister.dev/initdata: x}}\nspec: {containers: [{name: a, image: %REGISTRY%/app:1, command: [/app]}]}\n")
+	if out := f.run(t, exitRefused, append(args, "short.yaml")...); !strings.Contains(out, "cloister.dev/initdata") || !strings.Contains(out, "hint: rename it") {
+		t.Errorf("got %s", out)
+	}
+}
+
 func between(t *testing.T, s, from, to string) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(s, from)
