@@ -1247,9 +1247,17 @@ CopyFileRequest := {"allowed": true, "ops": ops} if {
 	not data.pstate[concat("", ["closed:", root])]
 	tree := object.get(data.pstate, concat("", ["tree:", root]), {})
 	object.get(tree, below, content) == content
+	not below_a_link(tree, below)
 	count(tree) < 4096
 	count(data.pstate) < 4096
 	ops := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(root)]), "value": object.union(tree, {below: content})}]
+}
+
+# What is written through a link would be recorded at another place than where it is.
+below_a_link(tree, below) if {
+	parts := split(below, "/")
+	count(parts) > 1
+	startswith(tree[parts[0]], "link:")
 }
 
 declared_content(base, below) := concat("", ["sha256:", input.data_sha256]) if {

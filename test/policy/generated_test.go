@@ -210,6 +210,25 @@ func TestGeneratedPolicy(t *testing.T) {
 		"other content":              {"files", files("nginx", "server { }")[2]},
 		"a file more": {"files", &agent.CopyFileRequest{Path: kubepod.SharedDir + id["nginx"] + "-0123456789abcdef-conf.d/..2026/more.conf",
 			FileMode: 0o100644, FileSize: 1, Data: []byte("x")}},
+		"a file through a link": {"nginx", &agent.CopyFileRequest{Path: kubepod.SharedDir + id["nginx"] + "-0123456789abcdef-conf.d/..data/default.conf",
+			FileMode: 0o100644, FileSize: 10, Data: []byte("server {}\n")}},
+		"a mask over a file": {"nginx", func() proto.Message {
+			r := create("nginx")
+			r.OCI.Linux.MaskedPaths = append(r.OCI.Linux.MaskedPaths, "/etc/nginx/conf.d/default.conf")
+			return r
+		}()},
+		"a mask through a process": {"nginx", func() proto.Message {
+			r := create("nginx")
+			r.OCI.Linux.MaskedPaths = append(r.OCI.Linux.MaskedPaths, "/proc/1/root/etc/passwd")
+			return r
+		}()},
+		"pause in place of an image": {"nginx", func() proto.Message {
+			r := create("nginx")
+			for _, s := range r.Storages {
+				s.DriverOptions = []string{`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`}
+			}
+			return r
+		}()},
 		"another image": {"nginx", func() proto.Message {
 			r := create("nginx")
 			for _, s := range r.Storages {
