@@ -84,9 +84,10 @@ func boot(t *testing.T, v vm) *measurements {
 		t.Fatal(err)
 	}
 	// Without cx16: QEMU 7.2 sometimes returns wrong flags from an emulated
-	// cmpxchg16b, and the kernel then dies in one of many ways.
+	// cmpxchg16b, and the kernel then dies in one of many ways. With a thread for
+	// each processor it sometimes runs code that the kernel is just patching.
 	args := []string{
-		"-machine", "q35,accel=tcg", "-cpu", "max,la57=off,-cx16", "-m", strconv.Itoa(v.MemoryMiB), "-smp", strconv.Itoa(v.VCPUs),
+		"-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max,la57=off,-cx16", "-m", strconv.Itoa(v.MemoryMiB), "-smp", strconv.Itoa(v.VCPUs),
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + ovmfCode,
 		"-drive", "if=pflash,format=raw,unit=1,file=" + filepath.Join(dir, "vars"),
