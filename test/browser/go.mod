@@ -1,6 +1,6 @@
 module github.com/cloister/cloister/test/browser
 
-go 1.26.6
+go 1.26.8
 
 require (
 	github.com/chromedp/cdproto v0.159.0

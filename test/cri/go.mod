@@ -1,6 +1,6 @@
 module github.com/cloister/cloister/test/cri
 
-go 1.26.6
+go 1.26.8
 
 replace github.com/cloister/cloister => ../..
 
