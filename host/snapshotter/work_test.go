@@ -10,7 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +19,9 @@ import (
 )
 
 // TestManyAtOnce: many pulls of the same layer are one conversion.
-func TestManyAtOnce(t *testing.T) {
+func TestManyAtOnce(t *testing.T) { synctest.Test(t, testManyAtOnce) }
+
+func testManyAtOnce(t *testing.T) {
 	content := newContent()
 	content.gate = make(chan struct{})
 	layers := content.addImage(t, tarOfSize(t, 1, someSize))
@@ -32,8 +34,9 @@ func TestManyAtOnce(t *testing.T) {
 			}
 		})
 	}
-	for s.waiting1(layers[0].blob) < 16 {
-		time.Sleep(time.Millisecond)
+	synctest.Wait()
+	if n := s.waiting1(layers[0].blob); n != 16 {
+		t.Errorf("%d wait for the conversion, want 16", n)
 	}
 	close(content.gate)
 	all.Wait()
@@ -56,7 +59,9 @@ func (s *Snapshotter) waiting1(blob string) int {
 }
 
 // TestImpatient: a conversion goes on while somebody wants it, and ends when nobody does.
-func TestImpatient(t *testing.T) {
+func TestImpatient(t *testing.T) { synctest.Test(t, testImpatient) }
+
+func testImpatient(t *testing.T) {
 	content := newContent()
 	content.gate = make(chan struct{})
 	l := content.addImage(t, tarOfSize(t, 1, someSize))[0]
@@ -73,12 +78,14 @@ func TestImpatient(t *testing.T) {
 			t.Errorf("who stayed got %v", err)
 		}
 	})
-	for s.waiting1(l.blob) < 2 {
-		time.Sleep(time.Millisecond)
+	synctest.Wait()
+	if n := s.waiting1(l.blob); n != 2 {
+		t.Errorf("%d wait for the conversion, want 2", n)
 	}
 	leave()
-	for s.waiting1(l.blob) > 1 {
-		time.Sleep(time.Millisecond)
+	synctest.Wait()
+	if n := s.waiting1(l.blob); n != 1 {
+		t.Errorf("%d wait for the conversion, want 1", n)
 	}
 	close(content.gate)
 	both.Wait()
@@ -91,8 +98,9 @@ func TestImpatient(t *testing.T) {
 			t.Error("a layer that never came is committed")
 		}
 	})
-	for s.waiting1(other.blob) < 1 {
-		time.Sleep(time.Millisecond)
+	synctest.Wait()
+	if n := s.waiting1(other.blob); n != 1 {
+		t.Errorf("%d wait for the conversion, want 1", n)
 	}
 	leave()
 	both.Wait()
