@@ -37,6 +37,7 @@ type Daemon struct {
 const (
 	startTimeout = time.Minute
 	stopTimeout  = 30 * time.Second
+	lastTimeout  = 5 * time.Second // for processes that are on their way out when the test has ended
 )
 
 // Start starts a containerd that goes with the test. Anything that it or its shims leave behind is an error of the test.
@@ -215,6 +216,9 @@ func (d *Daemon) end() {
 	d.clear(ctx)
 	d.signal(syscall.SIGTERM)
 	left := d.leftovers()
+	for deadline := time.Now().Add(lastTimeout); len(left) > 0 && time.Now().Before(deadline); left = d.leftovers() {
+		time.Sleep(50 * time.Millisecond) // a shim answers its last call before it ends, and containerd waits for none of them
+	}
 	for _, l := range left {
 		d.t.Errorf("left behind: %s", l)
 	}
