@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -207,9 +208,7 @@ func FuzzCopyFilePath(f *testing.F) {
 
 // TestCopyFileSparesMounts puts a file in the place of a directory in which another volume is mounted.
 func TestCopyFileSparesMounts(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
+	needs.Root(t, "mounts")
 	a, base := copier(t)
 	volume := t.TempDir()
 	if err := os.WriteFile(filepath.Join(volume, "file"), []byte("precious"), 0o600); err != nil {
@@ -220,7 +219,7 @@ func TestCopyFileSparesMounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := unix.Mount(volume, filepath.Join(base, at), "", unix.MS_BIND, ""); err != nil {
-			t.Skipf("mounting: %v", err)
+			needs.Missing(t, "the right to mount: %v", err)
 		}
 		t.Cleanup(func() { _ = unix.Unmount(filepath.Join(base, at), unix.MNT_DETACH) })
 	}

@@ -9,36 +9,17 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/internal/paths"
 )
 
 // Need skips a test that runs containerd when something for it is missing, and says what. In CI everything has to be there.
 func Need(t testing.TB) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs containerd, left out by -short")
-	}
-	if os.Getuid() != 0 {
-		missing(t, "root, which containerd needs,")
-	}
-	for _, file := range []string{"/usr/bin/containerd", "/usr/bin/ctr", "/usr/lib/cni/bridge", "/usr/lib/cni/portmap", "/bin/busybox"} {
-		if _, err := os.Stat(file); err != nil {
-			missing(t, file)
-		}
-	}
-	for _, program := range []string{"runc", "go", "iptables", "ip"} {
-		if _, err := exec.LookPath(program); err != nil {
-			missing(t, program)
-		}
-	}
-}
-
-func missing(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is missing, in CI everything has to be there", what)
-	}
-	t.Skipf("%s is missing; `make test-deps` installs what can be installed", what)
+	needs.Long(t, "runs containerd")
+	needs.Root(t, "containerd")
+	needs.Files(t, "/usr/bin/containerd", "/usr/bin/ctr", "/usr/lib/cni/bridge", "/usr/lib/cni/portmap", "/bin/busybox")
+	needs.Programs(t, "runc", "go", "iptables", "ip")
 }
 
 // binaries is the folder with containerd, ctr and runc's shim of a version.
