@@ -79,6 +79,10 @@ default OnlineCPUMemRequest := true
 
 default RemoveStaleVirtiofsShareMountsRequest := true
 
+# --- what a failed request has changed in the state goes, except ops marked as lasting ---
+
+default UndoFailedRequests := true
+
 # --- by a rule below -------------------------------------------------------
 
 default AddARPNeighborsRequest := false
@@ -114,6 +118,10 @@ default StartContainerRequest := false
 default StatsContainerRequest := false
 
 default TtyWinResizeRequest := false
+
+default UnsealFileRequest := false
+
+default UnsealVariableRequest := false
 
 default UpdateEphemeralMountsRequest := false
 
@@ -460,7 +468,7 @@ has_run(n, "init") if data.pstate[sprintf("finished:%d", [n])]
 has_run(n, "sidecar") if data.pstate[sprintf("started:%d", [n])]
 
 # The first container says which pod this is, the others say the same.
-pin(pod) := [{"op": "add", "path": "/pstate/pinned", "value": pod}] if not data.pstate.pinned
+pin(pod) := [{"op": "add", "path": "/pstate/pinned", "value": pod, "lasts": true}] if not data.pstate.pinned
 
 pin(pod) := [] if data.pstate.pinned == pod
 
@@ -1378,6 +1386,15 @@ shows(tree, path, sum) if {
 	version := trim_prefix(tree["..data"], "link:")
 	tree[concat("/", [version, path])] == concat("", ["sha256:", sum])
 }
+
+# A sealed secret is opened where the author has put this very text: the host can bring others, and read some files and variables.
+UnsealFileRequest if {
+	some f in containers[known(input.container_id)].files
+	f.destination == input.destination
+	f.entries[regex.replace(input.name, `^\.\.[^/]+/`, "")].sha256 == input.sha256
+}
+
+UnsealVariableRequest if input.variable in table[known(input.container_id)].env
 
 # --- network ---------------------------------------------------------------
 

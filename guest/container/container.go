@@ -30,6 +30,8 @@ type Container struct {
 	unstage func() error
 	init    *Process
 
+	starting sync.Mutex // held while it is started
+
 	mu      sync.Mutex
 	state   State
 	procs   map[string]*Process
@@ -103,12 +105,15 @@ func (c *Container) watchInit() {
 	_ = c.setState(Stopped)
 }
 
-// Start lets the init run. onOOM is called for each process the kernel kills for want of memory.
+// Start lets the init run. onOOM is called for each process the kernel kills for want of memory. A start is not cut off with its
+// caller, who could not tell whether the program runs; one that fails ends the container for the same reason.
 func (c *Container) Start(ctx context.Context, onOOM func()) error {
+	c.starting.Lock()
+	defer c.starting.Unlock()
 	if c.State() != Created {
 		return transitionError(c.ID, c.State(), Running)
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	stopOOM, err := watchOOM(c.cgroup, onOOM)
 	if err != nil {
@@ -120,7 +125,7 @@ func (c *Container) Start(ctx context.Context, onOOM func()) error {
 		}()
 	}
 	if err := c.rt.runc.call(ctx, c.dir, nil, "start", c.ID); err != nil {
-		return fmt.Errorf("starting container %s: %w", c.ID, err)
+		return errors.Join(fmt.Errorf("starting container %s: %w", c.ID, err), c.KillAll())
 	}
 	// A short program may have ended already.
 	if err := c.setState(Running); err != nil && c.State() != Stopped {
