@@ -53,19 +53,20 @@ func (d *Daemon) dropIns() map[string]string {
 	if d.opts.DropIn != "" && merged {
 		files["60-added.toml"] = d.opts.DropIn
 	} else if d.opts.DropIn != "" {
-		base += tables(d.opts.DropIn, "runtimes.")
+		base += tables(d.opts.DropIn, func(name string) bool { return strings.Contains(name, "runtimes.") })
+		files["60-added.toml"] = "version = 2\n" + tables(d.opts.DropIn, func(name string) bool { return !strings.Contains(name, "grpc.v1.cri") })
 	}
 	files["10-cri.toml"] = base
 	return files
 }
 
-// tables are the tables of a configuration whose names have the text in them, as somebody copies them into a file that has the others.
-func tables(config, text string) string {
+// tables are some tables of a configuration, as somebody copies them into a file that has others.
+func tables(config string, want func(name string) bool) string {
 	var b strings.Builder
 	keep := false
 	for _, line := range strings.SplitAfter(config, "\n") {
 		if strings.HasPrefix(line, "[") {
-			keep = strings.Contains(line, text)
+			keep = want(line)
 		}
 		if keep {
 			b.WriteString(line)

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 )
 
 // generatedManifest is a pod as its owner writes it, without any Rego.
