@@ -71,6 +71,12 @@ func Series(version string) string {
 	return V2
 }
 
+// OneConfigVersion says that all files of this containerd's configuration have to be of one version: 2.0 to 2.2 take the version of the last
+// file for that of all, and do not see the sections of the CRI plugin in the others. Newer ones bring each file to the newest version first.
+func OneConfigVersion(version string) bool {
+	return strings.HasPrefix(version, "2.0.") || strings.HasPrefix(version, "2.1.") || strings.HasPrefix(version, "2.2.")
+}
+
 // binaries is the folder with containerd, ctr and runc's shim of a version.
 func binaries(t testing.TB, version string) string {
 	t.Helper()

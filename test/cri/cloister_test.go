@@ -79,8 +79,11 @@ func (in installation) options(t *testing.T, version string) containerd.Options 
 // the command that prints the table.
 func (in installation) handler(t *testing.T, version, name string, flags ...string) containerd.Options {
 	t.Helper()
-	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), append([]string{"config", "containerd", "--for", containerd.Series(version),
-		"--handler", name + "=" + in.config}, flags...)...).Output()
+	args := append([]string{"config", "containerd", "--for", version, "--handler", name + "=" + in.config}, flags...)
+	if containerd.OneConfigVersion(version) {
+		args = append(args, "--config-version", "2") // that of the test's main configuration
+	}
+	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), args...).Output()
 	if err != nil {
 		t.Fatalf("cloister config containerd: %v", err)
 	}

@@ -56,7 +56,11 @@ func (n *node) configure(opts *containerd.Options) {
 		return
 	}
 	n.handler = "blocks"
-	cmd := exec.CommandContext(n.t.Context(), "go", "run", "./cmd/cloister", "config", "containerd", "--for", containerd.Series(opts.Version), "--snapshotter="+n.path("s.sock"), "--handler", n.handler+"=")
+	args := []string{"run", "./cmd/cloister", "config", "containerd", "--for", opts.Version, "--snapshotter=" + n.path("s.sock"), "--handler", n.handler + "="}
+	if containerd.OneConfigVersion(opts.Version) {
+		args = append(args, "--config-version", "2")
+	}
+	cmd := exec.CommandContext(n.t.Context(), "go", args...)
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
 	if err != nil {
