@@ -20,7 +20,7 @@ import (
 type Daemon struct {
 	Address string // path of the unix socket of its API, CRI included
 	Network Network
-	Version string // V16 or V2
+	Version string // as in Options
 
 	t      testing.TB
 	dir    string
@@ -81,7 +81,7 @@ func Start(t testing.TB, opts Options) *Daemon {
 
 func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
 
-// NRI is the socket for plugins of the node resource interface, for version 2 only.
+// NRI is the socket for plugins of the node resource interface, for version 1.7 and later.
 func (d *Daemon) NRI() string { return d.path("nri.sock") }
 
 // StateDir is containerd's state directory; bundles of tasks are below io.containerd.runtime.v2.task/NAMESPACE/ID.

@@ -101,7 +101,7 @@ func (d *Daemon) LeftOf(id string) []string {
 // removes it with the bundle, as each shim's library does (runc's and ours).
 var bundleFiles = map[string]bool{
 	"config.json": true, "options.json": true, "shim-binary-path": true, "bootstrap.json": true, "sandbox": true, "log": true, "work": true, // containerd's
-	"address": true, "shim.pid": true, "init.pid": true, "log.json": true, "runtime": true, // shims'
+	"address": true, "shim.pid": true, "init.pid": true, "log.json": true, "runtime": true, "exit.json": true, // shims'
 }
 
 // halfRemoved says that a path is a bundle that containerd itself was removing when it was killed, and that the runtime has left nothing
