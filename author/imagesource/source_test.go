@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -234,7 +235,7 @@ func TestSources(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%v: %v\n%+v\nwant\n%+v", from, err, got, want)
 		}
-		if _, err := get(t, Options{From: from[:1]}, r.Addr()+"/team/app:2", all); !errors.Is(err, ErrNotFound) {
+		if _, err := get(t, Options{From: from[:1]}, r.Addr()+"/team/app:2", all); !errors.Is(err, ErrNotFound) || !strings.HasSuffix(err.Error(), `, which has "1"`) {
 			t.Errorf("%v: %v", from, err)
 		}
 	}
@@ -405,4 +406,24 @@ func FuzzScan(f *testing.F) {
 			t.Errorf("%+v and %+v", a, b)
 		}
 	})
+}
+
+// TestNames: an image that is not there is answered with those that are, as far as a person reads them.
+func TestNames(t *testing.T) {
+	l := &localImages{docker: []dockerEntry{{RepoTags: []string{"b:1", "a:1"}}}, index: []v1.Descriptor{
+		{Annotations: map[string]string{annotationRef: "latest", annotationImage: "docker.io/c:1"}}, {Annotations: map[string]string{annotationRef: "\x1b[2J" + strings.Repeat("x", 300)}},
+		{Digest: v1.Hash{Algorithm: "sha256", Hex: "aa"}}}}
+	want := `"\x1b[2J` + strings.Repeat("x", maxName-4) + `", "a:1", "b:1", "docker.io/c:1", "sha256:aa"`
+	if got := l.names(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	for i := range 8 {
+		l.docker = append(l.docker, dockerEntry{RepoTags: []string{fmt.Sprintf("d:%d", i)}})
+	}
+	if got := l.names(); strings.Count(got, ", ") != maxNames-1 || !strings.HasSuffix(got, " and 3 more") {
+		t.Errorf("got %s", got)
+	}
+	if got := (&localImages{}).names(); got != "no images with a name" {
+		t.Errorf("got %s", got)
+	}
 }

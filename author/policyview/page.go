@@ -18,6 +18,10 @@ type PageOptions struct {
 // Page writes what the policy allows, for a person. Texts of the policy are printed so that they cannot steer a terminal.
 func (p *Policy) Page(w io.Writer, o PageOptions) error {
 	pg := &pager{w: w}
+	if p.aci != nil {
+		p.aciPage(pg, o)
+		return pg.err
+	}
 	if p.Data == nil {
 		pg.line("This policy has no policy_data: only its rules say what it allows.")
 	} else {
@@ -256,6 +260,9 @@ func wrapped(words []string) []string {
 
 // Warnings are what an owner should know before trusting the policy.
 func (p *Policy) Warnings() []string {
+	if p.aci != nil {
+		return p.aci.warnings(p.Data)
+	}
 	var out []string
 	if slices.Contains(p.Always, "AllowRequestsFailingPolicy") {
 		out = append(out, "insecure: requests that the policy refuses are let through (AllowRequestsFailingPolicy)")

@@ -1,6 +1,7 @@
 package policyview
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -85,8 +86,8 @@ func TestDiff(t *testing.T) {
 	changed := strings.NewReplacer("swordfish", "hunter2", `"/data"`, `"/var/data"`, `"allowed_ports": [8080]`, `"allowed_ports": [8080, 22]`, `"signals": [15]`, `"signals": [9, 15]`).Replace(dataText)
 	lines := Lines(Diff(before, view(t, strings.Replace(rules, "default SetPolicyRequest := false", "default SetPolicyRequest := true", 1)+changed)), false)
 	for _, want := range []string{
-		"+ containers.web.OCI.Mounts./var/data: (4 members)", "- containers.web.OCI.Mounts./data: (4 members)", "~ containers.web.OCI.Process.Env.PASSWORD: PASSWORD=(not shown) -> PASSWORD=(not shown)",
-		"~ request_defaults.PortForwardRequest.allowed_ports: [8080] -> [8080,22]", "+ containers.web.signals.9: 9", "+ always.SetPolicyRequest: true", "- never.SetPolicyRequest: true",
+		"+ containers.web.OCI.Mounts./var/data: source $(sfprefix)data$ (4 members)", "- containers.web.OCI.Mounts./data: source $(sfprefix)data$ (4 members)", "~ containers.web.OCI.Process.Env.PASSWORD: PASSWORD=(not shown) -> PASSWORD=(not shown)",
+		"+ request_defaults.PortForwardRequest.allowed_ports: 22", "+ containers.web.signals.9: 9", "+ always.SetPolicyRequest: true", "- never.SetPolicyRequest: true",
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("the differences lack %q", want)
@@ -125,4 +126,66 @@ func FuzzParse(f *testing.F) {
 			t.Fatal(d)
 		}
 	})
+}
+
+func TestACI(t *testing.T) {
+	raw, err := os.ReadFile("../aci/testdata/group.rego")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := view(t, string(raw))
+	var b strings.Builder
+	if err := p.Page(&b, PageOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"A container group of Azure Container Instances", "fragment   containers and fragments from mcr.microsoft.com/aci/aci-cc-infra-fragment", "\nprepare\n",
+		"runs       /bin/prepare data in ", "layer      1111", "mount      /scratch read-write", "can        environment variable dropping", "cannot     dump stacks", "pause-container",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	if strings.Contains(b.String(), "/usr/local/sbin") {
+		t.Error("a value is shown")
+	}
+	changed := strings.NewReplacer("\"data\"", "\"other\"", "allow_dump_stacks := false", "allow_dump_stacks := true", "PATH=/usr/local/sbin:", "PATH=/evil:").Replace(string(raw))
+	q := view(t, changed)
+	lines := Lines(Diff(p, q), false)
+	for _, want := range []string{"~ allow_dump_stacks: false -> true", `~ containers.prepare.command.1: "data" -> "other"`} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("the differences lack %q: %q", want, lines)
+		}
+	}
+	if strings.Contains(strings.Join(lines, "\n"), "/evil") || !slices.Contains(q.Warnings(), "insecure: allow_dump_stacks") {
+		t.Errorf("got %q and %q", lines, q.Warnings())
+	}
+	open := view(t, "package policy\napi_version := \"0.10.0\"\nmount_device := {\"allowed\": true}\ncreate_container := {\"allowed\": true, \"env_list\": null}\n")
+	if got := open.Warnings(); len(got) != 2 || got[0] != "insecure: create_container is allowed whatever is asked" {
+		t.Errorf("got %q", got)
+	}
+	if t.Failed() {
+		t.Log(b.String())
+	}
+}
+
+func TestDiffOfLists(t *testing.T) {
+	long := strings.Repeat("x", 1000)
+	for name, c := range map[string]struct{ old, new, want string }{
+		"a word":    {`["a", "b"]`, `["a", "c"]`, `~ l.1: "b" -> "c"`},
+		"one more":  {`["a", "b"]`, `["x", "a", "b"]`, `+ l: "x"`},
+		"one less":  {`["a", "b", "b"]`, `["a", "b"]`, `- l: "b"`},
+		"order":     {`["a", "b"]`, `["b", "a"]`, `~ l: the same in another order`},
+		"a member":  {`[{"source": "/a", "x": 1}, {"source": "/b", "x": 1}]`, `[{"source": "/a", "x": 1}, {"source": "/b", "x": 2}]`, `~ l.1.x: 1 -> 2`},
+		"an object": {`[{"source": "/a", "x": 1}]`, `[{"source": "/a", "x": 1}, {"source": "/b", "x": 1}]`, `+ l: source /b (2 members)`},
+		"long":      {`[]`, `["` + long + `"]`, `+ l: "` + long[:maxShown-1] + `… (1002 bytes)`},
+		"others":    {`["a", "b"]`, `["b", "c"]`, "- l: \"a\"\n+ l: \"c\""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := func(l string) string { return rules + "\npolicy_data := {\"l\": " + l + "}\n" }
+			if got := strings.Join(Lines(Diff(view(t, text(c.old)), view(t, text(c.new))), false), "\n"); got != c.want {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+		})
+	}
 }

@@ -17,6 +17,7 @@ const maxPodFile = 8 << 20
 
 // podSize is what counts of a pod for its virtual machine. Unlike `cloister run`, it takes any pod, also one that needs a cluster.
 type podSize struct {
+	object      string // what makes the pod, "Deployment/web"
 	annotations map[string]string
 	request     sizing.Request
 }
@@ -32,23 +33,34 @@ type sizedContainer struct {
 }
 
 type sizedPod struct {
+	Kind     string `yaml:"kind"`
 	Metadata struct {
+		Name        string            `yaml:"name"`
 		Annotations map[string]string `yaml:"annotations"`
 	} `yaml:"metadata"`
 	Spec struct {
 		InitContainers []sizedContainer `yaml:"initContainers"`
 		Containers     []sizedContainer `yaml:"containers"`
-		Template       *sizedPod        `yaml:"template"` // of a Deployment, Job and so on
+		Template       *sizedPod        `yaml:"template"`    // of a Deployment, Job and so on
+		JobTemplate    *sizedPod        `yaml:"jobTemplate"` // of a CronJob
 	} `yaml:"spec"`
+	Items []sizedPod `yaml:"items"` // of a List
 }
 
-// readPodSize reads the first object with containers in a manifest.
-func readPodSize(file string) (podSize, error) {
+// readPodSizes reads every object with containers in a manifest. There is at least one.
+func readPodSizes(file string) ([]podSize, error) {
 	docs, err := readYAML[sizedPod](file)
 	if err != nil {
-		return podSize{}, err
+		return nil, err
 	}
-	for _, d := range docs {
+	var found []podSize
+	for ; len(docs) > 0; docs = docs[1:] {
+		d := docs[0]
+		docs = append(docs, d.Items...)
+		object := printable(d.Kind + "/" + d.Metadata.Name)
+		if d.Spec.JobTemplate != nil {
+			d = *d.Spec.JobTemplate
+		}
 		if d.Spec.Template != nil {
 			d = *d.Spec.Template
 		}
@@ -57,11 +69,26 @@ func readPodSize(file string) (podSize, error) {
 		}
 		request, err := podRequest(d)
 		if err != nil {
-			return podSize{}, fmt.Errorf("%s: %w", file, err)
+			return nil, fmt.Errorf("%s: %s: %w", file, object, err)
 		}
-		return podSize{d.Metadata.Annotations, request}, nil
+		found = append(found, podSize{object, d.Metadata.Annotations, request})
 	}
-	return podSize{}, fmt.Errorf("%s has no pod with containers", file)
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s has no pod with containers", file)
+	}
+	return found, nil
+}
+
+// readPodSize is readPodSizes of a file with one pod.
+func readPodSize(file string) (podSize, error) {
+	pods, err := readPodSizes(file)
+	if err != nil {
+		return podSize{}, err
+	}
+	if len(pods) > 1 {
+		return podSize{}, hint(fmt.Errorf("%s makes %d pods, the first two of %s and %s", file, len(pods), pods[0].object, pods[1].object), "give a file with one of them")
+	}
+	return pods[0], nil
 }
 
 // podRequest is what a pod needs at once, as Kubernetes counts: the containers together with the sidecars, and each container of the

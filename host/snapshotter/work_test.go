@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -264,6 +265,15 @@ func TestVerify(t *testing.T) {
 	var out strings.Builder
 	if err := Verify(t.Context(), s.cfg, &out); err != nil || strings.Count(out.String(), "good ") != 2 {
 		t.Errorf("%v: %s", err, out.String())
+	}
+	none := Config{Root: filepath.Join(t.TempDir(), "none")}
+	out.Reset()
+	if err := Verify(t.Context(), none, &out); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "hint: ") || out.Len() > 0 {
+		t.Errorf("without a root: %v: %s", err, out.String())
+	}
+	none.Root = t.TempDir()
+	if err := Verify(t.Context(), none, &out); err != nil || out.String() != "no layers in "+none.Root+"\n" {
+		t.Errorf("an empty root: %v: %s", err, out.String())
 	}
 	f, err := os.OpenFile(layerFile(t, s, names[0]), os.O_RDWR, 0)
 	if err != nil {
