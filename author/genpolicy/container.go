@@ -195,6 +195,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 		entry.OCI.Linux.Devices = append(entry.OCI.Linux.Devices, linuxDevice{Type: "b", Path: d.ContainerPath})
 	}
 	entry.Image = g.imageRef(path, c, img)
+	g.checkSealed(path, c, img)
 	annotations[annoImageName] = entry.Image.Reference
 	if !strings.Contains(entry.Image.Reference, ":") {
 		annotations[annoImageName] += ":latest"

@@ -164,18 +164,26 @@ func (g *generator) envFrom(where string, from kubernetes.EnvFrom) (values map[s
 	switch {
 	case from.ConfigMap != nil:
 		values, _, ok := g.set.ConfigMap(g.w, from.ConfigMap.Name)
-		if !ok && !from.ConfigMap.Optional {
-			g.fail(from.At, where, "ConfigMap %q is not known; give it by --config-file", from.ConfigMap.Name)
+		if !ok {
+			g.unknownSet(from, where, "ConfigMap", from.ConfigMap.Name, from.ConfigMap.Optional)
 		}
 		return values, false
 	case from.Secret != nil:
 		values, ok := g.set.Secret(g.w, from.Secret.Name)
-		if !ok && !from.Secret.Optional {
-			g.fail(from.At, where, "Secret %q is not known; give it by --config-file", from.Secret.Name)
+		if !ok {
+			g.unknownSet(from, where, "Secret", from.Secret.Name, from.Secret.Optional)
 		}
 		return values, true
 	}
 	return nil, false
+}
+
+func (g *generator) unknownSet(from kubernetes.EnvFrom, where, kind, name string, optional bool) {
+	if optional {
+		g.warn(from.At, where, "%s %q is not known: no variables of it are allowed", kind, name)
+		return
+	}
+	g.fail(from.At, where, "%s %q is not known; give it by --config-file", kind, name)
 }
 
 // sealed secrets are ciphertext.

@@ -123,7 +123,7 @@ func normalList(key string, v []any) any {
 		case "Env":
 			n, _, _ := strings.Cut(fmt.Sprint(x), "=")
 			return n
-		case "AdditionalGids", "MaskedPaths", "ReadonlyPaths", "Ambient", "Bounding", "Effective", "Inheritable", "Permitted", "signals":
+		case "AdditionalGids", "MaskedPaths", "ReadonlyPaths", "Ambient", "Bounding", "Effective", "Inheritable", "Permitted", "signals", "required_env", "required_mounts":
 			return fmt.Sprint(x)
 		}
 		return ""
