@@ -179,6 +179,43 @@ func TestCopyFileRefusesNonsense(t *testing.T) {
 	}
 }
 
+// TestFailedCopyLeavesTheOldFile copies a file once more, wrongly and incompletely.
+func TestFailedCopyLeavesTheOldFile(t *testing.T) {
+	a, base := copier(t)
+	old := base + "/vol/f"
+	if _, err := a.CopyFile(t.Context(), request(old, unix.S_IFREG|0o644, "bound")); err != nil {
+		t.Fatal(err)
+	}
+	piece := func(offset, size int64, data string) *agent.CopyFileRequest {
+		r := request(old, unix.S_IFREG|0o644, data)
+		r.Offset, r.FileSize = offset, size
+		return r
+	}
+	for _, tc := range []struct {
+		name string
+		req  *agent.CopyFileRequest
+		ok   bool
+		left int // files in the volume
+	}{
+		{"no piece before", piece(5, 8, "end"), false, 1},
+		{"the first piece", piece(0, 8, "new"), true, 2},
+		{"a piece too far", piece(5, 8, "end"), false, 1},
+		{"the first piece again", piece(0, 8, "new"), true, 2},
+		{"another size", piece(2, 2, ""), false, 1},
+		{"a file as a directory", request(old+"/g", unix.S_IFREG|0o644, "x"), false, 1},
+	} {
+		if _, err := a.CopyFile(t.Context(), tc.req); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if got, err := os.ReadFile(old); err != nil || string(got) != "bound" {
+			t.Errorf("%s: the old file is %q, %v", tc.name, got, err)
+		}
+		if entries, err := os.ReadDir(base + "/vol"); err != nil || len(entries) != tc.left {
+			t.Errorf("%s: there are %v, %v", tc.name, entries, err)
+		}
+	}
+}
+
 func FuzzCopyFilePath(f *testing.F) {
 	for _, s := range []string{"a", "../a", "a/../../b", "a//b", ".", "..", "a\x00", "link/x"} {
 		f.Add(s, uint32(unix.S_IFREG|0o644))
