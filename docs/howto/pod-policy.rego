@@ -183,6 +183,16 @@ default CopyFileRequest := false
 CopyFileRequest if {
 	regex.match(`^/run/kata-containers/shared/containers/[0-9a-f]{64}-[0-9a-f]{16}-`, input.path)
 	every part in split(input.path, "/") { not part in {".", ".."} }
+	inside(input)
+}
+
+# A link lies in a volume and stays there: others would show one container's files to another, or to the host.
+inside(i) if i.file_type != "Symlink"
+
+inside(i) if {
+	regex.match(`^/run/kata-containers/shared/containers/[^/]+/`, i.path)
+	not startswith(i.symlink_target, "/")
+	every part in split(i.symlink_target, "/") { part != ".." }
 }
 
 # The guest's own services listen on its loopback device, which is not the host's to change.

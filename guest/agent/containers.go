@@ -311,10 +311,9 @@ func (a *Agent) SignalProcess(_ context.Context, req *agent.SignalProcessRequest
 // to the host to ask.
 func (a *Agent) noteEnd(e *entry) {
 	defer close(e.noted)
-	p := e.c.Init()
-	<-p.Done()
+	<-e.c.Ended()
 	a.mu.Lock()
-	status := p.ExitCode()
+	status := e.c.Init().ExitCode()
 	if e.signaled && status == 0 { // one that ends well because the host asked it to has not finished its work
 		status = 128 + int(syscall.SIGTERM)
 	}

@@ -228,3 +228,28 @@ func TestSandboxMustBeReady(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLastWordsAreTheContainersOwn has a host that lets the place of a termination message lead to another file.
+func TestLastWordsAreTheContainersOwn(t *testing.T) {
+	a, base := copier(t)
+	for _, r := range []*agent.CopyFileRequest{request(base+"/own", unix.S_IFREG|0o644, "bye"), request(base+"/other/secret", unix.S_IFREG|0o644, "secret")} {
+		if _, err := a.CopyFile(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, target := range map[string]string{"link": "other/secret", "dir": "other"} {
+		if _, err := a.CopyFile(t.Context(), request(base+"/"+name, unix.S_IFLNK|0o777, target)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for source, want := range map[string]string{"/own": "bye", "/link": "", "/dir/secret": ""} {
+		a.containers["c1"] = &entry{c: &container.Container{}, oci: &agent.Spec{
+			Annotations: map[string]string{"io.kubernetes.container.terminationMessagePath": "/dev/end"},
+			Mounts:      []*agent.Mount{{Destination: "/dev/end", Source: base + source, Type: "bind"}},
+		}}
+		r, err := a.GetDiagnosticData(t.Context(), &agent.GetDiagnosticDataRequest{ContainerId: "c1", LogType: "termination_log"})
+		if r.GetData() != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v", source, r.GetData(), err)
+		}
+	}
+}
