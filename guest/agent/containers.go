@@ -224,11 +224,14 @@ func (a *Agent) removeContainer(ctx context.Context, id string) error {
 func (a *Agent) dropContainer(id string) error {
 	a.mu.Lock()
 	e := a.containers[id]
-	a.mu.Unlock()
 	if e == nil {
+		a.mu.Unlock()
 		return nil
 	}
-	err := errors.Join(a.releaseStorages(e.storages), a.removeBundle(id))
+	storages := e.storages
+	e.storages = nil // another removal at the same time releases nothing twice
+	a.mu.Unlock()
+	err := errors.Join(a.releaseStorages(storages), a.removeBundle(id))
 	a.mu.Lock()
 	delete(a.containers, id)
 	a.mu.Unlock()
