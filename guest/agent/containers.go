@@ -224,11 +224,14 @@ func (a *Agent) removeContainer(ctx context.Context, id string) error {
 func (a *Agent) dropContainer(id string) error {
 	a.mu.Lock()
 	e := a.containers[id]
-	a.mu.Unlock()
 	if e == nil {
+		a.mu.Unlock()
 		return nil
 	}
-	err := errors.Join(a.releaseStorages(e.storages), a.removeBundle(id))
+	storages := e.storages
+	e.storages = nil // another removal at the same time releases nothing twice
+	a.mu.Unlock()
+	err := errors.Join(a.releaseStorages(storages), a.removeBundle(id))
 	a.mu.Lock()
 	delete(a.containers, id)
 	a.mu.Unlock()
@@ -311,10 +314,9 @@ func (a *Agent) SignalProcess(_ context.Context, req *agent.SignalProcessRequest
 // to the host to ask.
 func (a *Agent) noteEnd(e *entry) {
 	defer close(e.noted)
-	p := e.c.Init()
-	<-p.Done()
+	<-e.c.Ended()
 	a.mu.Lock()
-	status := p.ExitCode()
+	status := e.c.Init().ExitCode()
 	if e.signaled && status == 0 { // one that ends well because the host asked it to has not finished its work
 		status = 128 + int(syscall.SIGTERM)
 	}

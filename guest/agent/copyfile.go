@@ -40,10 +40,31 @@ func (a *Agent) CopyFile(_ context.Context, req *agent.CopyFileRequest) (*emptyp
 	// One at a time: what two requests do to the same names must not mix.
 	a.copying.Lock()
 	defer a.copying.Unlock()
-	if err := copyFile(root, path.Clean(rel), req); err != nil {
+	if err := copyBelow(root, path.Clean(rel), req); err != nil {
 		return nil, fmt.Errorf("copying to %s: %w", req.GetPath(), err)
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// copyBelow copies a file into its volume, which is what the first part of the path names. No link leads from one volume into another:
+// what is there may have been bound by the policy, and a container may use it.
+func copyBelow(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	volume, rest, ok := strings.Cut(rel, "/")
+	if !ok {
+		return copyFile(root, rel, req)
+	}
+	if err := makeParents(root, volume+"/x", req); err != nil {
+		return err
+	}
+	if info, err := root.Lstat(volume); err != nil || !info.IsDir() {
+		return errors.Join(err, invalid("%.120q is not a directory", volume))
+	}
+	dir, err := root.OpenRoot(volume)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return copyFile(dir, rest, req)
 }
 
 func copyFile(root *os.Root, rel string, req *agent.CopyFileRequest) error {

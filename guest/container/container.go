@@ -29,6 +29,7 @@ type Container struct {
 	cgroup  string
 	unstage func() error
 	init    *Process
+	ended   chan struct{} // closed when the init has ended and all others were killed
 
 	starting sync.Mutex // held while it is started
 
@@ -66,6 +67,9 @@ func (c *Container) check(to State) error {
 	return nil
 }
 
+// Ended is closed when the container's first process has ended and the others were killed.
+func (c *Container) Ended() <-chan struct{} { return c.ended }
+
 // Init is the container's first process.
 func (c *Container) Init() *Process { return c.init }
 
@@ -101,8 +105,9 @@ func (c *Container) forget(execID string) {
 // watchInit ends the container with its init: whatever shares a longer-lived pid namespace with it goes, too.
 func (c *Container) watchInit() {
 	<-c.init.Done()
-	_ = c.killCgroup()
 	_ = c.setState(Stopped)
+	_ = c.killCgroup()
+	close(c.ended)
 }
 
 // Start lets the init run. onOOM is called for each process the kernel kills for want of memory. A start is not cut off with its
@@ -158,6 +163,9 @@ func (c *Container) Exec(ctx context.Context, execID string, ps *ProcessSpec) (*
 	p, err := c.launch(ctx, execID, false, ps, []string{"exec", "--detach", "--process", file.Name()}, c.ID)
 	if err != nil {
 		return nil, fmt.Errorf("executing in container %s: %w", c.ID, err)
+	}
+	if s := c.State(); s == Stopped || s == Deleted { // it has ended meanwhile, and so do those that came too late to be killed
+		return nil, errors.Join(fmt.Errorf("container %s is %s: %w", c.ID, s, ErrState), p.Signal(syscall.SIGKILL), c.killCgroup())
 	}
 	return p, nil
 }
