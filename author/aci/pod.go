@@ -94,7 +94,7 @@ func (r *podReader) container(c *kubernetes.Container, volumes map[string]bool, 
 			if name := reference(s, env); name != "" {
 				r.fail(c.At, at+"."+field, "%s is not bound to a value, and so cannot be a part of the command", name)
 			}
-			out = append(out, expand(s, literal))
+			out = append(out, kubernetes.Expand(s, literal))
 		}
 		return out
 	}
@@ -174,7 +174,7 @@ func (r *podReader) variables(c *kubernetes.Container, at string) []Variable {
 			}
 			continue
 		}
-		v := Variable{Name: e.Name, Value: expand(e.Value, values)}
+		v := Variable{Name: e.Name, Value: kubernetes.Expand(e.Value, values)}
 		if specialValue.MatchString(e.Value) || reference(e.Value, out) != "" {
 			v.Value, v.Pattern = anything, true
 		}
@@ -251,31 +251,4 @@ func reference(s string, env []Variable) string {
 		}
 	}
 	return ""
-}
-
-// expand replaces $(NAME) by the value of a variable; $$ stands for $, and unknown names stay.
-func expand(s string, values map[string]string) string {
-	var b strings.Builder
-	for {
-		i := strings.IndexByte(s, '$')
-		if i < 0 || i+1 == len(s) {
-			return b.String() + s
-		}
-		b.WriteString(s[:i])
-		s = s[i:]
-		if s[1] == '$' {
-			b.WriteByte('$')
-			s = s[2:]
-			continue
-		}
-		if end := strings.IndexByte(s, ')'); s[1] == '(' && end > 0 {
-			if v, ok := values[s[2:end]]; ok {
-				b.WriteString(v)
-				s = s[end+1:]
-				continue
-			}
-		}
-		b.WriteByte('$')
-		s = s[1:]
-	}
 }

@@ -1,11 +1,14 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/cloister/cloister/author/kubernetes"
 )
 
 // variable is one environment variable.
@@ -21,9 +24,9 @@ const (
 var fieldKey = regexp.MustCompile(`^metadata\.(labels|annotations)\['([^']+)'\]$`)
 
 // envSource resolves a valueFrom. set is false for an optional source that is absent.
-func (m *Manifest) envSource(src EnvSource) (value string, set bool, err error) {
+func (m *Manifest) envSource(src kubernetes.EnvValue) (value string, set bool, err error) {
 	n := 0
-	for _, given := range []bool{src.ConfigMapKeyRef != nil, src.SecretKeyRef != nil, src.FieldRef != nil} {
+	for _, given := range []bool{src.ConfigMap != nil, src.Secret != nil, src.Field != nil} {
 		if given {
 			n++
 		}
@@ -32,18 +35,18 @@ func (m *Manifest) envSource(src EnvSource) (value string, set bool, err error) 
 		return "", false, fmt.Errorf("expected exactly one of configMapKeyRef, secretKeyRef, fieldRef")
 	}
 	switch {
-	case src.ConfigMapKeyRef != nil:
-		data, ok := m.configMap(src.ConfigMapKeyRef.Name)
-		return keyOf("ConfigMap", src.ConfigMapKeyRef, data, ok)
-	case src.SecretKeyRef != nil:
-		data, ok := m.secret(src.SecretKeyRef.Name)
-		return keyOf("Secret", src.SecretKeyRef, data, ok)
+	case src.ConfigMap != nil:
+		data, ok := m.configMap(src.ConfigMap.Name)
+		return keyOf("ConfigMap", src.ConfigMap, data, ok)
+	case src.Secret != nil:
+		data, ok := m.secret(src.Secret.Name)
+		return keyOf("Secret", src.Secret, data, ok)
 	}
-	value, err = m.podField(src.FieldRef.FieldPath)
+	value, err = m.podField(src.Field.Path)
 	return value, err == nil, err
 }
 
-func keyOf(kind string, ref *KeyRef, data map[string]string, found bool) (string, bool, error) {
+func keyOf(kind string, ref *kubernetes.KeyRef, data map[string]string, found bool) (string, bool, error) {
 	v, ok := data[ref.Key]
 	switch {
 	case !found && !ref.Optional:
@@ -59,23 +62,20 @@ func keyOf(kind string, ref *KeyRef, data map[string]string, found bool) (string
 func (m *Manifest) podField(p string) (string, error) {
 	switch p {
 	case "metadata.name":
-		return m.Pod.Metadata.Name, nil
+		return m.Pod.Meta.Name, nil
 	case "metadata.namespace":
-		return m.Pod.namespace(), nil
+		return m.namespace(), nil
 	case "spec.serviceAccountName":
-		if s := m.Pod.Spec.ServiceAccountName; s != "" {
-			return s, nil
-		}
-		return "default", nil
+		return cmp.Or(m.Pod.Spec.ServiceAccountName, m.Pod.Spec.ServiceAccount, "default"), nil
 	case "status.podIP", "status.podIPs":
 		return podIP, nil
 	case "status.hostIP", "status.hostIPs":
 		return hostIP, nil
 	}
 	if f := fieldKey.FindStringSubmatch(p); f != nil {
-		set := m.Pod.Metadata.Labels
+		set := m.Pod.Meta.Labels
 		if f[1] == "annotations" {
-			set = m.Pod.Metadata.Annotations
+			set = m.Pod.Meta.Annotations
 		}
 		v, ok := set[f[2]]
 		if !ok {
@@ -88,19 +88,19 @@ func (m *Manifest) podField(p string) (string, error) {
 
 // envFrom lists the variables of an object in the order of their names. Keys that
 // cannot be variables are left out, as Kubernetes does.
-func (m *Manifest) envFrom(e EnvFrom) ([]variable, error) {
+func (m *Manifest) envFrom(e kubernetes.EnvFrom) ([]variable, error) {
 	var data map[string]string
 	var ok bool
 	var kind string
-	var ref *ObjRef
+	var ref *kubernetes.NameRef
 	switch {
-	case (e.ConfigMapRef == nil) == (e.SecretRef == nil):
+	case (e.ConfigMap == nil) == (e.Secret == nil):
 		return nil, fmt.Errorf("expected exactly one of configMapRef, secretRef")
-	case e.ConfigMapRef != nil:
-		kind, ref = "ConfigMap", e.ConfigMapRef
+	case e.ConfigMap != nil:
+		kind, ref = "ConfigMap", e.ConfigMap
 		data, ok = m.configMap(ref.Name)
 	default:
-		kind, ref = "Secret", e.SecretRef
+		kind, ref = "Secret", e.Secret
 		data, ok = m.secret(ref.Name)
 	}
 	if !ok && !ref.Optional {
@@ -118,7 +118,7 @@ func (m *Manifest) envFrom(e EnvFrom) ([]variable, error) {
 
 // containerEnv resolves envFrom and env of a container: the variables of the
 // manifest in order, and their values for $(NAME) in commands.
-func (m *Manifest) containerEnv(x *Container) ([]variable, map[string]string, error) {
+func (m *Manifest) containerEnv(x *kubernetes.Container) ([]variable, map[string]string, error) {
 	values := map[string]string{}
 	var inherited, own []variable
 	for i, e := range x.EnvFrom {
@@ -132,7 +132,7 @@ func (m *Manifest) containerEnv(x *Container) ([]variable, map[string]string, er
 		inherited = append(inherited, vars...)
 	}
 	for i, e := range x.Env {
-		value, set := expand(e.Value, values), true
+		value, set := kubernetes.Expand(e.Value, values), true
 		if e.ValueFrom != nil {
 			var err error
 			if value, set, err = m.envSource(*e.ValueFrom); err != nil {
@@ -146,42 +146,6 @@ func (m *Manifest) containerEnv(x *Container) ([]variable, map[string]string, er
 		own = append(own, variable{e.Name, value})
 	}
 	return append(inherited, own...), values, nil
-}
-
-// expand replaces $(NAME) by the value of a known variable; $$ gives $, unknown
-// names stay as they are.
-func expand(s string, values map[string]string) string {
-	if !strings.Contains(s, "$") {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] != '$' || i+1 == len(s) {
-			b.WriteByte(s[i])
-			continue
-		}
-		switch s[i+1] {
-		case '$':
-			b.WriteByte('$')
-			i++
-		case '(':
-			end := strings.IndexByte(s[i+2:], ')')
-			if end < 0 {
-				b.WriteByte(s[i])
-				continue
-			}
-			name := s[i+2 : i+2+end]
-			if v, ok := values[name]; ok {
-				b.WriteString(v)
-			} else {
-				b.WriteString(s[i : i+3+end])
-			}
-			i += 2 + end
-		default:
-			b.WriteByte(s[i])
-		}
-	}
-	return b.String()
 }
 
 // mergeEnv lays variables over NAME=value strings: a name that is already there
@@ -211,7 +175,7 @@ func mergeEnv(base []string, over []variable) []string {
 // variables, in what is made of those by $(NAME), and in arguments. Files of Secret volumes are bound by digest instead.
 func ClearSecrets(m *Manifest) []string {
 	var out []string
-	for _, list := range [][]Container{m.Pod.Spec.InitContainers, m.Pod.Spec.Containers} {
+	for _, list := range [][]kubernetes.Container{m.Pod.Spec.InitContainers, m.Pod.Spec.Containers} {
 		for i := range list {
 			x := &list[i]
 			secret := m.clearVariables(x)
@@ -227,13 +191,13 @@ func ClearSecrets(m *Manifest) []string {
 }
 
 // clearVariables are the variables of a container that hold what is not sealed of a Secret.
-func (m *Manifest) clearVariables(x *Container) map[string]bool {
+func (m *Manifest) clearVariables(x *kubernetes.Container) map[string]bool {
 	secret := map[string]bool{}
 	for _, e := range x.EnvFrom {
-		if e.SecretRef == nil {
+		if e.Secret == nil {
 			continue
 		}
-		data, _ := m.secret(e.SecretRef.Name)
+		data, _ := m.secret(e.Secret.Name)
 		for k, v := range data {
 			if !sealed(v) && envName.MatchString(e.Prefix+k) && printable(v) {
 				secret[e.Prefix+k] = true
@@ -242,9 +206,9 @@ func (m *Manifest) clearVariables(x *Container) map[string]bool {
 	}
 	for _, e := range x.Env {
 		hit := mentions(e.Value, secret)
-		if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
-			data, _ := m.secret(e.ValueFrom.SecretKeyRef.Name)
-			v, ok := data[e.ValueFrom.SecretKeyRef.Key]
+		if e.ValueFrom != nil && e.ValueFrom.Secret != nil {
+			data, _ := m.secret(e.ValueFrom.Secret.Name)
+			v, ok := data[e.ValueFrom.Secret.Key]
 			hit = ok && !sealed(v)
 		}
 		if hit {
