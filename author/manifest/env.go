@@ -34,29 +34,26 @@ func (m *Manifest) envSource(src kubernetes.EnvValue) (value string, set bool, e
 	if n != 1 {
 		return "", false, fmt.Errorf("expected exactly one of configMapKeyRef, secretKeyRef, fieldRef")
 	}
-	switch {
-	case src.ConfigMap != nil:
-		data, ok := m.configMap(src.ConfigMap.Name)
-		return keyOf("ConfigMap", src.ConfigMap, data, ok)
-	case src.Secret != nil:
-		data, ok := m.secret(src.Secret.Name)
-		return keyOf("Secret", src.Secret, data, ok)
+	ref, key := m.set.KeyOf(m.Pod, &src)
+	if ref == nil {
+		value, err = m.podField(src.Field.Path)
+		return value, err == nil, err
 	}
-	value, err = m.podField(src.Field.Path)
-	return value, err == nil, err
-}
-
-func keyOf(kind string, ref *kubernetes.KeyRef, data map[string]string, found bool) (string, bool, error) {
-	v, ok := data[ref.Key]
+	v, ok := ref.Data[key]
+	_, binary := ref.Binary[key]
 	switch {
-	case !found && !ref.Optional:
-		return "", false, fmt.Errorf("%s %q is in none of the given files", kind, ref.Name)
+	case !ref.Known && !ref.Optional:
+		return "", false, m.unknown(ref)
+	case binary || ok && !printable(v):
+		return "", false, fmt.Errorf("%s %q key %q is binary and cannot be a variable", ref.Kind, ref.Name, key)
 	case !ok && !ref.Optional:
-		return "", false, fmt.Errorf("%s %q has no key %q", kind, ref.Name, ref.Key)
-	case ok && !printable(v):
-		return "", false, fmt.Errorf("%s %q key %q is binary and cannot be a variable", kind, ref.Name, ref.Key)
+		return "", false, fmt.Errorf("%s %q has no key %q", ref.Kind, ref.Name, key)
 	}
 	return v, ok, nil
+}
+
+func (m *Manifest) unknown(r *kubernetes.Reference) error {
+	return fmt.Errorf("%s %q is in none of the given files, for namespace %s", r.Kind, r.Name, m.namespace())
 }
 
 func (m *Manifest) podField(p string) (string, error) {
@@ -89,25 +86,15 @@ func (m *Manifest) podField(p string) (string, error) {
 // envFrom lists the variables of an object in the order of their names. Keys that
 // cannot be variables are left out, as Kubernetes does.
 func (m *Manifest) envFrom(e kubernetes.EnvFrom) ([]variable, error) {
-	var data map[string]string
-	var ok bool
-	var kind string
-	var ref *kubernetes.NameRef
+	ref := m.set.AllOf(m.Pod, &e)
 	switch {
-	case (e.ConfigMap == nil) == (e.Secret == nil):
+	case ref == nil:
 		return nil, fmt.Errorf("expected exactly one of configMapRef, secretRef")
-	case e.ConfigMap != nil:
-		kind, ref = "ConfigMap", e.ConfigMap
-		data, ok = m.configMap(ref.Name)
-	default:
-		kind, ref = "Secret", e.Secret
-		data, ok = m.secret(ref.Name)
-	}
-	if !ok && !ref.Optional {
-		return nil, fmt.Errorf("%s %q is in none of the given files", kind, ref.Name)
+	case !ref.Known && !ref.Optional:
+		return nil, m.unknown(ref)
 	}
 	var out []variable
-	for k, v := range data {
+	for k, v := range ref.Data {
 		if envName.MatchString(e.Prefix+k) && printable(v) {
 			out = append(out, variable{e.Prefix + k, v})
 		}
@@ -194,11 +181,11 @@ func ClearSecrets(m *Manifest) []string {
 func (m *Manifest) clearVariables(x *kubernetes.Container) map[string]bool {
 	secret := map[string]bool{}
 	for _, e := range x.EnvFrom {
-		if e.Secret == nil {
+		ref := m.set.AllOf(m.Pod, &e)
+		if ref == nil || ref.Kind != "Secret" {
 			continue
 		}
-		data, _ := m.secret(e.Secret.Name)
-		for k, v := range data {
+		for k, v := range ref.Data {
 			if !sealed(v) && envName.MatchString(e.Prefix+k) && printable(v) {
 				secret[e.Prefix+k] = true
 			}
@@ -206,9 +193,8 @@ func (m *Manifest) clearVariables(x *kubernetes.Container) map[string]bool {
 	}
 	for _, e := range x.Env {
 		hit := mentions(e.Value, secret)
-		if e.ValueFrom != nil && e.ValueFrom.Secret != nil {
-			data, _ := m.secret(e.ValueFrom.Secret.Name)
-			v, ok := data[e.ValueFrom.Secret.Key]
+		if ref, key := m.set.KeyOf(m.Pod, e.ValueFrom); ref != nil && ref.Kind == "Secret" {
+			v, ok := ref.Data[key]
 			hit = ok && !sealed(v)
 		}
 		if hit {

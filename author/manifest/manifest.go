@@ -9,7 +9,6 @@ package manifest
 
 import (
 	"errors"
-	"maps"
 	"slices"
 	"unicode/utf8"
 
@@ -58,20 +57,6 @@ func Parse(sources ...Source) (*Manifest, error) {
 	m.Warnings = slices.Compact(m.Warnings)
 	return m, nil
 }
-
-// configMap returns all keys of a ConfigMap.
-func (m *Manifest) configMap(name string) (map[string]string, bool) {
-	data, binary, ok := m.set.ConfigMap(m.Pod, name)
-	if len(binary) > 0 {
-		all := maps.Clone(binary)
-		maps.Copy(all, data)
-		data = all
-	}
-	return data, ok
-}
-
-// secret returns all keys of a Secret.
-func (m *Manifest) secret(name string) (map[string]string, bool) { return m.set.Secret(m.Pod, name) }
 
 // printable reports whether s can be an environment variable.
 func printable(s string) bool {

@@ -181,6 +181,8 @@ func TestRejected(t *testing.T) {
 		"no containers":      {"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}", "at least one container"},
 		"same names":         {withPod("    - name: c\n      image: x\n"), "used twice"},
 		"missing config":     {withPod("      envFrom: [{configMapRef: {name: x}}]\n"), `ConfigMap "x" is in none`},
+		"other namespace":    {withPod("      envFrom: [{configMapRef: {name: m}}]\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, namespace: other}\n"), `ConfigMap "m" is in none of the given files, for namespace default`},
+		"binary variable":    {withPod("      env: [{name: A, valueFrom: {configMapKeyRef: {name: m, key: k}}}]\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\nbinaryData: {k: aGk=}\n"), `key "k" is binary`},
 		"missing secret":     {withPod("      env: [{name: A, valueFrom: {secretKeyRef: {name: x, key: y}}}]\n"), `Secret "x" is in none`},
 		"two sources":        {withPod("      env: [{name: A, value: x, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]\n"), "exclude each other"},
 		"field":              {withPod("      env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}]\n"), "is not supported; expected"},

@@ -120,14 +120,11 @@ func (c *checker) volumes() map[string]bool {
 		}
 		if v.ConfigMap != nil {
 			n++
-			data, ok := c.manifest.configMap(v.ConfigMap.Name)
-			c.objectVolume(p+".configMap", "ConfigMap", v.ConfigMap.Name, data, ok, v.ConfigMap.Optional, v.ConfigMap.Items, v.ConfigMap.DefaultMode)
+			c.objectVolume(p+".configMap", &kubernetes.Volume{ConfigMap: v.ConfigMap})
 		}
 		if v.Secret != nil {
 			n++
-			data, ok := c.manifest.secret(v.Secret.Name)
-			c.objectVolume(p+".secret", "Secret", v.Secret.Name, data, ok, v.Secret.Optional, v.Secret.Items, v.Secret.DefaultMode)
-			c.warnUnsealed(v.Secret.Name, data)
+			c.objectVolume(p+".secret", &kubernetes.Volume{Secret: v.Secret})
 		}
 		if n != 1 && !c.reported(p) {
 			c.fail(p, "expected exactly one of emptyDir, configMap, secret")
@@ -162,22 +159,28 @@ func (c *checker) emptyDir(p string, e *kubernetes.EmptyDir) {
 	}
 }
 
-func (c *checker) objectVolume(p, kind, name string, data map[string]string, found, optional bool, items []kubernetes.Item, mode *int64) {
-	if name == "" {
+// objectVolume checks a volume of a ConfigMap or Secret.
+func (c *checker) objectVolume(p string, v *kubernetes.Volume) {
+	ref, items, mode := c.manifest.set.FilesOf(c.manifest.Pod, v)
+	if ref.Name == "" {
 		c.fail(p, "no name given")
 		return
 	}
-	if !found && !optional {
-		c.fail(p, "%s %q is in none of the given files", kind, name)
+	if !ref.Known && !ref.Optional {
+		c.fail(p, "%v", c.manifest.unknown(ref))
 		return
 	}
 	if mode != nil && (*mode < 0 || *mode > 0o777) {
 		c.fail(p+".defaultMode", "%#o is not between 0 and 0777", *mode)
 	}
+	kind, name, data := ref.Kind, ref.Name, ref.Files()
+	if kind == "Secret" {
+		c.warnUnsealed(name, data)
+	}
 	paths := map[string]bool{}
 	for i, it := range items {
 		ip := fmt.Sprintf("%s.items[%d]", p, i)
-		if _, ok := data[it.Key]; !ok && !optional {
+		if _, ok := data[it.Key]; !ok && !ref.Optional {
 			c.fail(ip+".key", "%s %q has no key %q", kind, name, it.Key)
 		}
 		if !fileKey.MatchString(it.Path) || it.Path == "." || strings.HasPrefix(it.Path, "..") {

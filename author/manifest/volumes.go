@@ -122,24 +122,13 @@ func depth(p string) int {
 
 // volumeFiles sends the files of a ConfigMap or Secret volume.
 func (b *builder) volumeFiles(dir string, v kubernetes.Volume) error {
-	var data map[string]string
-	var items []kubernetes.Item
-	mode := int64(0o644)
-	switch {
-	case v.ConfigMap != nil:
-		data, _ = b.manifest.configMap(v.ConfigMap.Name)
-		items = v.ConfigMap.Items
-		if v.ConfigMap.DefaultMode != nil {
-			mode = *v.ConfigMap.DefaultMode
-		}
-	case v.Secret != nil:
-		data, _ = b.manifest.secret(v.Secret.Name)
-		items = v.Secret.Items
-		if v.Secret.DefaultMode != nil {
-			mode = *v.Secret.DefaultMode
-		}
-	default:
+	ref, items, defaultMode := b.manifest.set.FilesOf(b.manifest.Pod, &v)
+	if ref == nil {
 		return fmt.Errorf("it has no source")
+	}
+	data, mode := ref.Files(), int64(0o644)
+	if defaultMode != nil {
+		mode = *defaultMode
 	}
 	gid := int64(0)
 	if g := b.manifest.Pod.Spec.SecurityContext.FSGroup; g != nil {
