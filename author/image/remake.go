@@ -44,42 +44,25 @@ type remaking struct {
 }
 
 // run copies src to dst with all layers made anew and returns the new digest.
-func (r *remaking) run(ctx context.Context, src, dst string, opts EncryptOptions) (digest string, err error) {
-	from, err := opts.locate(src)
+func (r *remaking) run(ctx context.Context, src, dst string, opts EncryptOptions) (string, error) {
+	dir, err := os.MkdirTemp(opts.TempDir, "cloister-image-")
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%s %s: %w", r.doing, src, err)
 	}
-	to, err := opts.locate(dst)
-	if err != nil {
-		return "", err
-	}
-	a, err := opts.load(ctx, from)
-	if err != nil {
-		return "", err
-	}
-	fail := func(err error) (string, error) { return "", fmt.Errorf("%s %s: %w", r.doing, from, err) }
-	if r.dir, err = os.MkdirTemp(opts.TempDir, "cloister-image-"); err != nil {
-		return fail(err)
-	}
-	defer os.RemoveAll(r.dir)
-	r.done = map[v1.Hash]made{}
-	var out artifact
-	if a.index != nil {
-		out.index, err = r.index(ctx, a.index)
-	} else {
-		out.image, err = r.image(ctx, a.image)
-	}
-	if err != nil {
-		return fail(err)
-	}
-	if err := opts.save(ctx, to, out); err != nil {
-		return "", err
-	}
-	d, err := out.digest()
-	if err != nil {
-		return fail(err)
-	}
-	return d.String(), nil
+	defer os.RemoveAll(dir)
+	r.dir, r.done = dir, map[v1.Hash]made{}
+	return opts.transfer(ctx, src, dst, func(from location, a artifact) (artifact, error) {
+		var err error
+		if a.index != nil {
+			a.index, err = r.index(ctx, a.index)
+		} else {
+			a.image, err = r.image(ctx, a.image)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s %s: %w", r.doing, from, err)
+		}
+		return a, err
+	})
 }
 
 func (r *remaking) index(ctx context.Context, src v1.ImageIndex) (v1.ImageIndex, error) {
