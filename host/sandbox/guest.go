@@ -105,6 +105,7 @@ func (s *Sandbox) KeepsOutput() bool { return s.keepsOutput }
 
 // watch starts what runs beside the calls until the sandbox ends.
 func (s *Sandbox) watch() {
+	s.makeTemplate()
 	s.workers.Go(s.watchOOM)
 	s.workers.Go(s.collectLog)
 	s.workers.Go(s.watchHealth)
