@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -156,6 +157,9 @@ func (s *Sandbox) collectLog() {
 	stop := context.AfterFunc(s.background, func() { conn.Close() })
 	defer stop()
 	boot := s.trace.GuestLog(s.ready)
+	if s.restored {
+		boot = io.Discard // what it says is about the boot of the template
+	}
 	r := bufio.NewReaderSize(conn, maxGuestLine)
 	for {
 		line, err := r.ReadSlice('\n')

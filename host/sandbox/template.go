@@ -27,6 +27,7 @@ type templated struct {
 	store *template.Store
 	key   string     // empty: there is none for this VM
 	vm    vmm.Config // with which the template is made, and a VM starts from it
+	made  <-chan struct{}
 }
 
 // planTemplate looks whether this VM can start from a template. Only a sandbox without protection can: see qemu.TemplateKey.
@@ -148,13 +149,20 @@ func (s *Sandbox) firstAnswer(ctx context.Context) error {
 	})
 }
 
+// Template is the key of the template that fits this sandbox, and when its making, which this sandbox may have begun, has ended. The key is
+// empty where there can be none.
+func (s *Sandbox) Template() (key string, made <-chan struct{}) {
+	return s.templated.key, s.templated.made
+}
+
 // makeTemplate lets a template be made for the pods that come, when there is none.
 func (s *Sandbox) makeTemplate() {
-	t := s.templated
+	t := &s.templated
 	if t.key == "" {
 		return
 	}
-	if _, err := t.store.Begin(s.cfg.Self, t.key, t.vm); err != nil {
+	var err error
+	if t.made, err = t.store.Begin(s.cfg.Self, t.key, t.vm); err != nil {
 		s.log.Warn("no template of this sandbox's virtual machine is made", "sandbox", s.cfg.ID, "error", err)
 	}
 }
