@@ -18,7 +18,6 @@ import (
 
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/test/kubepod"
-	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/policyinput"
 )
 
@@ -28,24 +27,6 @@ const upstreamRules = "CLOISTER_UPSTREAM_RULES"
 
 // ourRules is where the rules are, from the top of the repository.
 const ourRules = "author/genpolicy/rules.rego"
-
-// policyPod is a pod of 30 containers with what a busy cluster gives each of them; the last of them is asked about.
-func policyPod() (kubepod.Object, *kubepod.Container) {
-	list := []*kubepod.Container{kubepod.Pause()}
-	for i := range 30 {
-		c := kubepod.Workload(fmt.Sprintf("c%d", i))
-		for k := range 20 {
-			v := fmt.Sprintf("SETTING_%d=value-%d-%d", k, i, k)
-			c.Env = append(c.Env, v)
-			c.Process()["Env"] = append(c.Process()["Env"].([]string), v)
-		}
-		for k := range 10 {
-			c.Env = append(c.Env, fmt.Sprintf("APP%d_SERVICE_HOST=10.0.0.%d", k, k))
-		}
-		list = append(list, c)
-	}
-	return kubepod.Data(list...), list[len(list)-1]
-}
 
 // runPolicy measures decisions of the guest's engine beside OPA as anyone would use it: a prepared query on the same machine
 // in the same minute. Ours includes making the input of the request and keeping the state, OPA's is the evaluation alone.
@@ -61,7 +42,7 @@ func runPolicy(ctx context.Context, w io.Writer, runs int) error {
 		}
 		whose = "the rules of " + upstreamRules
 	}
-	data, last := policyPod()
+	data, last := kubepod.Large(30) // the last of them is asked about
 	text, err := kubepod.Policy(string(rules), data)
 	if err != nil {
 		return err
@@ -91,33 +72,20 @@ func runPolicy(ctx context.Context, w io.Writer, runs int) error {
 		return fmt.Errorf("OPA with %s: %w", whose, err)
 	}
 	fmt.Fprintf(w, "decision of a policy of 30 containers\tCloister\tOPA, %s\tratio\tbudget\n", whose)
-	exec := &agent.Process{Args: []string{"/bin/probe", last.Name}, Env: last.Env, Cwd: "/", NoNewPrivileges: true,
-		User: &agent.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{1000}}}
-	for _, m := range []struct {
-		name   string
-		req    proto.Message
-		first  bool // nothing was created before, and the decision is taken back, so that it can be made again
-		budget string
-	}{
-		{"create container (last of the list)", last.Request(id), true, "1ms"},
-		{"exec (a probe)", &agent.ExecProcessRequest{ContainerId: id, ExecId: "x", Process: exec}, false, "50µs"},
-		{"copy file", &agent.CopyFileRequest{Path: kubepod.SharedDir + kubepod.ID(5) + "-0123456789abcdef-hosts", FileMode: 0o100644, FileSize: 4, Data: []byte("text")}, false, "50µs"},
-		{"update routes", &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: []*agent.Route{{Dest: "10.0.0.0/8", Gateway: "10.0.0.1", Device: "eth0"}}}}, false, "50µs"},
-		{"read output", &agent.ReadStreamRequest{ContainerId: id, Len: 4096}, false, "50µs"},
-		{"start", &agent.StartContainerRequest{ContainerId: id}, false, "50µs"},
-		{"stats", &agent.StatsContainerRequest{ContainerId: id}, false, "50µs"},
-	} {
-		other := admitted
-		if m.first {
-			other = fresh
+	create := kubepod.Ask{Name: "create container (last of the list)", Request: last.Request(id)}
+	for i, m := range append([]kubepod.Ask{create}, kubepod.Asks(last, id)...) {
+		// Nothing was created before the first, and the decision is taken back, so that it can be made again.
+		first, other, budget := i == 0, admitted, "50µs"
+		if first {
+			other, budget = fresh, "1ms"
 		}
-		a, b, err := beside(ctx, runs, func() error { return decide(ctx, e, m.req, m.first) }, func() error { return other.decide(ctx, m.req) })
+		a, b, err := beside(ctx, runs, func() error { return decide(ctx, e, m.Request, first) }, func() error { return other.decide(ctx, m.Request) })
 		if err != nil {
-			return fmt.Errorf("%s: %w", m.name, err)
+			return fmt.Errorf("%s: %w", m.Name, err)
 		}
-		fmt.Fprintf(w, "%s\t%v\t%v\t%.2f\t%s\n", m.name, a.Round(time.Microsecond), b.Round(time.Microsecond), float64(a)/float64(b), m.budget)
-		if m.first {
-			if err := ask(ctx, e, m.req); err != nil {
+		fmt.Fprintf(w, "%s\t%v\t%v\t%.2f\t%s\n", m.Name, a.Round(time.Microsecond), b.Round(time.Microsecond), float64(a)/float64(b), budget)
+		if first {
+			if err := ask(ctx, e, m.Request); err != nil {
 				return err
 			}
 		}

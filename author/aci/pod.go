@@ -94,7 +94,7 @@ func (r *podReader) container(c *kubernetes.Container, volumes map[string]bool, 
 			if name := reference(s, env); name != "" {
 				r.fail(c.At, at+"."+field, "%s is not bound to a value, and so cannot be a part of the command", name)
 			}
-			out = append(out, expand(s, literal))
+			out = append(out, kubernetes.Expand(s, literal))
 		}
 		return out
 	}
@@ -174,7 +174,7 @@ func (r *podReader) variables(c *kubernetes.Container, at string) []Variable {
 			}
 			continue
 		}
-		v := Variable{Name: e.Name, Value: expand(e.Value, values)}
+		v := Variable{Name: e.Name, Value: kubernetes.Expand(e.Value, values)}
 		if specialValue.MatchString(e.Value) || reference(e.Value, out) != "" {
 			v.Value, v.Pattern = anything, true
 		}
@@ -196,50 +196,41 @@ func (r *podReader) secret(at kubernetes.At, where string, v Variable, secret bo
 }
 
 func (r *podReader) envFrom(from kubernetes.EnvFrom, where string) (data map[string]string, secret bool) {
-	known, kind, name, optional := true, "", "", false
-	switch {
-	case from.ConfigMap != nil:
-		kind, name, optional = "ConfigMap", from.ConfigMap.Name, from.ConfigMap.Optional
-		data, _, known = r.set.ConfigMap(r.w, name)
-	case from.Secret != nil:
-		kind, name, optional, secret = "Secret", from.Secret.Name, from.Secret.Optional, true
-		data, known = r.set.Secret(r.w, name)
+	ref := r.set.AllOf(r.w, &from)
+	if ref == nil {
+		r.fail(from.At, where, "expected exactly one of configMapRef, secretRef")
+		return nil, false
 	}
-	if !known && !optional {
-		r.fail(from.At, where, "%s %q is not known; give it by --config-file", kind, name)
+	if !ref.Known && !ref.Optional {
+		r.fail(from.At, where, "%s %q is not known; give it by --config-file", ref.Kind, ref.Name)
 	}
-	return data, secret
+	return ref.Data, ref.Kind == "Secret"
 }
 
 func (r *podReader) valueFrom(e kubernetes.EnvVar, where string) (Variable, bool) {
 	v := Variable{Name: e.Name}
 	from := e.ValueFrom
-	var ok bool
-	switch {
-	case from.ConfigMap != nil:
-		data, _, _ := r.set.ConfigMap(r.w, from.ConfigMap.Name)
-		if v.Value, ok = data[from.ConfigMap.Key]; !ok && !from.ConfigMap.Optional {
-			r.fail(e.At, where, "ConfigMap %q with a key %q is not known; give it by --config-file", from.ConfigMap.Name, from.ConfigMap.Key)
+	if ref, key := r.set.KeyOf(r.w, from); ref != nil {
+		value, ok := ref.Data[key]
+		secret := ref.Kind == "Secret"
+		switch {
+		case ok:
+		case secret && !r.o.PinSecrets:
+			ok = true // the value is not needed
+		case !ref.Optional:
+			r.fail(e.At, where, "%s %q with a key %q is not known; give it by --config-file", ref.Kind, ref.Name, key)
 		}
-		return v, ok
-	case from.Secret != nil:
-		data, _ := r.set.Secret(r.w, from.Secret.Name)
-		if v.Value, ok = data[from.Secret.Key]; !ok {
-			if !r.o.PinSecrets {
-				ok = true // the value is not needed
-			} else if !from.Secret.Optional {
-				r.fail(e.At, where, "Secret %q with a key %q is not known; give it by --config-file", from.Secret.Name, from.Secret.Key)
-			}
-		}
-		return r.secret(e.At, where, v, true), ok
-	case from.Field != nil, from.Resource != nil:
-		if from.Field != nil && from.Field.Path == "metadata.namespace" && r.w.Namespace() != "" {
-			v.Value = r.w.Namespace()
-			return v, true
-		}
-		v.Value, v.Pattern = anything, true // known once the pod runs
+		v.Value = value
+		return r.secret(e.At, where, v, secret), ok
+	}
+	if from.Field == nil && from.Resource == nil {
 		return v, true
 	}
+	if from.Field != nil && from.Field.Path == "metadata.namespace" && r.w.Namespace() != "" {
+		v.Value = r.w.Namespace()
+		return v, true
+	}
+	v.Value, v.Pattern = anything, true // known once the pod runs
 	return v, true
 }
 
@@ -251,31 +242,4 @@ func reference(s string, env []Variable) string {
 		}
 	}
 	return ""
-}
-
-// expand replaces $(NAME) by the value of a variable; $$ stands for $, and unknown names stay.
-func expand(s string, values map[string]string) string {
-	var b strings.Builder
-	for {
-		i := strings.IndexByte(s, '$')
-		if i < 0 || i+1 == len(s) {
-			return b.String() + s
-		}
-		b.WriteString(s[:i])
-		s = s[i:]
-		if s[1] == '$' {
-			b.WriteByte('$')
-			s = s[2:]
-			continue
-		}
-		if end := strings.IndexByte(s, ')'); s[1] == '(' && end > 0 {
-			if v, ok := values[s[2:end]]; ok {
-				b.WriteString(v)
-				s = s[end+1:]
-				continue
-			}
-		}
-		b.WriteByte('$')
-		s = s[1:]
-	}
 }

@@ -257,7 +257,7 @@ func newLayer(compression string, write func(io.Writer) error) (*layerBlob, erro
 	if err := errors.Join(write(io.MultiWriter(z, sum)), z.Close()); err != nil {
 		return nil, err
 	}
-	l.diffID = v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", sum.Sum(nil))}
+	l.diffID = digestOf(sum)
 	l.digest = v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", sha256.Sum256(buf.Bytes()))}
 	l.size = int64(buf.Len())
 	l.open = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil }

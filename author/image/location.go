@@ -191,19 +191,27 @@ func saveLayout(l location, a artifact) error {
 // Copy copies an image or index unchanged and returns its digest. It pushes what Build made and moves images between
 // registries and OCI layouts.
 func Copy(ctx context.Context, src, dst string, opts Options) (string, error) {
-	from, err := opts.locate(src)
+	return opts.transfer(ctx, src, dst, func(_ location, a artifact) (artifact, error) { return a, nil })
+}
+
+// transfer writes what change makes of src to dst and returns its digest.
+func (o Options) transfer(ctx context.Context, src, dst string, change func(from location, a artifact) (artifact, error)) (string, error) {
+	from, err := o.locate(src)
 	if err != nil {
 		return "", err
 	}
-	to, err := opts.locate(dst)
+	to, err := o.locate(dst)
 	if err != nil {
 		return "", err
 	}
-	a, err := opts.load(ctx, from)
+	a, err := o.load(ctx, from)
 	if err != nil {
 		return "", err
 	}
-	if err := opts.save(ctx, to, a); err != nil {
+	if a, err = change(from, a); err != nil {
+		return "", err
+	}
+	if err := o.save(ctx, to, a); err != nil {
 		return "", err
 	}
 	d, err := a.digest()

@@ -148,11 +148,12 @@ func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) 
 	all := make([]*facts, len(m.layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, d := range m.layers {
-		root, keyID, sealed, err := sealedLayer(d)
+		l, sealed, err := sealedLayer(d)
 		if err != nil {
 			return nil, err
 		}
-		img.Layers = append(img.Layers, Layer{Digest: d.Digest.String(), DiffID: m.config.RootFS.DiffIDs[i].String(), Root: root, KeyID: keyID})
+		l.Digest, l.DiffID = d.Digest.String(), m.config.RootFS.DiffIDs[i].String()
+		img.Layers = append(img.Layers, l)
 		switch {
 		case sealed: // like an encrypted one, with a root
 		case !need.Users && !need.Roots:
@@ -182,7 +183,7 @@ func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) 
 		if f == nil {
 			continue
 		}
-		img.Layers[i].Root = f.Root
+		img.Layers[i].Root, img.Layers[i].HashOffset = f.Root, f.HashOffset
 		img.Passwd, img.Group = f.Passwd.over(img.Passwd), f.Group.over(img.Group)
 	}
 	return &img, nil

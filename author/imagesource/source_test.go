@@ -201,7 +201,7 @@ func TestSources(t *testing.T) {
 			t.Fatal(err)
 		}
 		built, err := layer.Build(t.Context(), content, nil, layer.Options{Descriptor: l.Digest})
-		if err != nil || built.Root != l.Root || built.DiffID != l.DiffID {
+		if err != nil || built.Root != l.Root || built.HashOffset != l.HashOffset || built.DiffID != l.DiffID {
 			t.Errorf("layer %d: %+v, built %+v: %v", i, l, built, err)
 		}
 	}
@@ -334,13 +334,18 @@ func TestEncrypted(t *testing.T) {
 func TestSealed(t *testing.T) {
 	root := strings.Repeat("ab", 32)
 	for _, tc := range []struct {
-		root, key, version string
-		ok                 bool
-	}{{root, "kbs:///default/image-key/a", "1", true}, {root, "https://x", "1", false}, {root[1:], "kbs:///a/b/c", "1", false}, {root, "kbs:///a/b/c", "2", false}} {
-		gotRoot, gotKey, sealed, err := sealedLayer(v1.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.erofs+sealed",
-			Annotations: map[string]string{"dev.cloister.layer.roothash": tc.root, "dev.cloister.sealed.key-id": tc.key, "dev.cloister.sealed.version": tc.version}})
-		if !sealed || (err == nil) != tc.ok || tc.ok && (gotRoot != tc.root || gotKey != tc.key) {
-			t.Errorf("%+v: %q, %q, %v", tc, gotRoot, gotKey, err)
+		root, key, version, offset string
+		ok                         bool
+	}{
+		{root, "kbs:///default/image-key/a", "1", "8192", true}, {root, "https://x", "1", "8192", false}, {root[1:], "kbs:///a/b/c", "1", "8192", false},
+		{root, "kbs:///a/b/c", "2", "8192", false}, {root, "kbs:///a/b/c", "1", "8193", false}, {root, "kbs:///a/b/c", "1", "", false},
+		{root, "kbs:///a/b/c", "1", "-4096", false}, {root, "kbs:///a/b/c", "1", "08192", false},
+	} {
+		l, sealed, err := sealedLayer(v1.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.erofs+sealed", Annotations: map[string]string{
+			"dev.cloister.layer.roothash": tc.root, "dev.cloister.sealed.key-id": tc.key, "dev.cloister.sealed.version": tc.version,
+			"dev.cloister.layer.hashoffset": tc.offset}})
+		if !sealed || (err == nil) != tc.ok || tc.ok && (l.Root != tc.root || l.KeyID != tc.key || l.HashOffset != 8192) {
+			t.Errorf("%+v: %+v, %v", tc, l, err)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"fmt"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -25,11 +26,15 @@ type decoder struct {
 	object   string
 	problems *Problems
 	lenient  bool // unknown members are harmless
+	pod      *podFields
 	nodes    int
 	stopped  bool // a limit was reached
 }
 
 func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
+	if len(*d.problems) >= MaxProblems {
+		return
+	}
 	*d.problems = append(*d.problems, Problem{d.file, n.Line, d.object, path, fmt.Sprintf(format, args...)})
 }
 
@@ -140,6 +145,9 @@ func (d *decoder) decodeStruct(n *yaml.Node, path string, v reflect.Value, depth
 	}
 	d.eachPair(n, path, depth, func(key string, kn, vn *yaml.Node) {
 		sub := join(path, key)
+		if d.pod.judged(d, kn, vn, sub) {
+			return
+		}
 		if i, ok := rules.fields[key]; ok {
 			d.decode(vn, sub, v.Field(i), depth+1)
 			return
@@ -154,6 +162,34 @@ func (d *decoder) decodeStruct(n *yaml.Node, path string, v reflect.Value, depth
 		}
 	})
 }
+
+// podFields is what the reader's caller says about the fields of one pod.
+type podFields struct {
+	judge    func(path string) (refused, ignored string)
+	prefix   string // of the pod in its document
+	warnings *[]string
+}
+
+// judged says whether the caller disposes of a field.
+func (p *podFields) judged(d *decoder, kn, vn *yaml.Node, path string) bool {
+	if p == nil || p.judge == nil {
+		return false
+	}
+	path = strings.TrimPrefix(path, p.prefix)
+	refused, ignored := p.judge(listIndex.ReplaceAllString(path, "[]"))
+	switch {
+	case refused == "" && ignored == "":
+		return false
+	case isUnset(vn):
+	case refused != "":
+		d.fail(kn, p.prefix+path, "not supported: %s", refused)
+	default:
+		*p.warnings = append(*p.warnings, fmt.Sprintf("%s is ignored: %s", path, ignored))
+	}
+	return true
+}
+
+var listIndex = regexp.MustCompile(`\[[0-9]+\]`)
 
 type rules struct {
 	fields map[string]int

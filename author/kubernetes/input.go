@@ -21,11 +21,11 @@ type Input struct {
 	Data []byte
 }
 
-// Read reads files, all .yaml, .yml and .json files of directories (without those below), and stdin for "-".
+// Read reads files, all .yaml, .yml and .json files of directories (without those below), and stdin for "-" unless it is nil.
 func Read(stdin io.Reader, names ...string) ([]Input, error) {
 	var out []Input
 	for _, name := range names {
-		if name == "-" {
+		if name == "-" && stdin != nil {
 			data, err := io.ReadAll(io.LimitReader(stdin, maxFileBytes+1))
 			if err != nil {
 				return nil, fmt.Errorf("reading standard input: %w", err)
@@ -64,11 +64,11 @@ func filesOf(name string) ([]string, error) {
 	}
 	for _, k := range []string{"kustomization.yaml", "kustomization.yml", "Kustomization"} {
 		if _, err := os.Stat(filepath.Join(name, k)); err == nil {
-			return nil, fmt.Errorf("%s holds parts that kustomize puts together\nhint: kustomize build %s | cloister policy generate -", name, name)
+			return nil, fmt.Errorf("%s holds parts that kustomize puts together\nhint: kustomize build %s, and give what it prints by -", name, name)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(name, "Chart.yaml")); err == nil {
-		return nil, fmt.Errorf("%s holds templates of a chart\nhint: helm template %s | cloister policy generate -", name, name)
+		return nil, fmt.Errorf("%s holds templates of a chart\nhint: helm template %s, and give what it prints by -", name, name)
 	}
 	entries, err := os.ReadDir(name)
 	if err != nil {
@@ -107,7 +107,7 @@ func documents(in Input, problems *Problems) []*yaml.Node {
 			return out
 		}
 		if len(out) == maxDocuments {
-			fail(n.Line, "more than %d documents", maxDocuments)
+			fail(0, "more than %d documents", maxDocuments)
 			return out
 		}
 		if n.Kind == yaml.DocumentNode && len(n.Content) == 1 && !isNull(n.Content[0]) {

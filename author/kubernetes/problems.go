@@ -32,18 +32,27 @@ func (p Problem) String() string {
 	return b.String() + p.Message
 }
 
+// MaxProblems is how many problems are looked for: more of them help nobody. maxShown of them are in a message.
+const (
+	MaxProblems = 1000
+	maxShown    = 100
+)
+
 // Problems are all problems of one run, in the order of files and lines.
 type Problems []Problem
 
 func (ps Problems) Error() string {
 	var lines []string
-	for _, p := range ps {
+	for _, p := range ps[:min(len(ps), maxShown)] {
 		lines = append(lines, p.String())
 	}
-	if len(lines) == 1 {
+	if len(ps) == 1 {
 		return lines[0]
 	}
-	return fmt.Sprintf("%d problems\n  %s", len(lines), strings.Join(lines, "\n  "))
+	if len(ps) > maxShown {
+		lines = append(lines, "...")
+	}
+	return fmt.Sprintf("%d problems\n  %s", len(ps), strings.Join(lines, "\n  "))
 }
 
 // Err is nil when there are none; otherwise the problems without repetitions.

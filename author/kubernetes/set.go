@@ -17,6 +17,11 @@ type Options struct {
 	RuntimeClasses []string
 	// IgnoreUnknown accepts fields of pods that are not known. What they do to the guest, the policy does not allow for.
 	IgnoreUnknown bool
+	// Kinds are the only ones that objects may have. Empty: any; objects that make no pods are read over.
+	Kinds []string
+	// Fields judges the fields of pods, such as spec.containers[].image, by what the pods are for: a field that is set and refused
+	// is a problem, an ignored one a warning, each with the reason given. nil, or two empty texts: the field is taken.
+	Fields func(path string) (refused, ignored string)
 }
 
 // Workload is one object that makes pods.
@@ -62,6 +67,11 @@ func (w *Workload) Problem(n *yaml.Node, at, format string, args ...any) Problem
 	return p
 }
 
+// Fault is a problem at a path below the pod, such as spec.containers[0].image. Its line is that of the last part of it that is there.
+func (w *Workload) Fault(path, format string, args ...any) Problem {
+	return Problem{File: w.File, Line: lineOf(w.pod, path), Object: w.Object(), Path: strings.TrimSuffix(w.Path, "spec") + path, Message: fmt.Sprintf(format, args...)}
+}
+
 // File is one input and the changes to make.
 type File struct {
 	Input
@@ -75,7 +85,8 @@ type Set struct {
 	Files     []*File
 	Workloads []*Workload
 	// Passed are the runtimeClassNames of the pods that Options.RuntimeClasses left out: sorted, each once, "" for none.
-	Passed []string
+	Passed   []string
+	Warnings []string // about ignored fields
 
 	configMaps map[string]*ConfigMap // by namespace/name
 	secrets    map[string]*Secret
@@ -160,6 +171,10 @@ func (s *Set) add(f *File, n *yaml.Node, at place, dataOnly bool) {
 		for i, x := range items.Content {
 			s.add(f, resolve(x), place{at.doc, append(slices.Clone(at.steps), "items", i), fmt.Sprintf("%sitems[%d]", where, i)}, dataOnly)
 		}
+	case len(s.opts.Kinds) > 0 && !slices.Contains(s.opts.Kinds, kind):
+		fail(where+"kind", "%q is not supported; expected %s", kind, oneOf(s.opts.Kinds))
+	case len(s.opts.Kinds) > 0 && (kind == "ConfigMap" || kind == "Secret") && version != "v1":
+		fail(where+"apiVersion", "got %q, expected v1", version)
 	case kind == "ConfigMap" && version == "v1":
 		s.addConfigMap(f, n)
 	case kind == "Secret" && version == "v1":
@@ -171,13 +186,21 @@ func (s *Set) add(f *File, n *yaml.Node, at place, dataOnly bool) {
 	case dataOnly:
 	case isPod && ofGroup(kind, version):
 		s.addWorkload(f, n, kind, at)
-	case isPod && !strings.Contains(version, ".") || kind == "PodTemplate":
-		fail(where+"apiVersion", "%s of %q is not supported, expected %s", kind, version, strings.Join(podGroups[kind], " or "))
+	case isPod && (len(s.opts.Kinds) > 0 || !strings.Contains(version, ".")) || kind == "PodTemplate":
+		fail(where+"apiVersion", "%s of %q is not supported, expected %s", kind, version, oneOf(podGroups[kind]))
 	default:
 		if at := findPod(n, "", 0); at != "" {
 			fail(where+at, "kind %s of %s has containers, and how it makes pods of them is not known; give what its controller makes", kind, version)
 		}
 	}
+}
+
+// oneOf is a list for messages, "a, b or c".
+func oneOf(list []string) string {
+	if len(list) < 2 {
+		return strings.Join(list, "")
+	}
+	return strings.Join(list[:len(list)-1], ", ") + " or " + list[len(list)-1]
 }
 
 func ofGroup(kind, version string) bool {
@@ -187,7 +210,11 @@ func ofGroup(kind, version string) bool {
 }
 
 func (s *Set) decode(f *File, n *yaml.Node, object, where string, v reflect.Value) {
-	d := decoder{file: f.Name, object: object, problems: &s.problems, lenient: s.opts.IgnoreUnknown}
+	s.decodeFields(f, n, object, where, v, nil)
+}
+
+func (s *Set) decodeFields(f *File, n *yaml.Node, object, where string, v reflect.Value, pod *podFields) {
+	d := decoder{file: f.Name, object: object, problems: &s.problems, lenient: s.opts.IgnoreUnknown, pod: pod}
 	d.decode(n, strings.TrimSuffix(where, "."), v, 0)
 }
 
@@ -224,7 +251,9 @@ func (s *Set) addWorkload(f *File, n *yaml.Node, kind string, at place) {
 		s.decode(f, m, object, prefix+"metadata", reflect.ValueOf(&w.Meta).Elem())
 	}
 	w.Template = w.Meta
-	if pod != n {
+	if pod == n {
+		s.decode(f, n, object, item, reflect.ValueOf(&podObject{}).Elem())
+	} else {
 		w.Template = Metadata{}
 		if m := child(pod, "metadata"); m != nil {
 			s.decode(f, m, object, path+"metadata", reflect.ValueOf(&w.Template).Elem())
@@ -235,7 +264,7 @@ func (s *Set) addWorkload(f *File, n *yaml.Node, kind string, at place) {
 			}
 		}
 	}
-	s.decode(f, spec, object, w.Path, reflect.ValueOf(&w.Spec).Elem())
+	s.decodeFields(f, spec, object, w.Path, reflect.ValueOf(&w.Spec).Elem(), &podFields{s.opts.Fields, path, &s.Warnings})
 	s.Workloads = append(s.Workloads, w)
 }
 
@@ -249,7 +278,14 @@ func (s *Set) addConfigMap(f *File, n *yaml.Node) {
 	c := &ConfigMap{}
 	object := "ConfigMap/" + name(n)
 	s.decode(f, n, object, "", reflect.ValueOf(c).Elem())
+	s.wantName(f, n, object, c.Metadata)
 	c.BinaryData = s.binary(f, n, object, "binaryData", c.BinaryData)
+	for k := range c.BinaryData {
+		if _, ok := c.Data[k]; ok {
+			path := join("binaryData", k)
+			s.problems = append(s.problems, Problem{f.Name, lineOf(n, path), object, path, "the key is also in data"})
+		}
+	}
 	if old, ok := s.configMaps[key(c.Metadata)]; ok && (!maps.Equal(old.Data, c.Data) || !maps.Equal(old.BinaryData, c.BinaryData)) {
 		s.problems = append(s.problems, Problem{f.Name, n.Line, object, "metadata.name", "given twice, with different content"})
 	}
@@ -260,6 +296,7 @@ func (s *Set) addSecret(f *File, n *yaml.Node) {
 	c := &Secret{}
 	object := "Secret/" + name(n)
 	s.decode(f, n, object, "", reflect.ValueOf(c).Elem())
+	s.wantName(f, n, object, c.Metadata)
 	c.Data = s.binary(f, n, object, "data", c.Data)
 	for k, v := range c.StringData { // stringData wins, as in Kubernetes
 		c.Data[k] = v
@@ -270,17 +307,20 @@ func (s *Set) addSecret(f *File, n *yaml.Node) {
 	s.secrets[key(c.Metadata)] = c
 }
 
+func (s *Set) wantName(f *File, n *yaml.Node, object string, m Metadata) {
+	if m.Name == "" && m.GenerateName == "" {
+		s.problems = append(s.problems, Problem{f.Name, lineOf(n, "metadata"), object, "metadata.name", "missing"})
+	}
+}
+
 // binary decodes base64 values. They stay out of messages.
 func (s *Set) binary(f *File, n *yaml.Node, object, field string, values map[string]string) map[string]string {
 	out := map[string]string{}
 	for k, v := range values {
 		raw, err := base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", "\r", "", " ", "").Replace(v))
 		if err != nil {
-			line := n.Line
-			if at := child(child(n, field), k); at != nil {
-				line = at.Line
-			}
-			s.problems = append(s.problems, Problem{f.Name, line, object, join(field, k), "not base64"})
+			path := join(field, k)
+			s.problems = append(s.problems, Problem{f.Name, lineOf(n, path), object, path, "not base64"})
 			continue
 		}
 		out[k] = string(raw)
@@ -326,66 +366,3 @@ func lookup[T any](m map[string]*T, w *Workload, name string) *T {
 }
 
 func key(m Metadata) string { return m.Namespace + "/" + m.Name }
-
-// findPod looks for a pod spec in an object of an unknown kind: a list of mappings called containers, each with an image.
-func findPod(n *yaml.Node, path string, depth int) string {
-	if depth > 20 || n == nil {
-		return ""
-	}
-	switch n.Kind {
-	case yaml.MappingNode:
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			k, v := n.Content[i].Value, n.Content[i+1]
-			if k == "containers" && v.Kind == yaml.SequenceNode && len(v.Content) > 0 && child(v.Content[0], "image") != nil &&
-				child(v.Content[0], "image").Kind == yaml.ScalarNode {
-				return join(path, k)
-			}
-			if at := findPod(v, join(path, k), depth+1); at != "" {
-				return at
-			}
-		}
-	case yaml.SequenceNode:
-		for i, v := range n.Content {
-			if at := findPod(v, fmt.Sprintf("%s[%d]", path, i), depth+1); at != "" {
-				return at
-			}
-		}
-	}
-	return ""
-}
-
-// resolve follows aliases.
-func resolve(n *yaml.Node) *yaml.Node {
-	for hops := 0; n != nil && n.Kind == yaml.AliasNode && hops < maxDepth; hops++ {
-		n = n.Alias
-	}
-	return n
-}
-
-// child is a member of a mapping, nil if there is none.
-func child(n *yaml.Node, key string) *yaml.Node {
-	if n = resolve(n); n == nil || n.Kind != yaml.MappingNode {
-		return nil
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].Value == key {
-			return resolve(n.Content[i+1])
-		}
-	}
-	return nil
-}
-
-func text(n *yaml.Node, key string) string {
-	if c := child(n, key); c != nil && c.Kind == yaml.ScalarNode && !isNull(c) {
-		return c.Value
-	}
-	return ""
-}
-
-func name(n *yaml.Node) string {
-	m := child(n, "metadata")
-	if x := text(m, "name"); x != "" {
-		return x
-	}
-	return text(m, "generateName")
-}

@@ -1,13 +1,6 @@
 package kubernetes
 
-import "reflect"
-
 // The structs are the part of the Kubernetes API that reaches the guest; see decoder for the tags.
-
-// Quantity is a Kubernetes quantity as written.
-type Quantity string
-
-var quantityType = reflect.TypeFor[Quantity]()
 
 // Metadata names an object.
 type Metadata struct {
@@ -16,7 +9,12 @@ type Metadata struct {
 	Namespace    string            `k:"namespace"`
 	Labels       map[string]string `k:"labels"`
 	Annotations  map[string]string `k:"annotations"`
-	_            struct{}          `accept:"*"`
+	_            struct{}          `accept:"uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds ownerReferences finalizers managedFields selfLink"`
+}
+
+// podObject is a Pod around its metadata and its spec.
+type podObject struct {
+	_ struct{} `accept:"apiVersion kind metadata spec status"`
 }
 
 // PodSpec is the specification of a pod.
@@ -33,8 +31,10 @@ type PodSpec struct {
 	ServiceAccountName    string      `k:"serviceAccountName"`
 	ServiceAccount        string      `k:"serviceAccount"`
 	NodeName              string      `k:"nodeName"`
+	Hostname              string      `k:"hostname"`
+	GracePeriodSeconds    *int64      `k:"terminationGracePeriodSeconds"`
 
-	_ struct{} `accept:"nodeSelector affinity tolerations topologySpreadConstraints imagePullSecrets terminationGracePeriodSeconds hostname subdomain setHostnameAsFQDN dnsConfig dnsPolicy hostAliases priorityClassName preemptionPolicy priority schedulerName resources automountServiceAccountToken enableServiceLinks activeDeadlineSeconds readinessGates schedulingGates overhead workloadRef hostnameOverride"`
+	_ struct{} `accept:"nodeSelector affinity tolerations topologySpreadConstraints imagePullSecrets subdomain setHostnameAsFQDN dnsConfig dnsPolicy hostAliases priorityClassName preemptionPolicy priority schedulerName resources automountServiceAccountToken enableServiceLinks activeDeadlineSeconds readinessGates schedulingGates overhead workloadRef hostnameOverride"`
 	_ struct{} `refuse:"hostPID=the guest has no access to the host's processes|hostIPC=the guest has no access to the host's IPC|ephemeralContainers=every container must be known to the policy|resourceClaims=devices of claims are not known when the policy is made"`
 
 	HostUsers *bool `k:"hostUsers"`
@@ -88,9 +88,10 @@ type Container struct {
 	StartupProbe           *Probe        `k:"startupProbe"`
 	Lifecycle              Lifecycle     `k:"lifecycle"`
 	TTY                    bool          `k:"tty"`
+	Stdin                  bool          `k:"stdin"`
 	RestartPolicy          string        `k:"restartPolicy"`
 	TerminationMessagePath string        `k:"terminationMessagePath"`
-	_                      struct{}      `accept:"stdin stdinOnce imagePullPolicy terminationMessagePolicy resizePolicy restartPolicyRules"`
+	_                      struct{}      `accept:"stdinOnce imagePullPolicy terminationMessagePolicy resizePolicy restartPolicyRules"`
 }
 
 // EnvVar is one variable.
@@ -241,8 +242,8 @@ type Volume struct {
 
 // EmptyDir is scratch space.
 type EmptyDir struct {
-	Medium string   `k:"medium"`
-	_      struct{} `accept:"sizeLimit"`
+	Medium    string   `k:"medium"`
+	SizeLimit Quantity `k:"sizeLimit"`
 }
 
 // HostPath is a path of the host.

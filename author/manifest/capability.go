@@ -3,6 +3,8 @@ package manifest
 import (
 	"slices"
 	"strings"
+
+	"github.com/cloister/cloister/author/kubernetes"
 )
 
 // defaultCapabilities are those of containerd.
@@ -32,8 +34,8 @@ func capability(name string) (string, bool) {
 	return name, slices.Contains(allCapabilities, name)
 }
 
-// apply applies drop, then add, to the default set.
-func (c Capabilities) apply() []string {
+// capabilities applies drop, then add, to the default set.
+func capabilities(c kubernetes.Capabilities) []string {
 	set := slices.Clone(defaultCapabilities)
 	for _, d := range c.Drop {
 		switch name, _ := capability(d); name {

@@ -1,11 +1,14 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/cloister/cloister/author/kubernetes"
 )
 
 // variable is one environment variable.
@@ -21,9 +24,9 @@ const (
 var fieldKey = regexp.MustCompile(`^metadata\.(labels|annotations)\['([^']+)'\]$`)
 
 // envSource resolves a valueFrom. set is false for an optional source that is absent.
-func (m *Manifest) envSource(src EnvSource) (value string, set bool, err error) {
+func (m *Manifest) envSource(src kubernetes.EnvValue) (value string, set bool, err error) {
 	n := 0
-	for _, given := range []bool{src.ConfigMapKeyRef != nil, src.SecretKeyRef != nil, src.FieldRef != nil} {
+	for _, given := range []bool{src.ConfigMap != nil, src.Secret != nil, src.Field != nil} {
 		if given {
 			n++
 		}
@@ -31,51 +34,45 @@ func (m *Manifest) envSource(src EnvSource) (value string, set bool, err error) 
 	if n != 1 {
 		return "", false, fmt.Errorf("expected exactly one of configMapKeyRef, secretKeyRef, fieldRef")
 	}
-	switch {
-	case src.ConfigMapKeyRef != nil:
-		data, ok := m.configMap(src.ConfigMapKeyRef.Name)
-		return keyOf("ConfigMap", src.ConfigMapKeyRef, data, ok)
-	case src.SecretKeyRef != nil:
-		data, ok := m.secret(src.SecretKeyRef.Name)
-		return keyOf("Secret", src.SecretKeyRef, data, ok)
+	ref, key := m.set.KeyOf(m.Pod, &src)
+	if ref == nil {
+		value, err = m.podField(src.Field.Path)
+		return value, err == nil, err
 	}
-	value, err = m.podField(src.FieldRef.FieldPath)
-	return value, err == nil, err
-}
-
-func keyOf(kind string, ref *KeyRef, data map[string]string, found bool) (string, bool, error) {
-	v, ok := data[ref.Key]
+	v, ok := ref.Data[key]
+	_, binary := ref.Binary[key]
 	switch {
-	case !found && !ref.Optional:
-		return "", false, fmt.Errorf("%s %q is in none of the given files", kind, ref.Name)
+	case !ref.Known && !ref.Optional:
+		return "", false, m.unknown(ref)
+	case binary || ok && !printable(v):
+		return "", false, fmt.Errorf("%s %q key %q is binary and cannot be a variable", ref.Kind, ref.Name, key)
 	case !ok && !ref.Optional:
-		return "", false, fmt.Errorf("%s %q has no key %q", kind, ref.Name, ref.Key)
-	case ok && !printable(v):
-		return "", false, fmt.Errorf("%s %q key %q is binary and cannot be a variable", kind, ref.Name, ref.Key)
+		return "", false, fmt.Errorf("%s %q has no key %q", ref.Kind, ref.Name, key)
 	}
 	return v, ok, nil
+}
+
+func (m *Manifest) unknown(r *kubernetes.Reference) error {
+	return fmt.Errorf("%s %q is in none of the given files, for namespace %s", r.Kind, r.Name, m.namespace())
 }
 
 func (m *Manifest) podField(p string) (string, error) {
 	switch p {
 	case "metadata.name":
-		return m.Pod.Metadata.Name, nil
+		return m.Pod.Meta.Name, nil
 	case "metadata.namespace":
-		return m.Pod.namespace(), nil
+		return m.namespace(), nil
 	case "spec.serviceAccountName":
-		if s := m.Pod.Spec.ServiceAccountName; s != "" {
-			return s, nil
-		}
-		return "default", nil
+		return cmp.Or(m.Pod.Spec.ServiceAccountName, m.Pod.Spec.ServiceAccount, "default"), nil
 	case "status.podIP", "status.podIPs":
 		return podIP, nil
 	case "status.hostIP", "status.hostIPs":
 		return hostIP, nil
 	}
 	if f := fieldKey.FindStringSubmatch(p); f != nil {
-		set := m.Pod.Metadata.Labels
+		set := m.Pod.Meta.Labels
 		if f[1] == "annotations" {
-			set = m.Pod.Metadata.Annotations
+			set = m.Pod.Meta.Annotations
 		}
 		v, ok := set[f[2]]
 		if !ok {
@@ -88,26 +85,16 @@ func (m *Manifest) podField(p string) (string, error) {
 
 // envFrom lists the variables of an object in the order of their names. Keys that
 // cannot be variables are left out, as Kubernetes does.
-func (m *Manifest) envFrom(e EnvFrom) ([]variable, error) {
-	var data map[string]string
-	var ok bool
-	var kind string
-	var ref *ObjRef
+func (m *Manifest) envFrom(e kubernetes.EnvFrom) ([]variable, error) {
+	ref := m.set.AllOf(m.Pod, &e)
 	switch {
-	case (e.ConfigMapRef == nil) == (e.SecretRef == nil):
+	case ref == nil:
 		return nil, fmt.Errorf("expected exactly one of configMapRef, secretRef")
-	case e.ConfigMapRef != nil:
-		kind, ref = "ConfigMap", e.ConfigMapRef
-		data, ok = m.configMap(ref.Name)
-	default:
-		kind, ref = "Secret", e.SecretRef
-		data, ok = m.secret(ref.Name)
-	}
-	if !ok && !ref.Optional {
-		return nil, fmt.Errorf("%s %q is in none of the given files", kind, ref.Name)
+	case !ref.Known && !ref.Optional:
+		return nil, m.unknown(ref)
 	}
 	var out []variable
-	for k, v := range data {
+	for k, v := range ref.Data {
 		if envName.MatchString(e.Prefix+k) && printable(v) {
 			out = append(out, variable{e.Prefix + k, v})
 		}
@@ -118,7 +105,7 @@ func (m *Manifest) envFrom(e EnvFrom) ([]variable, error) {
 
 // containerEnv resolves envFrom and env of a container: the variables of the
 // manifest in order, and their values for $(NAME) in commands.
-func (m *Manifest) containerEnv(x *Container) ([]variable, map[string]string, error) {
+func (m *Manifest) containerEnv(x *kubernetes.Container) ([]variable, map[string]string, error) {
 	values := map[string]string{}
 	var inherited, own []variable
 	for i, e := range x.EnvFrom {
@@ -132,7 +119,7 @@ func (m *Manifest) containerEnv(x *Container) ([]variable, map[string]string, er
 		inherited = append(inherited, vars...)
 	}
 	for i, e := range x.Env {
-		value, set := expand(e.Value, values), true
+		value, set := kubernetes.Expand(e.Value, values), true
 		if e.ValueFrom != nil {
 			var err error
 			if value, set, err = m.envSource(*e.ValueFrom); err != nil {
@@ -146,42 +133,6 @@ func (m *Manifest) containerEnv(x *Container) ([]variable, map[string]string, er
 		own = append(own, variable{e.Name, value})
 	}
 	return append(inherited, own...), values, nil
-}
-
-// expand replaces $(NAME) by the value of a known variable; $$ gives $, unknown
-// names stay as they are.
-func expand(s string, values map[string]string) string {
-	if !strings.Contains(s, "$") {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] != '$' || i+1 == len(s) {
-			b.WriteByte(s[i])
-			continue
-		}
-		switch s[i+1] {
-		case '$':
-			b.WriteByte('$')
-			i++
-		case '(':
-			end := strings.IndexByte(s[i+2:], ')')
-			if end < 0 {
-				b.WriteByte(s[i])
-				continue
-			}
-			name := s[i+2 : i+2+end]
-			if v, ok := values[name]; ok {
-				b.WriteString(v)
-			} else {
-				b.WriteString(s[i : i+3+end])
-			}
-			i += 2 + end
-		default:
-			b.WriteByte(s[i])
-		}
-	}
-	return b.String()
 }
 
 // mergeEnv lays variables over NAME=value strings: a name that is already there
@@ -211,7 +162,7 @@ func mergeEnv(base []string, over []variable) []string {
 // variables, in what is made of those by $(NAME), and in arguments. Files of Secret volumes are bound by digest instead.
 func ClearSecrets(m *Manifest) []string {
 	var out []string
-	for _, list := range [][]Container{m.Pod.Spec.InitContainers, m.Pod.Spec.Containers} {
+	for _, list := range [][]kubernetes.Container{m.Pod.Spec.InitContainers, m.Pod.Spec.Containers} {
 		for i := range list {
 			x := &list[i]
 			secret := m.clearVariables(x)
@@ -227,14 +178,14 @@ func ClearSecrets(m *Manifest) []string {
 }
 
 // clearVariables are the variables of a container that hold what is not sealed of a Secret.
-func (m *Manifest) clearVariables(x *Container) map[string]bool {
+func (m *Manifest) clearVariables(x *kubernetes.Container) map[string]bool {
 	secret := map[string]bool{}
 	for _, e := range x.EnvFrom {
-		if e.SecretRef == nil {
+		ref := m.set.AllOf(m.Pod, &e)
+		if ref == nil || ref.Kind != "Secret" {
 			continue
 		}
-		data, _ := m.secret(e.SecretRef.Name)
-		for k, v := range data {
+		for k, v := range ref.Data {
 			if !sealed(v) && envName.MatchString(e.Prefix+k) && printable(v) {
 				secret[e.Prefix+k] = true
 			}
@@ -242,9 +193,8 @@ func (m *Manifest) clearVariables(x *Container) map[string]bool {
 	}
 	for _, e := range x.Env {
 		hit := mentions(e.Value, secret)
-		if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
-			data, _ := m.secret(e.ValueFrom.SecretKeyRef.Name)
-			v, ok := data[e.ValueFrom.SecretKeyRef.Key]
+		if ref, key := m.set.KeyOf(m.Pod, e.ValueFrom); ref != nil && ref.Kind == "Secret" {
+			v, ok := ref.Data[key]
 			hit = ok && !sealed(v)
 		}
 		if hit {

@@ -1,10 +1,13 @@
 package manifest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/cloister/cloister/author/kubernetes"
 )
 
 // ImageConfig is what an image says about its process.
@@ -38,9 +41,9 @@ type identity struct {
 // resolveIdentity applies image user, pod and container security context, the
 // later ones winning. Names need the image's /etc/passwd, which only the guest
 // sees; they are refused with advice.
-func resolveIdentity(pod PodSecurityContext, sc SecurityContext, imageUser string) (identity, error) {
+func resolveIdentity(pod kubernetes.PodSecurity, sc kubernetes.Security, imageUser string) (identity, error) {
 	var id identity
-	uid, gid := first(sc.RunAsUser, pod.RunAsUser), first(sc.RunAsGroup, pod.RunAsGroup)
+	uid, gid := cmp.Or(sc.RunAsUser, pod.RunAsUser), cmp.Or(sc.RunAsGroup, pod.RunAsGroup)
 	if uid != nil {
 		id.uid = uint32(*uid)
 	} else {
@@ -53,7 +56,7 @@ func resolveIdentity(pod PodSecurityContext, sc SecurityContext, imageUser strin
 	if gid != nil {
 		id.gid = uint32(*gid)
 	}
-	if nr := firstBool(sc.RunAsNonRoot, pod.RunAsNonRoot); nr != nil && *nr && id.uid == 0 {
+	if nr := cmp.Or(sc.RunAsNonRoot, pod.RunAsNonRoot); nr != nil && *nr && id.uid == 0 {
 		return id, fmt.Errorf("runAsNonRoot is set but the process would run as root; set securityContext.runAsUser")
 	}
 	add := func(g uint32) {
@@ -99,30 +102,12 @@ func parseUser(s string) (uid, gid uint32, err error) {
 	return uid, gid, err
 }
 
-func first(vs ...*int64) *int64 {
-	for _, v := range vs {
-		if v != nil {
-			return v
-		}
-	}
-	return nil
-}
-
-func firstBool(vs ...*bool) *bool {
-	for _, v := range vs {
-		if v != nil {
-			return v
-		}
-	}
-	return nil
-}
-
 // processArgs combines entrypoint and arguments of image and manifest.
-func processArgs(x *Container, img ImageConfig, values map[string]string) ([]string, error) {
+func processArgs(x *kubernetes.Container, img ImageConfig, values map[string]string) ([]string, error) {
 	expandAll := func(in []string) []string {
 		out := make([]string, len(in))
 		for i, s := range in {
-			out[i] = expand(s, values)
+			out[i] = kubernetes.Expand(s, values)
 		}
 		return out
 	}

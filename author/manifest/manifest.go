@@ -1,91 +1,64 @@
-// Package manifest turns a Kubernetes pod manifest into a launch plan: the exact
-// requests that start the pod in its guest.
+// Package manifest turns a pod that author/kubernetes has read into a launch plan: the exact requests that start the pod in its
+// guest by `cloister run`.
 //
-// Parse reads YAML into small typed structs and reports every problem of a file
-// at once, each with the path of the field and its line. What Cloister does not
-// honour is an error that names the field; nothing that changes what runs is
-// skipped silently. Plan resolves images to digests and writes the requests.
-// Both are deterministic: the requests become policy, and the policy is measured.
+// Parse takes one Pod with its ConfigMaps and Secrets, and is stricter than the reader: what Cloister does not honour without a
+// cluster is a problem that names the field, and nothing that changes what runs is skipped silently (fields.go). All problems are
+// reported at once, each with its line. Plan resolves images to digests and writes the requests. Both are deterministic: the
+// requests become policy, and the policy is measured.
 package manifest
 
 import (
-	"fmt"
+	"errors"
 	"slices"
-	"strings"
+	"unicode/utf8"
+
+	"github.com/cloister/cloister/author/kubernetes"
 )
 
 // Manifest is one pod with the ConfigMaps and Secrets that it refers to.
 type Manifest struct {
-	Pod        *Pod
-	ConfigMaps map[string]*ConfigMap
-	Secrets    map[string]*Secret
+	Pod *kubernetes.Workload
 	// Warnings are facts that the user should know but that are no errors.
 	Warnings []string
+
+	set *kubernetes.Set
 }
 
-// Problem is one fault of a manifest.
-type Problem struct {
-	File string
-	Line int // 0 if unknown
-	Path string
-	Text string
-}
+// Source is a text with manifests.
+type Source = kubernetes.Input
 
-func (p Problem) String() string {
-	var b strings.Builder
-	if p.File != "" {
-		b.WriteString(p.File)
-		if p.Line > 0 {
-			fmt.Fprintf(&b, ":%d", p.Line)
+// Parse reads one pod and the objects it needs from one or more texts. The error is of type kubernetes.Problems and has all of them.
+func Parse(sources ...Source) (*Manifest, error) {
+	set, err := kubernetes.Parse(sources, nil, kubernetes.Options{Kinds: []string{"Pod", "ConfigMap", "Secret"}, Fields: fields})
+	var problems kubernetes.Problems
+	if err != nil && !errors.As(err, &problems) {
+		return nil, err
+	}
+	if len(set.Workloads) == 0 {
+		if len(problems) == 0 {
+			p := kubernetes.Problem{Message: "there is no document of kind Pod"}
+			if len(sources) > 0 {
+				p.File = sources[0].Name
+			}
+			problems = append(problems, p)
 		}
-		b.WriteString(": ")
-	} else if p.Line > 0 {
-		fmt.Fprintf(&b, "line %d: ", p.Line)
+		return nil, problems.Err()
 	}
-	if p.Path != "" {
-		b.WriteString(p.Path + ": ")
+	for _, w := range set.Workloads[1:] {
+		problems = append(problems, w.Fault("", "a second Pod; one run starts one pod"))
 	}
-	b.WriteString(p.Text)
-	return b.String()
+	m := &Manifest{Pod: set.Workloads[0], set: set, Warnings: set.Warnings}
+	c := checker{manifest: m, problems: problems}
+	c.pod()
+	if err := c.problems.Err(); err != nil {
+		return nil, err
+	}
+	slices.Sort(m.Warnings)
+	m.Warnings = slices.Compact(m.Warnings)
+	return m, nil
 }
 
-// Error lists all problems of a manifest.
-type Error struct{ Problems []Problem }
-
-func (e *Error) Error() string {
-	if len(e.Problems) == 1 {
-		return "manifest: " + e.Problems[0].String()
-	}
-	lines := make([]string, 0, len(e.Problems)+1)
-	lines = append(lines, fmt.Sprintf("manifest: %d problems", len(e.Problems)))
-	for _, p := range e.Problems {
-		lines = append(lines, "  "+p.String())
-	}
-	return strings.Join(lines, "\n")
-}
-
-// problems gathers faults while parsing and checking.
-type problems struct {
-	list []Problem
-}
-
-const maxProblems = 100
-
-func (ps *problems) add(file string, line int, path, format string, args ...any) {
-	if len(ps.list) < maxProblems {
-		ps.list = append(ps.list, Problem{File: file, Line: line, Path: path, Text: fmt.Sprintf(format, args...)})
-	}
-}
-
-func (ps *problems) err() error {
-	if len(ps.list) == 0 {
-		return nil
-	}
-	slices.SortStableFunc(ps.list, func(a, b Problem) int {
-		if c := strings.Compare(a.File, b.File); c != 0 {
-			return c
-		}
-		return a.Line - b.Line
-	})
-	return &Error{Problems: ps.list}
+// printable reports whether s can be an environment variable.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !slices.Contains([]byte(s), 0)
 }

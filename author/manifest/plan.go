@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cloister/cloister/author/kubernetes"
 	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/launch"
 )
@@ -37,16 +39,16 @@ func Plan(ctx context.Context, m *Manifest, r ImageResolver) (*launch.Plan, erro
 	pod := m.Pod
 	plan := &launch.Plan{
 		APIVersion: launch.APIVersion,
-		Name:       pod.Metadata.Name,
-		Namespace:  pod.namespace(),
-		Hostname:   pod.hostname(),
+		Name:       pod.Meta.Name,
+		Namespace:  m.namespace(),
+		Hostname:   m.hostname(),
 	}
 	b := &builder{manifest: m, plan: plan, storages: volumeStorages(m)}
 	images := map[string]Image{}
 	var problems []error
 	for _, set := range []struct {
 		init bool
-		list []Container
+		list []kubernetes.Container
 	}{{true, pod.Spec.InitContainers}, {false, pod.Spec.Containers}} {
 		for i := range set.list {
 			x := &set.list[i]
@@ -65,15 +67,15 @@ func Plan(ctx context.Context, m *Manifest, r ImageResolver) (*launch.Plan, erro
 		}
 	}
 	if err := errors.Join(problems...); err != nil {
-		return nil, fmt.Errorf("planning pod %s: %w", pod.Metadata.Name, err)
+		return nil, fmt.Errorf("planning pod %s: %w", pod.Meta.Name, err)
 	}
 	plan.Sandbox = b.sandbox()
 	var err error
 	if plan.Resources, err = guestSize(pod); err != nil {
-		return nil, fmt.Errorf("planning pod %s: %w", pod.Metadata.Name, err)
+		return nil, fmt.Errorf("planning pod %s: %w", pod.Meta.Name, err)
 	}
 	if err := plan.Validate(); err != nil {
-		return nil, fmt.Errorf("planning pod %s: %w", pod.Metadata.Name, err)
+		return nil, fmt.Errorf("planning pod %s: %w", pod.Meta.Name, err)
 	}
 	return plan, nil
 }
@@ -104,12 +106,12 @@ func (b *builder) sandboxID() string {
 	return digest("sandbox", b.plan.Namespace, b.plan.Name)
 }
 
-func (b *builder) container(x *Container, init bool, img Image) error {
-	seed, err := json.Marshal(x)
+func (b *builder) container(x *kubernetes.Container, init bool, img Image) error {
+	seed, err := x.Digest()
 	if err != nil {
 		return fmt.Errorf("making the container id: %w", err)
 	}
-	id := digest("container", b.plan.Namespace, b.plan.Name, x.Name, img.Ref, string(seed))
+	id := digest("container", b.plan.Namespace, b.plan.Name, x.Name, img.Ref, seed)
 	spec, err := b.spec(x, id, img)
 	if err != nil {
 		return err
@@ -135,7 +137,7 @@ func (b *builder) container(x *Container, init bool, img Image) error {
 		TTY:           x.TTY,
 		Stdin:         x.Stdin,
 		Create:        req,
-		RestartPolicy: b.manifest.Pod.restartPolicy(init),
+		RestartPolicy: b.manifest.restartPolicy(init),
 	})
 	return nil
 }
@@ -167,19 +169,9 @@ func digest(parts ...string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func (p *Pod) namespace() string {
-	if p.Metadata.Namespace == "" {
-		return "default"
-	}
-	return p.Metadata.Namespace
-}
+func (m *Manifest) namespace() string { return cmp.Or(m.Pod.Meta.Namespace, "default") }
 
-func (p *Pod) hostname() string {
-	if p.Spec.Hostname != "" {
-		return p.Spec.Hostname
-	}
-	return shortName(p.Metadata.Name)
-}
+func (m *Manifest) hostname() string { return cmp.Or(m.Pod.Spec.Hostname, shortName(m.Pod.Meta.Name)) }
 
 // shortName cuts a name to the length of a host name.
 func shortName(s string) string {
@@ -194,26 +186,26 @@ func shortName(s string) string {
 }
 
 // restartPolicy of a container: init containers are run again only after failure.
-func (p *Pod) restartPolicy(init bool) string {
+func (m *Manifest) restartPolicy(init bool) string {
 	switch {
-	case p.Spec.RestartPolicy == "Never":
+	case m.Pod.Spec.RestartPolicy == "Never":
 		return launch.RestartNever
-	case init || p.Spec.RestartPolicy == "OnFailure":
+	case init || m.Pod.Spec.RestartPolicy == "OnFailure":
 		return launch.RestartOnFailure
 	}
 	return launch.RestartAlways
 }
 
 // guestSize is the size of the virtual machine.
-func guestSize(p *Pod) (launch.Resources, error) {
+func guestSize(p *kubernetes.Workload) (launch.Resources, error) {
 	var cpu, memory int64
 	allLimited := true
 	for _, x := range p.Spec.Containers {
-		c, err := limit(x.Resources, "cpu", quantity.milli)
+		c, err := limit(x.Resources, "cpu", kubernetes.Quantity.Milli)
 		if err != nil {
 			return launch.Resources{}, err
 		}
-		mem, err := limit(x.Resources, "memory", quantity.bytes)
+		mem, err := limit(x.Resources, "memory", kubernetes.Quantity.Bytes)
 		if err != nil {
 			return launch.Resources{}, err
 		}
@@ -235,7 +227,7 @@ func guestSize(p *Pod) (launch.Resources, error) {
 	return size, nil
 }
 
-func limit(r Resources, name string, parse func(quantity) (int64, error)) (int64, error) {
+func limit(r kubernetes.Resources, name string, parse func(kubernetes.Quantity) (int64, error)) (int64, error) {
 	q, ok := r.Limits[name]
 	if !ok {
 		return 0, nil

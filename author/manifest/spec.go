@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 
+	"github.com/cloister/cloister/author/kubernetes"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -18,7 +19,7 @@ var maskedPaths = []string{
 var readonlyPaths = []string{"/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 
 // spec writes the OCI specification of a container without volumes.
-func (b *builder) spec(x *Container, id string, img Image) (*agent.Spec, error) {
+func (b *builder) spec(x *kubernetes.Container, id string, img Image) (*agent.Spec, error) {
 	pod := b.manifest.Pod
 	process, err := b.process(x, img.Config)
 	if err != nil {
@@ -30,12 +31,12 @@ func (b *builder) spec(x *Container, id string, img Image) (*agent.Spec, error) 
 	}
 	sysctls := map[string]string{}
 	for _, s := range pod.Spec.SecurityContext.Sysctls {
-		sysctls[s.Name] = s.Value
+		sysctls[s.Name] = string(s.Value)
 	}
 	return &agent.Spec{
 		Version: ociVersion,
 		Process: process,
-		Root:    &agent.Root{Path: rootfs(id), Readonly: x.SecurityContext.ReadOnlyRootFilesystem},
+		Root:    &agent.Root{Path: rootfs(id), Readonly: x.Security.ReadOnlyRoot},
 		Annotations: map[string]string{
 			"io.katacontainers.pkg.oci.container_type": "pod_container",
 			"io.kubernetes.cri.container-name":         x.Name,
@@ -59,7 +60,7 @@ func (b *builder) spec(x *Container, id string, img Image) (*agent.Spec, error) 
 	}, nil
 }
 
-func (b *builder) process(x *Container, img ImageConfig) (*agent.Process, error) {
+func (b *builder) process(x *kubernetes.Container, img ImageConfig) (*agent.Process, error) {
 	vars, values, err := b.manifest.containerEnv(x)
 	if err != nil {
 		return nil, err
@@ -68,7 +69,7 @@ func (b *builder) process(x *Container, img ImageConfig) (*agent.Process, error)
 	if err != nil {
 		return nil, err
 	}
-	id, err := resolveIdentity(b.manifest.Pod.Spec.SecurityContext, x.SecurityContext, img.User)
+	id, err := resolveIdentity(b.manifest.Pod.Spec.SecurityContext, x.Security, img.User)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +89,7 @@ func (b *builder) process(x *Container, img ImageConfig) (*agent.Process, error)
 	if cwd == "" {
 		cwd = "/"
 	}
-	caps := x.SecurityContext.Capabilities.apply()
+	caps := capabilities(x.Security.Capabilities)
 	return &agent.Process{
 		Terminal:        x.TTY,
 		User:            &agent.User{UID: id.uid, GID: id.gid, AdditionalGids: id.groups},
@@ -96,7 +97,7 @@ func (b *builder) process(x *Container, img ImageConfig) (*agent.Process, error)
 		Env:             mergeEnv(env, append(own, vars...)),
 		Cwd:             cwd,
 		Capabilities:    &agent.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-		NoNewPrivileges: x.SecurityContext.AllowPrivilegeEscalation != nil && !*x.SecurityContext.AllowPrivilegeEscalation,
+		NoNewPrivileges: x.Security.AllowPrivilegeEscalation != nil && !*x.Security.AllowPrivilegeEscalation,
 	}, nil
 }
 
@@ -117,19 +118,19 @@ func baseMounts() []*agent.Mount {
 const cpuPeriod = 100_000
 
 // linuxResources translates limits as Kubernetes does.
-func linuxResources(r Resources) (*agent.LinuxResources, error) {
+func linuxResources(r kubernetes.Resources) (*agent.LinuxResources, error) {
 	out := &agent.LinuxResources{}
-	cpuLimit, err := limit(r, "cpu", quantity.milli)
+	cpuLimit, err := limit(r, "cpu", kubernetes.Quantity.Milli)
 	if err != nil {
 		return nil, fmt.Errorf("cpu limit: %w", err)
 	}
-	memLimit, err := limit(r, "memory", quantity.bytes)
+	memLimit, err := limit(r, "memory", kubernetes.Quantity.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("memory limit: %w", err)
 	}
 	request := cpuLimit
 	if q, ok := r.Requests["cpu"]; ok {
-		if request, err = q.milli(); err != nil {
+		if request, err = q.Milli(); err != nil {
 			return nil, fmt.Errorf("cpu request: %w", err)
 		}
 	}

@@ -5,13 +5,14 @@ import (
 	"path"
 	"regexp"
 	"strings"
+
+	"github.com/cloister/cloister/author/kubernetes"
 )
 
 // checker finds what is wrong with a pod beyond the types of its fields.
 type checker struct {
-	file     string
 	manifest *Manifest
-	problems *problems
+	problems kubernetes.Problems
 }
 
 var (
@@ -29,28 +30,19 @@ var reservedMounts = []string{"/proc", "/sys", "/dev"}
 var fileMounts = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 
 func (c *checker) fail(p, format string, args ...any) {
-	line := 0
-	for q := p; ; {
-		if l, ok := c.manifest.Pod.pos[q]; ok {
-			line = l
-			break
-		}
-		i := strings.LastIndexAny(q, ".[")
-		if i < 0 {
-			break
-		}
-		q = q[:i]
+	if len(c.problems) >= kubernetes.MaxProblems {
+		return
 	}
-	c.problems.add(c.file, line, p, format, args...)
+	c.problems = append(c.problems, c.manifest.Pod.Fault(p, format, args...))
 }
 
 func (c *checker) pod() {
 	p := c.manifest.Pod
-	if !dnsSubdomain.MatchString(p.Metadata.Name) {
-		c.fail("metadata.name", "%q is not a DNS name (lower case letters, digits, '-', '.')", p.Metadata.Name)
+	if !dnsSubdomain.MatchString(p.Meta.Name) {
+		c.fail("metadata.name", "%q is not a DNS name (lower case letters, digits, '-', '.')", p.Meta.Name)
 	}
-	if p.Metadata.Namespace != "" && !dnsLabel.MatchString(p.Metadata.Namespace) {
-		c.fail("metadata.namespace", "%q is not a DNS label", p.Metadata.Namespace)
+	if p.Meta.Namespace != "" && !dnsLabel.MatchString(p.Meta.Namespace) {
+		c.fail("metadata.namespace", "%q is not a DNS label", p.Meta.Namespace)
 	}
 	if p.Spec.Hostname != "" && !dnsLabel.MatchString(p.Spec.Hostname) {
 		c.fail("spec.hostname", "%q is not a DNS label", p.Spec.Hostname)
@@ -60,7 +52,7 @@ func (c *checker) pod() {
 	default:
 		c.fail("spec.restartPolicy", "%q is not Always, OnFailure or Never", p.Spec.RestartPolicy)
 	}
-	if s := p.Spec.TerminationGracePeriodSeconds; s != nil && *s < 0 {
+	if s := p.Spec.GracePeriodSeconds; s != nil && *s < 0 {
 		c.fail("spec.terminationGracePeriodSeconds", "%d is negative", *s)
 	}
 	if len(p.Spec.Containers) == 0 {
@@ -83,7 +75,7 @@ func (c *checker) pod() {
 	names := map[string]bool{}
 	for i := range p.Spec.InitContainers {
 		c.container(fmt.Sprintf("spec.initContainers[%d]", i), &p.Spec.InitContainers[i], names, volumes)
-		if ic := p.Spec.InitContainers[i]; ic.LivenessProbe != nil || ic.ReadinessProbe != nil || ic.StartupProbe != nil || ic.Lifecycle != nil {
+		if ic := p.Spec.InitContainers[i]; ic.LivenessProbe != nil || ic.ReadinessProbe != nil || ic.StartupProbe != nil || ic.Lifecycle != (kubernetes.Lifecycle{}) {
 			c.fail(fmt.Sprintf("spec.initContainers[%d]", i), "init containers have no probes and no lifecycle hooks")
 		}
 	}
@@ -128,14 +120,11 @@ func (c *checker) volumes() map[string]bool {
 		}
 		if v.ConfigMap != nil {
 			n++
-			data, ok := c.manifest.configMap(v.ConfigMap.Name)
-			c.objectVolume(p+".configMap", "ConfigMap", v.ConfigMap.Name, data, ok, v.ConfigMap.Optional, v.ConfigMap.Items, v.ConfigMap.DefaultMode)
+			c.objectVolume(p+".configMap", &kubernetes.Volume{ConfigMap: v.ConfigMap})
 		}
 		if v.Secret != nil {
 			n++
-			data, ok := c.manifest.secret(v.Secret.SecretName)
-			c.objectVolume(p+".secret", "Secret", v.Secret.SecretName, data, ok, v.Secret.Optional, v.Secret.Items, v.Secret.DefaultMode)
-			c.warnUnsealed(v.Secret.SecretName, data)
+			c.objectVolume(p+".secret", &kubernetes.Volume{Secret: v.Secret})
 		}
 		if n != 1 && !c.reported(p) {
 			c.fail(p, "expected exactly one of emptyDir, configMap, secret")
@@ -146,22 +135,23 @@ func (c *checker) volumes() map[string]bool {
 
 // reported: a problem below this path has already been found (an unsupported type).
 func (c *checker) reported(p string) bool {
-	for _, x := range c.problems.list {
-		if strings.HasPrefix(x.Path, p+".") {
+	below := c.manifest.Pod.Fault(p, "").Path + "."
+	for _, x := range c.problems {
+		if strings.HasPrefix(x.Path, below) {
 			return true
 		}
 	}
 	return false
 }
 
-func (c *checker) emptyDir(p string, e *EmptyDir) {
+func (c *checker) emptyDir(p string, e *kubernetes.EmptyDir) {
 	switch e.Medium {
 	case "", "Memory":
 	default:
 		c.fail(p+".medium", "%q is not supported; use Memory or leave it out (both are memory of the guest)", e.Medium)
 	}
 	if e.SizeLimit != "" {
-		if v, err := e.SizeLimit.bytes(); err != nil {
+		if v, err := e.SizeLimit.Bytes(); err != nil {
 			c.fail(p+".sizeLimit", "%v", err)
 		} else if v <= 0 {
 			c.fail(p+".sizeLimit", "must be more than 0")
@@ -169,22 +159,28 @@ func (c *checker) emptyDir(p string, e *EmptyDir) {
 	}
 }
 
-func (c *checker) objectVolume(p, kind, name string, data map[string]string, found, optional bool, items []KeyToPath, mode *int64) {
-	if name == "" {
+// objectVolume checks a volume of a ConfigMap or Secret.
+func (c *checker) objectVolume(p string, v *kubernetes.Volume) {
+	ref, items, mode := c.manifest.set.FilesOf(c.manifest.Pod, v)
+	if ref.Name == "" {
 		c.fail(p, "no name given")
 		return
 	}
-	if !found && !optional {
-		c.fail(p, "%s %q is in none of the given files", kind, name)
+	if !ref.Known && !ref.Optional {
+		c.fail(p, "%v", c.manifest.unknown(ref))
 		return
 	}
 	if mode != nil && (*mode < 0 || *mode > 0o777) {
 		c.fail(p+".defaultMode", "%#o is not between 0 and 0777", *mode)
 	}
+	kind, name, data := ref.Kind, ref.Name, ref.Files()
+	if kind == "Secret" {
+		c.warnUnsealed(name, data)
+	}
 	paths := map[string]bool{}
 	for i, it := range items {
 		ip := fmt.Sprintf("%s.items[%d]", p, i)
-		if _, ok := data[it.Key]; !ok && !optional {
+		if _, ok := data[it.Key]; !ok && !ref.Optional {
 			c.fail(ip+".key", "%s %q has no key %q", kind, name, it.Key)
 		}
 		if !fileKey.MatchString(it.Path) || it.Path == "." || strings.HasPrefix(it.Path, "..") {
@@ -219,7 +215,7 @@ func (c *checker) warnUnsealed(name string, data map[string]string) {
 	}
 }
 
-func (c *checker) container(p string, x *Container, names, volumes map[string]bool) {
+func (c *checker) container(p string, x *kubernetes.Container, names, volumes map[string]bool) {
 	if !dnsLabel.MatchString(x.Name) {
 		c.fail(p+".name", "%q is not a DNS label", x.Name)
 	} else if names[x.Name] {
@@ -232,13 +228,13 @@ func (c *checker) container(p string, x *Container, names, volumes map[string]bo
 	if x.WorkingDir != "" && !path.IsAbs(x.WorkingDir) {
 		c.fail(p+".workingDir", "%q is not absolute", x.WorkingDir)
 	}
-	c.ids(p+".securityContext", x.SecurityContext.RunAsUser, x.SecurityContext.RunAsGroup)
-	for i, cap := range x.SecurityContext.Capabilities.Add {
+	c.ids(p+".securityContext", x.Security.RunAsUser, x.Security.RunAsGroup)
+	for i, cap := range x.Security.Capabilities.Add {
 		if _, ok := capability(cap); !ok {
 			c.fail(fmt.Sprintf("%s.securityContext.capabilities.add[%d]", p, i), "%q is not a Linux capability", cap)
 		}
 	}
-	for i, cap := range x.SecurityContext.Capabilities.Drop {
+	for i, cap := range x.Security.Capabilities.Drop {
 		if _, ok := capability(cap); !ok {
 			c.fail(fmt.Sprintf("%s.securityContext.capabilities.drop[%d]", p, i), "%q is not a Linux capability", cap)
 		}
@@ -246,41 +242,39 @@ func (c *checker) container(p string, x *Container, names, volumes map[string]bo
 	c.resources(p+".resources", x.Resources)
 	c.env(p, x)
 	c.mounts(p, x, volumes)
-	for name, pr := range map[string]*Probe{"livenessProbe": x.LivenessProbe, "readinessProbe": x.ReadinessProbe, "startupProbe": x.StartupProbe} {
+	for name, pr := range map[string]*kubernetes.Probe{"livenessProbe": x.LivenessProbe, "readinessProbe": x.ReadinessProbe, "startupProbe": x.StartupProbe} {
 		if pr != nil && pr.Exec != nil {
 			c.execAction(p+"."+name+".exec", pr.Exec)
 		}
 	}
-	if l := x.Lifecycle; l != nil {
-		for name, h := range map[string]*Handler{"postStart": l.PostStart, "preStop": l.PreStop} {
-			if h != nil && h.Exec != nil {
-				c.execAction(p+".lifecycle."+name+".exec", h.Exec)
-			}
+	for name, h := range map[string]*kubernetes.Hook{"postStart": x.Lifecycle.PostStart, "preStop": x.Lifecycle.PreStop} {
+		if h != nil && h.Exec != nil {
+			c.execAction(p+".lifecycle."+name+".exec", h.Exec)
 		}
 	}
 }
 
-func (c *checker) execAction(p string, e *ExecAction) {
+func (c *checker) execAction(p string, e *kubernetes.Exec) {
 	if len(e.Command) == 0 || e.Command[0] == "" {
 		c.fail(p+".command", "no command given")
 	}
 }
 
-func (c *checker) resources(p string, r Resources) {
+func (c *checker) resources(p string, r kubernetes.Resources) {
 	for _, set := range []struct {
 		name   string
-		values map[string]quantity
+		values map[string]kubernetes.Quantity
 	}{{"limits", r.Limits}, {"requests", r.Requests}} {
 		for k, q := range set.values {
 			sub := p + "." + set.name + "." + k
 			var err error
 			switch k {
 			case "cpu":
-				_, err = q.milli()
+				_, err = q.Milli()
 			case "memory":
-				_, err = q.bytes()
+				_, err = q.Bytes()
 			case "ephemeral-storage":
-				_, err = q.bytes()
+				_, err = q.Bytes()
 			default:
 				err = fmt.Errorf("not supported; expected cpu or memory")
 			}
@@ -291,7 +285,7 @@ func (c *checker) resources(p string, r Resources) {
 	}
 }
 
-func (c *checker) env(p string, x *Container) {
+func (c *checker) env(p string, x *kubernetes.Container) {
 	for i, e := range x.Env {
 		ep := fmt.Sprintf("%s.env[%d]", p, i)
 		if !envName.MatchString(e.Name) {
@@ -318,7 +312,7 @@ func (c *checker) env(p string, x *Container) {
 	}
 }
 
-func (c *checker) mounts(p string, x *Container, volumes map[string]bool) {
+func (c *checker) mounts(p string, x *kubernetes.Container, volumes map[string]bool) {
 	seen := map[string]bool{}
 	for i, m := range x.VolumeMounts {
 		mp := fmt.Sprintf("%s.volumeMounts[%d]", p, i)

@@ -5,7 +5,9 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"strings"
 
+	"github.com/cloister/cloister/author/kubernetes"
 	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/launch"
 )
@@ -35,7 +37,7 @@ func volumeStorages(m *Manifest) map[string]*agent.Storage {
 		}
 		s := &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: ephemeralDir + "/" + v.Name}
 		if v.EmptyDir.SizeLimit != "" {
-			if n, err := v.EmptyDir.SizeLimit.bytes(); err == nil { // checked by Parse
+			if n, err := v.EmptyDir.SizeLimit.Bytes(); err == nil { // checked by Parse
 				s.Options = append(s.Options, "size="+strconv.FormatInt(n, 10))
 			}
 		}
@@ -48,10 +50,10 @@ func volumeStorages(m *Manifest) map[string]*agent.Storage {
 }
 
 // mounts adds the files that every container has and the volumes it mounts.
-func (b *builder) mounts(x *Container, id string, req *agent.CreateContainerRequest) error {
+func (b *builder) mounts(x *kubernetes.Container, id string, req *agent.CreateContainerRequest) error {
 	pod := b.manifest.Pod
 	access := readWrite
-	if x.SecurityContext.ReadOnlyRootFilesystem {
+	if x.Security.ReadOnlyRoot {
 		access = readOnly
 	}
 	add := func(m *agent.Mount) { req.OCI.Mounts = append(req.OCI.Mounts, m) }
@@ -64,7 +66,7 @@ func (b *builder) mounts(x *Container, id string, req *agent.CreateContainerRequ
 		b.file(p, f.content, typeRegular|0o644, 0)
 		add(bind("/etc/"+f.name, p, access))
 	}
-	volumes := map[string]Volume{}
+	volumes := map[string]kubernetes.Volume{}
 	for _, v := range pod.Spec.Volumes {
 		volumes[v.Name] = v
 	}
@@ -119,25 +121,14 @@ func depth(p string) int {
 }
 
 // volumeFiles sends the files of a ConfigMap or Secret volume.
-func (b *builder) volumeFiles(dir string, v Volume) error {
-	var data map[string]string
-	var items []KeyToPath
-	mode := int64(0o644)
-	switch {
-	case v.ConfigMap != nil:
-		data, _ = b.manifest.configMap(v.ConfigMap.Name)
-		items = v.ConfigMap.Items
-		if v.ConfigMap.DefaultMode != nil {
-			mode = *v.ConfigMap.DefaultMode
-		}
-	case v.Secret != nil:
-		data, _ = b.manifest.secret(v.Secret.SecretName)
-		items = v.Secret.Items
-		if v.Secret.DefaultMode != nil {
-			mode = *v.Secret.DefaultMode
-		}
-	default:
+func (b *builder) volumeFiles(dir string, v kubernetes.Volume) error {
+	ref, items, defaultMode := b.manifest.set.FilesOf(b.manifest.Pod, &v)
+	if ref == nil {
 		return fmt.Errorf("it has no source")
+	}
+	data, mode := ref.Files(), int64(0o644)
+	if defaultMode != nil {
+		mode = *defaultMode
 	}
 	gid := int64(0)
 	if g := b.manifest.Pod.Spec.SecurityContext.FSGroup; g != nil {
@@ -145,14 +136,9 @@ func (b *builder) volumeFiles(dir string, v Volume) error {
 	}
 	if len(items) == 0 {
 		for k := range data {
-			items = append(items, KeyToPath{Key: k, Path: k})
+			items = append(items, kubernetes.Item{Key: k, Path: k})
 		}
-		slices.SortFunc(items, func(a, c KeyToPath) int {
-			if a.Path < c.Path {
-				return -1
-			}
-			return 1
-		})
+		slices.SortFunc(items, func(a, c kubernetes.Item) int { return strings.Compare(a.Path, c.Path) })
 	}
 	b.file(dir, "", dirMode, gid)
 	for _, it := range items {
@@ -197,21 +183,19 @@ func (b *builder) hostsFile() string {
 func ExecCommands(m *Manifest) map[string][][]string {
 	out := map[string][][]string{}
 	for _, x := range m.Pod.Spec.Containers {
-		add := func(e *ExecAction) {
+		add := func(e *kubernetes.Exec) {
 			if e != nil {
 				out[x.Name] = append(out[x.Name], e.Command)
 			}
 		}
-		for _, p := range []*Probe{x.LivenessProbe, x.ReadinessProbe, x.StartupProbe} {
+		for _, p := range []*kubernetes.Probe{x.LivenessProbe, x.ReadinessProbe, x.StartupProbe} {
 			if p != nil {
 				add(p.Exec)
 			}
 		}
-		if l := x.Lifecycle; l != nil {
-			for _, h := range []*Handler{l.PostStart, l.PreStop} {
-				if h != nil {
-					add(h.Exec)
-				}
+		for _, h := range []*kubernetes.Hook{x.Lifecycle.PostStart, x.Lifecycle.PreStop} {
+			if h != nil {
+				add(h.Exec)
 			}
 		}
 	}

@@ -216,7 +216,7 @@ func normalList(key string, v []any) any {
 			s, _ := o["pattern"].(string)
 			n, _, _ := strings.Cut(s, "=")
 			return n
-		case "AdditionalGids", "MaskedPaths", "ReadonlyPaths", "Ambient", "Bounding", "Effective", "Inheritable", "Permitted", "signals":
+		case "AdditionalGids", "MaskedPaths", "ReadonlyPaths", "Ambient", "Bounding", "Effective", "Inheritable", "Permitted", "signals", "required_env", "required_mounts":
 			return fmt.Sprint(x)
 		}
 		return ""

@@ -63,6 +63,9 @@ type containerData struct {
 	Devices       []any         `json:"devices"`
 	SharedPID     bool          `json:"sandbox_pidns"`
 	StandardInput bool          `json:"stdin"`
+	// Names and destinations that the host may not leave out; nil in data of other generators.
+	RequiredEnv    *[]string `json:"required_env"`
+	RequiredMounts *[]string `json:"required_mounts"`
 }
 
 type ociData struct {
@@ -87,6 +90,7 @@ type mountData struct {
 	Type        string   `json:"type_"`
 	Source      string   `json:"source"`
 	Options     []string `json:"options"`
+	Volume      string   `json:"volume"` // of a mount that is on a disk
 }
 
 type storageData struct {
@@ -96,6 +100,7 @@ type storageData struct {
 	MountPoint    string   `json:"mount_point"`
 	Options       []string `json:"options"`
 	DriverOptions []string `json:"driver_options"`
+	Volume        string   `json:"volume"`
 }
 
 type imageData struct {

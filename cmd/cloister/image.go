@@ -66,37 +66,6 @@ func imageBuildCmd(a *app) *cobra.Command {
 	return c
 }
 
-func imageEncryptCmd(a *app) *cobra.Command {
-	var keyFile, keyID string
-	var insecure []string
-	c := &cobra.Command{
-		Use:   "encrypt SOURCE DESTINATION",
-		Short: "Encrypt every layer of an image, so that only an attested guest can read it",
-		Args:  exactly(2),
-		RunE: func(c *cobra.Command, args []string) error {
-			key, err := os.ReadFile(keyFile)
-			if err != nil {
-				return hint(fmt.Errorf("reading the image key: %w", err), "make one with `cloister key new %s`", keyFile)
-			}
-			if len(key) != 32 {
-				return hint(fmt.Errorf("the image key in %s has %d bytes, want 32", keyFile, len(key)), "make one with `cloister key new FILE`")
-			}
-			done, err := image.Encrypt(c.Context(), args[0], args[1], []image.Key{{KID: keyID, KEK: key}},
-				image.EncryptOptions{Options: registryOptions(args[1], insecure)})
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(a.stdout, "%s@%s, %d layer(s) encrypted for %s\n", args[1], done.Digest, done.Layers, keyID)
-			return nil
-		},
-	}
-	c.Flags().StringVar(&keyFile, "key", "", "file with the 32-byte image key")
-	c.Flags().StringVar(&keyID, "key-id", "", "kbs:/// resource the guest will get the key from")
-	addInsecureRegistry(c, &insecure)
-	needs(c, "key", "key-id")
-	return c
-}
-
 func imageSignCmd(a *app) *cobra.Command {
 	var keyFile, identity string
 	var insecure []string

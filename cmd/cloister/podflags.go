@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/cloister/cloister/author/kubernetes"
 	"github.com/cloister/cloister/author/manifest"
 	"github.com/cloister/cloister/author/policy"
 	"github.com/cloister/cloister/wire/launch"
@@ -33,15 +33,11 @@ func addInsecureRegistry(c *cobra.Command, to *[]string) {
 
 // parsePod reads and checks a manifest, and prints its warnings.
 func (f *podFlags) parsePod(a *app, file string) (*manifest.Manifest, error) {
-	var sources []manifest.Source
-	for _, name := range append([]string{file}, f.configs...) {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("reading the pod: %w", err)
-		}
-		sources = append(sources, manifest.Source{Name: name, Data: text})
+	inputs, err := kubernetes.Read(a.stdin, append([]string{file}, f.configs...)...)
+	if err != nil {
+		return nil, err
 	}
-	m, err := manifest.Parse(sources...)
+	m, err := manifest.Parse(inputs...)
 	if err != nil {
 		return nil, err
 	}

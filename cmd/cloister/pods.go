@@ -138,7 +138,7 @@ func (f *runFlags) spec(c *cobra.Command, dirs paths.Dirs, podFile string, a *ap
 			UserNetwork:   true,
 			Program:       report.QEMU,
 		},
-		Grace: graceOf(f.grace, pm.Pod.Spec.TerminationGracePeriodSeconds),
+		Grace: graceOf(f.grace, pm.Pod.Spec.GracePeriodSeconds),
 	}, nil
 }
 

@@ -3,17 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/cloister/cloister/author/manifest"
+	"github.com/cloister/cloister/author/kubernetes"
 	"github.com/cloister/cloister/host/sizing"
 )
-
-// maxPodFile bounds manifests that are only looked at for their size, in bytes.
-const maxPodFile = 8 << 20
 
 // podSize is what counts of a pod for its virtual machine. Unlike `cloister run`, it takes any pod, also one that needs a cluster.
 type podSize struct {
@@ -22,56 +18,46 @@ type podSize struct {
 	request     sizing.Request
 }
 
-// sizedContainer is a container as far as its size goes.
-type sizedContainer struct {
-	Name          string `yaml:"name"`
-	RestartPolicy string `yaml:"restartPolicy"`
-	Resources     struct {
-		Limits   map[string]string `yaml:"limits"`
-		Requests map[string]string `yaml:"requests"`
-	} `yaml:"resources"`
+// sizeFields leaves out what has no part in a pod's size, see kubernetes.Options.
+func sizeFields(path string) (refused, ignored string) {
+	if rest, ok := strings.CutPrefix(path, "spec.initContainers"); ok {
+		path = "spec.containers" + rest
+	}
+	switch path {
+	case "spec.containers", "spec.containers[].name", "spec.containers[].restartPolicy", "spec.containers[].resources",
+		"spec.containers[].resources.limits", "spec.containers[].resources.requests":
+		return "", ""
+	}
+	return "", "it does not change the size"
 }
 
-type sizedPod struct {
-	Kind     string `yaml:"kind"`
-	Metadata struct {
-		Name        string            `yaml:"name"`
-		Annotations map[string]string `yaml:"annotations"`
-	} `yaml:"metadata"`
-	Spec struct {
-		InitContainers []sizedContainer `yaml:"initContainers"`
-		Containers     []sizedContainer `yaml:"containers"`
-		Template       *sizedPod        `yaml:"template"`    // of a Deployment, Job and so on
-		JobTemplate    *sizedPod        `yaml:"jobTemplate"` // of a CronJob
-	} `yaml:"spec"`
-	Items []sizedPod `yaml:"items"` // of a List
+// readPods reads what makes pods in a file, with the fields that count for the size.
+func readPods(file string) ([]*kubernetes.Workload, error) {
+	inputs, err := kubernetes.Read(nil, file)
+	if err != nil {
+		return nil, err
+	}
+	set, err := kubernetes.Parse(inputs, nil, kubernetes.Options{Fields: sizeFields})
+	return set.Workloads, err
 }
 
 // readPodSizes reads every object with containers in a manifest. There is at least one.
 func readPodSizes(file string) ([]podSize, error) {
-	docs, err := readYAML[sizedPod](file)
+	pods, err := readPods(file)
 	if err != nil {
 		return nil, err
 	}
 	var found []podSize
-	for ; len(docs) > 0; docs = docs[1:] {
-		d := docs[0]
-		docs = append(docs, d.Items...)
-		object := printable(d.Kind + "/" + d.Metadata.Name)
-		if d.Spec.JobTemplate != nil {
-			d = *d.Spec.JobTemplate
-		}
-		if d.Spec.Template != nil {
-			d = *d.Spec.Template
-		}
-		if len(d.Spec.Containers) == 0 {
+	for _, w := range pods {
+		if len(w.Spec.Containers) == 0 {
 			continue
 		}
-		request, err := podRequest(d)
+		object := printable(w.Object())
+		request, err := podRequest(&w.Spec)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", file, object, err)
 		}
-		found = append(found, podSize{object, d.Metadata.Annotations, request})
+		found = append(found, podSize{object, w.Template.Annotations, request})
 	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("%s has no pod with containers", file)
@@ -93,10 +79,10 @@ func readPodSize(file string) (podSize, error) {
 
 // podRequest is what a pod needs at once, as Kubernetes counts: the containers together with the sidecars, and each container of the
 // start with the sidecars before it.
-func podRequest(p sizedPod) (sizing.Request, error) {
+func podRequest(p *kubernetes.PodSpec) (sizing.Request, error) {
 	var sidecars, starts []sizing.Request
-	for _, c := range p.Spec.InitContainers {
-		r, err := c.request()
+	for _, c := range p.InitContainers {
+		r, err := containerRequest(&c)
 		if err != nil {
 			return sizing.Request{}, err
 		}
@@ -115,8 +101,8 @@ func podRequest(p sizedPod) (sizing.Request, error) {
 		starts = append(starts, sum)
 	}
 	all := sidecars
-	for _, c := range p.Spec.Containers {
-		r, err := c.request()
+	for _, c := range p.Containers {
+		r, err := containerRequest(&c)
 		if err != nil {
 			return sizing.Request{}, err
 		}
@@ -132,20 +118,20 @@ func podRequest(p sizedPod) (sizing.Request, error) {
 	return total, err
 }
 
-func (c sizedContainer) request() (sizing.Request, error) {
+func containerRequest(c *kubernetes.Container) (sizing.Request, error) {
 	r := sizing.Request{Source: "container " + printable(c.Name)}
 	var errs []error
 	for _, x := range []struct {
-		from  map[string]string
+		from  map[string]kubernetes.Quantity
 		what  string
 		name  string
-		parse func(string) (int64, error)
+		parse func(kubernetes.Quantity) (int64, error)
 		to    *int64
 	}{
-		{c.Resources.Limits, "limits", "cpu", manifest.Milli, &r.CPULimit}, {c.Resources.Limits, "limits",
-			"memory", manifest.Bytes, &r.MemoryLimit},
-		{c.Resources.Requests, "requests", "cpu", manifest.Milli, &r.CPURequest},
-		{c.Resources.Requests, "requests", "memory", manifest.Bytes, &r.MemoryRequest},
+		{c.Resources.Limits, "limits", "cpu", kubernetes.Quantity.Milli, &r.CPULimit},
+		{c.Resources.Limits, "limits", "memory", kubernetes.Quantity.Bytes, &r.MemoryLimit},
+		{c.Resources.Requests, "requests", "cpu", kubernetes.Quantity.Milli, &r.CPURequest},
+		{c.Resources.Requests, "requests", "memory", kubernetes.Quantity.Bytes, &r.MemoryRequest},
 	} {
 		text, there := x.from[x.name]
 		if !there {
@@ -161,50 +147,35 @@ func (c sizedContainer) request() (sizing.Request, error) {
 	return r, errors.Join(errs...)
 }
 
-// readAnnotations reads names and values, or takes them from a pod.
+// readAnnotations reads names and values in YAML or JSON, or takes them from a pod.
 func readAnnotations(file string) (map[string]string, error) {
-	docs, err := readYAML[map[string]yaml.Node](file)
+	inputs, err := kubernetes.Read(nil, file)
 	if err != nil {
 		return nil, err
 	}
-	if len(docs) == 0 {
+	var doc map[string]yaml.Node
+	if err := yaml.Unmarshal(inputs[0].Data, &doc); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", file, err)
+	}
+	if len(doc) == 0 {
 		return nil, fmt.Errorf("%s is empty", file)
 	}
-	if _, manifest := docs[0]["metadata"]; manifest {
-		p, err := readYAML[sizedPod](file)
+	if _, manifest := doc["metadata"]; manifest {
+		pods, err := readPods(file)
+		if err == nil && len(pods) == 0 {
+			err = fmt.Errorf("%s has no pod", file)
+		}
 		if err != nil {
 			return nil, err
 		}
-		return p[0].Metadata.Annotations, nil
+		return pods[0].Template.Annotations, nil
 	}
 	out := map[string]string{}
-	for name, node := range docs[0] {
+	for name, node := range doc {
 		if node.Kind != yaml.ScalarNode {
 			return nil, fmt.Errorf("%s:%d: annotation %s is not a text", file, node.Line, printable(name))
 		}
 		out[name] = node.Value
 	}
 	return out, nil
-}
-
-// readYAML reads every document of a file.
-func readYAML[T any](file string) ([]T, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	dec := yaml.NewDecoder(io.LimitReader(f, maxPodFile))
-	var out []T
-	for {
-		var doc T
-		err := dec.Decode(&doc)
-		if errors.Is(err, io.EOF) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", file, err)
-		}
-		out = append(out, doc)
-	}
 }

@@ -204,18 +204,18 @@ func (fakeSecrets) UnsealSecret(_ context.Context, sealed []byte) ([]byte, error
 func TestUnsealEnv(t *testing.T) {
 	a := volumes(t)
 	p := &agent.Process{Env: []string{"A=sealed.good", "B=plain", "C=unsealed.good"}}
-	if err := a.unsealEnv(t.Context(), p); err == nil {
+	if err := a.unsealEnv(t.Context(), "c1", p); err == nil {
 		t.Fatal("a sealed value without a hub was accepted")
 	}
 	a.cfg.Secrets, a.cfg.HubTimeout = fakeSecrets{}, 1e9
-	if err := a.unsealEnv(t.Context(), p); err != nil || strings.Join(p.Env, " ") != "A=pa=ss B=plain C=unsealed.good" {
+	if err := a.unsealEnv(t.Context(), "c1", p); err != nil || strings.Join(p.Env, " ") != "A=pa=ss B=plain C=unsealed.good" {
 		t.Fatalf("got %v, %v", p.Env, err)
 	}
 	bad := &agent.Process{Env: []string{"D=sealed.bad"}}
-	if err := a.unsealEnv(t.Context(), bad); err == nil || strings.Contains(err.Error(), "sealed.bad") {
+	if err := a.unsealEnv(t.Context(), "c1", bad); err == nil || strings.Contains(err.Error(), "sealed.bad") {
 		t.Fatalf("got %v", err)
 	}
-	if err := a.unsealEnv(t.Context(), nil); err != nil {
+	if err := a.unsealEnv(t.Context(), "c1", nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -29,6 +29,15 @@ func TestOpenBeneath(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if fd, err := OpenPlain(root+"/in", []string{root}); err == nil {
+		unix.Close(fd)
+		t.Error("a link was followed")
+	}
+	if fd, err := OpenPlain(root+"/vol", []string{root}); err != nil {
+		t.Error(err)
+	} else {
+		unix.Close(fd)
+	}
 	for _, p := range []string{"/vol", "/in"} {
 		fd, err := OpenBeneath(root+p, []string{root})
 		if err != nil {

@@ -3,6 +3,7 @@ package containerd
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,19 +23,6 @@ func Need(t testing.TB) {
 	needs.Programs(t, "runc", "go", "iptables", "ip")
 }
 
-// binaries is the folder with containerd, ctr and runc's shim of a version.
-func binaries(t testing.TB, version string) string {
-	t.Helper()
-	switch version {
-	case V16:
-		return "/usr/bin"
-	case V2:
-		return current(t)
-	}
-	t.Fatalf("containerd version %q is not one of %s, %s", version, V16, V2)
-	return ""
-}
-
 // current is the folder with the release that tools/go.mod names. It is built when it is not there.
 func current(t testing.TB) string {
 	t.Helper()
@@ -48,15 +36,29 @@ func current(t testing.TB) string {
 		}
 		h.Write(data)
 	}
+	return cached(t, hex.EncodeToString(h.Sum(nil))[:32], func(dir string) error {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "tool")
+		cmd.Dir = tools
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		return nil
+	})
+}
+
+// cached is the folder of the cache with a name. When it is not there, build makes its content; other test binaries wait for that.
+func cached(t testing.TB, name string, build func(dir string) error) string {
+	t.Helper()
 	cache := filepath.Join(home(t), "cache", "containerd")
-	dir := filepath.Join(cache, hex.EncodeToString(h.Sum(nil))[:32])
+	dir := filepath.Join(cache, name)
 	if _, err := os.Stat(dir); err == nil {
 		return dir
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := paths.WaitLock(t.Context(), filepath.Join(cache, "lock")) // another test binary may build the same
+	lock, err := paths.WaitLock(t.Context(), filepath.Join(cache, "lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,11 +72,8 @@ func current(t testing.TB) string {
 	}
 	defer os.RemoveAll(tmp)
 	t.Log("building containerd; the next run finds it in", dir)
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", tmp+"/", "tool")
-	cmd.Dir = tools
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building containerd: %v\n%s", err, out)
+	if err := build(tmp); err != nil {
+		t.Fatal("building containerd:", err)
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		t.Fatal(err)

@@ -18,14 +18,14 @@ func TestCloister(t *testing.T) {
 	vmtest.Need(t)
 	containerd.Need(t)
 	in := install(t)
-	for _, version := range []string{containerd.V2, containerd.V16} {
+	for _, version := range containerd.Versions(t, containerd.V2, containerd.V16) {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
 			opts := in.options(t, version)
 			opts.IPv6 = true
 			w := &world{Client: start(t, opts), handler: "cloister", runtime: "io.containerd.cloister.v2"}
 			for _, s := range scenarios() {
-				if s.brief || version == containerd.V2 {
+				if s.brief || version != containerd.V16 {
 					t.Run(s.name, func(t *testing.T) { s.run(t, w) })
 				}
 			}
@@ -38,7 +38,7 @@ type installation struct {
 	bin, config string
 }
 
-func install(t *testing.T) installation {
+func install(t testing.TB) installation {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -68,7 +68,7 @@ boot = "2m" # other tests may keep this machine busy
 }
 
 // options are those of a containerd with the runtime table that `cloister config containerd` prints.
-func (in installation) options(t *testing.T, version string) containerd.Options {
+func (in installation) options(t testing.TB, version string) containerd.Options {
 	t.Helper()
 	opts := in.handler(t, version, "cloister")
 	opts.Env = []string{"CLOISTER_RUNTIME_CONFIG=" + in.config}
@@ -77,10 +77,13 @@ func (in installation) options(t *testing.T, version string) containerd.Options 
 
 // handler are the options with a handler of another name, which finds its configuration by the table alone. There may be more flags for
 // the command that prints the table.
-func (in installation) handler(t *testing.T, version, name string, flags ...string) containerd.Options {
+func (in installation) handler(t testing.TB, version, name string, flags ...string) containerd.Options {
 	t.Helper()
-	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), append([]string{"config", "containerd", "--for", version,
-		"--handler", name + "=" + in.config}, flags...)...).Output()
+	args := append([]string{"config", "containerd", "--for", version, "--handler", name + "=" + in.config}, flags...)
+	if containerd.OneConfigVersion(version) {
+		args = append(args, "--config-version", "2") // that of the test's main configuration
+	}
+	table, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), args...).Output()
 	if err != nil {
 		t.Fatalf("cloister config containerd: %v", err)
 	}

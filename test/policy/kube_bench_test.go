@@ -1,39 +1,19 @@
 package policy_test
 
 import (
-	"fmt"
 	"os"
 	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/test/kubepod"
 	"github.com/cloister/cloister/wire/agent"
 )
 
-// kubeLarge is a pod of n containers; the last one is returned.
-func kubeLarge(n int) (kubepod.Object, *kubepod.Container) {
-	list := []*kubepod.Container{kubepod.Pause()}
-	for i := range n {
-		c := kubepod.Workload(fmt.Sprintf("c%d", i))
-		for k := range 20 {
-			v := fmt.Sprintf("SETTING_%d=value-%d-%d", k, i, k)
-			c.Env = append(c.Env, v)
-			c.Process()["Env"] = append(c.Process()["Env"].([]string), v)
-		}
-		for k := range 10 {
-			c.Env = append(c.Env, fmt.Sprintf("APP%d_SERVICE_HOST=10.0.0.%d", k, k))
-		}
-		list = append(list, c)
-	}
-	return kubepod.Data(list...), list[n]
-}
-
 func BenchmarkKubernetes(b *testing.B) {
-	data, last := kubeLarge(30)
+	data, last := kubepod.Large(30)
 	e := kubeEngine(b, data)
 	mustAllow(b, e, kubepod.Sandbox())
 	mustAllow(b, e, kubepod.Pause().Request(kubepod.SandboxID))
@@ -61,22 +41,11 @@ func BenchmarkKubernetes(b *testing.B) {
 	})
 	id := kubepod.ID(9999)
 	mustAllow(b, e, last.Request(id))
-	exec := &agent.Process{Args: []string{"/bin/probe", last.Name}, Env: last.Env, Cwd: "/", NoNewPrivileges: true,
-		User: &agent.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{1000}}}
-	for name, req := range map[string]proto.Message{
-		"start":  &agent.StartContainerRequest{ContainerId: id},
-		"read":   &agent.ReadStreamRequest{ContainerId: id, Len: 4096},
-		"wait":   &agent.WaitProcessRequest{ContainerId: id},
-		"stats":  &agent.StatsContainerRequest{ContainerId: id},
-		"signal": &agent.SignalProcessRequest{ContainerId: id, Signal: 15},
-		"exec":   &agent.ExecProcessRequest{ContainerId: id, ExecId: "x", Process: exec},
-		"copy":   &agent.CopyFileRequest{Path: kubepod.SharedDir + kubepod.ID(5) + "-0123456789abcdef-hosts", FileMode: 0o100644, FileSize: 4, Data: []byte("text")},
-		"route":  &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: []*agent.Route{{Dest: "10.0.0.0/8", Gateway: "10.0.0.1", Device: "eth0"}}}},
-	} {
-		b.Run(name, func(b *testing.B) {
+	for _, x := range kubepod.Asks(last, id) {
+		b.Run(x.Name, func(b *testing.B) {
 			used := cpu()
 			for b.Loop() {
-				mustAllow(b, e, req)
+				mustAllow(b, e, x.Request)
 			}
 			b.ReportMetric(float64(cpu()-used)/float64(b.N), "cpu-ns/op")
 		})
@@ -84,7 +53,7 @@ func BenchmarkKubernetes(b *testing.B) {
 }
 
 func BenchmarkKubernetesLoad(b *testing.B) {
-	data, _ := kubeLarge(30)
+	data, _ := kubepod.Large(30)
 	rules, err := os.ReadFile("../../author/genpolicy/rules.rego")
 	if err != nil {
 		b.Fatal(err)

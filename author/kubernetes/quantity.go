@@ -1,11 +1,17 @@
-package manifest
+package kubernetes
 
 import (
 	"fmt"
 	"math"
 	"math/big"
+	"reflect"
 	"regexp"
 )
+
+// Quantity is a Kubernetes quantity as written.
+type Quantity string
+
+var quantityType = reflect.TypeFor[Quantity]()
 
 var quantityPattern = regexp.MustCompile(`^([0-9]{1,18}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(?:([eE][+-]?[0-9]{1,2})|([numkMGTPE]|[KMGTPE]i))?$`)
 
@@ -18,7 +24,7 @@ var suffixes = map[string]*big.Rat{
 }
 
 // scaled is the quantity times factor, rounded up.
-func (q quantity) scaled(factor int64) (int64, error) {
+func (q Quantity) scaled(factor int64) (int64, error) {
 	m := quantityPattern.FindStringSubmatch(string(q))
 	if m == nil {
 		return 0, fmt.Errorf("%.40q is not a quantity such as 500m, 2, 128Mi", string(q))
@@ -38,11 +44,8 @@ func (q quantity) scaled(factor int64) (int64, error) {
 	return n.Int64(), nil
 }
 
-func (q quantity) bytes() (int64, error) { return q.scaled(1) }
-func (q quantity) milli() (int64, error) { return q.scaled(1000) }
+// Bytes is a quantity such as 128Mi, rounded up.
+func (q Quantity) Bytes() (int64, error) { return q.scaled(1) }
 
-// Bytes reads a Kubernetes quantity such as 128Mi, rounded up.
-func Bytes(text string) (int64, error) { return quantity(text).bytes() }
-
-// Milli reads a Kubernetes quantity such as 500m or 2 in thousandths, rounded up.
-func Milli(text string) (int64, error) { return quantity(text).milli() }
+// Milli is a quantity such as 500m or 2 in thousandths, rounded up.
+func (q Quantity) Milli() (int64, error) { return q.scaled(1000) }
