@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/layer/verity"
 )
 
@@ -79,16 +80,11 @@ func TestBuild(t *testing.T) {
 // TestBuiltFile: other tools take the whole file.
 func TestBuiltFile(t *testing.T) {
 	result, f := built(t, archive(t, 200), Options{})
-	tool := "/usr/sbin/veritysetup"
-	if _, err := os.Stat(tool); err != nil {
-		t.Skip("veritysetup is not installed (package cryptsetup-bin)")
-	}
+	tool := needs.Program(t, "veritysetup")
 	if out, err := exec.Command(tool, "verify", f.Name(), f.Name(), result.Root, "--hash-offset", fmt.Sprint(result.HashOffset)).CombinedOutput(); err != nil {
 		t.Errorf("veritysetup: %v: %s", err, out)
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	needs.Root(t, "mounts")
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "erofs", "-o", "ro,loop", f.Name(), dir).CombinedOutput(); err != nil {
 		t.Fatalf("mounting: %v: %s", err, out)

@@ -28,6 +28,7 @@ if [ "${1:-}" = test ]; then
   need[busybox-static]=/bin/busybox
   need[e2fsprogs]=/usr/sbin/e2fsck
   need[cryptsetup-bin]=/usr/sbin/veritysetup
+  need[fdisk]=/usr/sbin/sfdisk
   need[qemu-utils]=/usr/bin/qemu-img
   need[erofs-utils]=/usr/bin/mkfs.erofs
 fi

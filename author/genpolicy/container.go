@@ -133,6 +133,12 @@ func fill(c container) container {
 	if c.Files == nil {
 		c.Files = []fileMount{}
 	}
+	if c.RequiredEnv == nil {
+		c.RequiredEnv = []string{}
+	}
+	if c.RequiredMounts == nil {
+		c.RequiredMounts = []string{}
+	}
 	if c.OCI.Process.User.AdditionalGids == nil {
 		c.OCI.Process.User.AdditionalGids = []uint32{}
 	}
@@ -155,9 +161,9 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	if img == nil {
 		img = &imagesource.Image{} // already reported
 	}
-	args, env, values := g.processText(path, c, img)
+	text := g.processText(path, c, img)
 	p := process{
-		Terminal: c.TTY, User: g.identity(path, c, img), Args: appendMissing(args, t.Process.Args), Env: appendMissing(env, t.Process.Env),
+		Terminal: c.TTY, User: g.identity(path, c, img), Args: appendMissing(text.args, t.Process.Args), Env: appendMissing(text.env, t.Process.Env),
 		Cwd: "/", Capabilities: g.capabilities(path, c),
 	}
 	if x := first(c.Security.AllowPrivilegeEscalation, g.w.Spec.SecurityContext.AllowPrivilegeEscalation); x != nil {
@@ -172,7 +178,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	annotations[annoContainerName] = c.Name
 	r := t.Root
 	r.Readonly = c.Security.ReadOnlyRoot
-	m := &mounts{g: g, path: path, c: c, values: values}
+	m := &mounts{g: g, path: path, c: c, values: text.values}
 	m.base(false, c.Security.Privileged)
 	m.settings(t, r.Readonly, c.TerminationMessagePath)
 	m.volumes()
@@ -180,7 +186,8 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	entry := container{
 		Name: c.Name, SandboxPidns: g.w.Spec.ShareProcessNamespace, ExecCommands: execCommands(c), Signals: g.signals(path, c, img),
 		Files: m.files, Storages: m.storages, Devices: slices.Concat(m.devices, g.vfio(path, c)), AnnoPatterns: g.vfioPatterns(g.gpus(path, c) > 0),
-		OCI: oci{Version: g.s.Kata.OCIVersion, Process: p, Root: r, Mounts: m.list, Annotations: annotations, Linux: g.linux(t, c.Security.Privileged, false)},
+		OCI:         oci{Version: g.s.Kata.OCIVersion, Process: p, Root: r, Mounts: m.list, Annotations: annotations, Linux: g.linux(t, c.Security.Privileged, false)},
+		RequiredEnv: text.required, RequiredMounts: m.required,
 	}
 	entry.AnnoPatterns[`^io\.kubernetes\.container\.terminationMessagePath$`] = `^/.*$`
 	entry.AnnoPatterns[`^io\.kubernetes\.container\.terminationMessagePolicy$`] = `^(File|FallbackToLogsOnError)$`
@@ -188,6 +195,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 		entry.OCI.Linux.Devices = append(entry.OCI.Linux.Devices, linuxDevice{Type: "b", Path: d.ContainerPath})
 	}
 	entry.Image = g.imageRef(path, c, img)
+	g.checkSealed(path, c, img)
 	annotations[annoImageName] = entry.Image.Reference
 	if !strings.Contains(entry.Image.Reference, ":") {
 		annotations[annoImageName] += ":latest"
@@ -360,7 +368,7 @@ func (g *generator) vfioPatterns(used bool) map[string]string {
 func (g *generator) layers(img *imagesource.Image, at kubernetes.At, path string) []storage {
 	var out []storage
 	for i, l := range slices.Backward(img.Layers) {
-		if len(l.Root) != 64 {
+		if len(l.Root) != 64 || l.HashOffset <= 0 {
 			g.fail(at, path, "layer %s has no root hash", l.Digest)
 			continue
 		}
@@ -368,7 +376,7 @@ func (g *generator) layers(img *imagesource.Image, at kubernetes.At, path string
 			Driver: "erofs-verity-layer", FSType: "erofs", DriverOptions: []string{}, MountPoint: "^(?:$(cpath)|/run/kata-containers)/$(bundle-id)/rootfs$",
 			Options: []string{"X-kata.overlay-lower", "X-kata.multi-layer=true", "X-kata.gpt-partitioned=true",
 				fmt.Sprintf("X-kata.partition-number=%d", len(img.Layers)-i), "X-kata.dmverity-enabled=true", "X-kata.dmverity.blocksize=4096",
-				"X-kata.dmverity.hashsize=4096", "X-kata.dmverity.roothash=" + l.Root},
+				"X-kata.dmverity.hashsize=4096", "X-kata.dmverity.roothash=" + l.Root, fmt.Sprintf("X-kata.dmverity.hashoffset=%d", l.HashOffset)},
 		})
 		if l.KeyID != "" {
 			last := &out[len(out)-1]

@@ -44,6 +44,9 @@ type container struct {
 	MustRun  bool        `json:"must_run"`
 	Restarts bool        `json:"restarts"`
 	Files    []fileMount `json:"files"`
+
+	RequiredEnv    []string `json:"required_env"`
+	RequiredMounts []string `json:"required_mounts"`
 }
 
 // Kinds of containers.
@@ -121,6 +124,7 @@ type mount struct {
 	Source      string   `json:"source"`
 	Type        string   `json:"type_"`
 	Options     []string `json:"options"`
+	Volume      string   `json:"volume,omitempty"` // its disk: that of the storages with this volume
 }
 
 type linux struct {
@@ -150,6 +154,7 @@ type storage struct {
 	MountPoint    string   `json:"mount_point"`
 	FSGroup       *fsGroup `json:"fs_group"`
 	Shared        bool     `json:"shared"`
+	Volume        string   `json:"volume,omitempty"`
 }
 
 type fsGroup struct {

@@ -28,6 +28,11 @@
 //	                 directory ..<timestamp> with symlinks in front (..data -> ..<timestamp>, key -> ..data/key)
 //	    bound        no other regular file may be there; false where some content is not known (a ConfigMap that was not
 //	                 given, a token)
+//	containers[].required_env    names of variables that must be there: all of the image and the manifest
+//	containers[].required_mounts destinations that must be mounted: the volumeMounts of the manifest
+//	containers[].OCI.Mounts[].volume, containers[].storages[].volume
+//	                             name of the volume of a mount that is a disk, or a directory of one, and of that disk's
+//	                             storage: a volume has one disk in all containers, and a disk is one volume
 //	policy_data.cloister         {version: 1, enforce_order: bool, bind_files: bool}: absent in upstream's data, and then
 //	                             nothing of the above is there
 //

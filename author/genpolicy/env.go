@@ -16,16 +16,27 @@ import (
 type environment struct {
 	names  []string
 	values map[string]string
+	// left are names that some versions of the kubelet leave out.
+	left map[string]bool
 }
+
+// always are the names of variables that are there whatever the node's versions are.
+func (e *environment) always() []string {
+	return slices.DeleteFunc(slices.Clone(e.names), func(name string) bool { return e.left[name] })
+}
+
+// oldName is a name that every kubelet takes from a ConfigMap or Secret as a whole; those before 1.34 leave out others.
+var oldName = regexp.MustCompile(`^[-._a-zA-Z][-._a-zA-Z0-9]*$`)
 
 func (e *environment) set(name, value string) {
 	if e.values == nil {
-		e.values = map[string]string{}
+		e.values, e.left = map[string]string{}, map[string]bool{}
 	}
 	if _, ok := e.values[name]; !ok {
 		e.names = append(e.names, name)
 	}
 	e.values[name] = value
+	delete(e.left, name)
 }
 
 func (e *environment) list() []string {
@@ -39,16 +50,26 @@ func (e *environment) list() []string {
 // placeholders are texts with a meaning in rules. In a manifest they would let the host choose a value.
 var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation)\)`)
 
-// processText is the arguments and the environment of a container, and the manifest's own variables.
-func (g *generator) processText(path string, c *kubernetes.Container, img *imagesource.Image) (args, env []string, values map[string]string) {
+// texts are what a container's process is given.
+type texts struct {
+	args, env []string
+	required  []string          // names of env that must be there: the image's and the manifest's
+	values    map[string]string // of the manifest's own variables
+}
+
+// processText is the arguments and the environment of a container.
+func (g *generator) processText(path string, c *kubernetes.Container, img *imagesource.Image) texts {
 	var all environment
+	var args []string
+	// containerd begins with a PATH, which the image's replaces. A text without value takes a variable away there.
+	name, value, _ := strings.Cut(defaultPath, "=")
+	all.set(name, value)
+	var required []string
 	for _, x := range img.Config.Env {
-		name, value, _ := strings.Cut(x, "=")
-		all.set(name, value)
-	}
-	if len(img.Config.Env) == 0 {
-		name, value, _ := strings.Cut(defaultPath, "=")
-		all.set(name, value)
+		if name, value, ok := strings.Cut(x, "="); ok {
+			all.set(name, value)
+			required = appendMissing(required, []string{name})
+		}
 	}
 	if c.TTY {
 		all.set("TERM", "xterm")
@@ -58,6 +79,7 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	for _, n := range own.names {
 		all.set(n, own.values[n])
 	}
+	required = appendMissing(required, own.always())
 	// What Kubernetes expands are the manifest's words, by the manifest's variables; the image's stay as they are.
 	words := func(field string, list []string) {
 		for i, s := range list {
@@ -83,7 +105,7 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	if len(args) == 0 && g.images[c.Image] != nil {
 		g.fail(c.At, path+".command", "neither the manifest nor the image names a command")
 	}
-	return args, all.list(), own.values
+	return texts{args: args, env: all.list(), required: required, values: own.values}
 }
 
 // escapeDollars undoes what rules do with arguments: they read $$ as $.
@@ -111,7 +133,12 @@ func (g *generator) variables(path string, c *kubernetes.Container) environment 
 		values, secret := g.envFrom(where, from)
 		for _, k := range slices.Sorted(maps.Keys(values)) {
 			g.checkText(from.At, where+"."+k, values[k])
-			env.set(from.Prefix+k, values[k])
+			name := from.Prefix + k
+			_, before := env.values[name]
+			env.set(name, values[k])
+			if !before && !oldName.MatchString(name) {
+				env.left[name] = true
+			}
 			g.result.Secrets = g.result.Secrets || secret && !sealed(values[k])
 		}
 	}
@@ -137,18 +164,26 @@ func (g *generator) envFrom(where string, from kubernetes.EnvFrom) (values map[s
 	switch {
 	case from.ConfigMap != nil:
 		values, _, ok := g.set.ConfigMap(g.w, from.ConfigMap.Name)
-		if !ok && !from.ConfigMap.Optional {
-			g.fail(from.At, where, "ConfigMap %q is not known; give it by --config-file", from.ConfigMap.Name)
+		if !ok {
+			g.unknownSet(from, where, "ConfigMap", from.ConfigMap.Name, from.ConfigMap.Optional)
 		}
 		return values, false
 	case from.Secret != nil:
 		values, ok := g.set.Secret(g.w, from.Secret.Name)
-		if !ok && !from.Secret.Optional {
-			g.fail(from.At, where, "Secret %q is not known; give it by --config-file", from.Secret.Name)
+		if !ok {
+			g.unknownSet(from, where, "Secret", from.Secret.Name, from.Secret.Optional)
 		}
 		return values, true
 	}
 	return nil, false
+}
+
+func (g *generator) unknownSet(from kubernetes.EnvFrom, where, kind, name string, optional bool) {
+	if optional {
+		g.warn(from.At, where, "%s %q is not known: no variables of it are allowed", kind, name)
+		return
+	}
+	g.fail(from.At, where, "%s %q is not known; give it by --config-file", kind, name)
 }
 
 // sealed secrets are ciphertext.

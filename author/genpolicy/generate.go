@@ -65,6 +65,7 @@ type generator struct {
 	o        Options
 	s        *Settings
 	images   map[string]*imagesource.Image
+	sealed   map[string]bool // images that were found to be sealed where that cannot be
 	problems kubernetes.Problems
 	result   Result
 }
@@ -80,7 +81,7 @@ func (g *generator) warn(at kubernetes.At, path, format string, args ...any) {
 // Generate writes the policy that admits the pods of w. Everything that stands in the way is in the error, of type
 // kubernetes.Problems.
 func Generate(ctx context.Context, set *kubernetes.Set, w *kubernetes.Workload, o Options) (*Result, error) {
-	g := &generator{set: set, w: w, o: o, s: o.Settings}
+	g := &generator{set: set, w: w, o: o, s: o.Settings, sealed: map[string]bool{}}
 	data := policyData{
 		Common: g.s.Common, Sandbox: g.s.Sandbox, Requests: maps.Clone(g.s.Requests), Cluster: g.s.Cluster,
 		Devices:   map[string]any{"vfio": map[string]any{"device_path": g.s.Devices.VFIO.DevicePath}},

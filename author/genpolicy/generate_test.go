@@ -34,7 +34,7 @@ func (f fakeImages) Image(_ context.Context, ref string, _ imagesource.Need) (*i
 		Reference: ref, Digest: "sha256:" + strings.Repeat("a", 64), Manifest: "sha256:" + strings.Repeat("b", 64),
 		Config: imagesource.Config{Entrypoint: []string{"/bin/app"}, Env: []string{"PATH=/bin"}},
 		Passwd: []byte("root:x:0:0:root:/root:/bin/sh\n"), Group: []byte("root:x:0:root\nwheel:x:10:root\n"),
-		Layers: []imagesource.Layer{{Digest: "sha256:" + strings.Repeat("1", 64), Root: strings.Repeat("1", 64)}, {Digest: "sha256:" + strings.Repeat("2", 64), Root: strings.Repeat("2", 64)}},
+		Layers: []imagesource.Layer{{Digest: "sha256:" + strings.Repeat("1", 64), Root: strings.Repeat("1", 64), HashOffset: 4096}, {Digest: "sha256:" + strings.Repeat("2", 64), Root: strings.Repeat("2", 64), HashOffset: 8192}},
 	}, nil
 }
 
@@ -45,7 +45,7 @@ var images = fakeImages{"registry.example/nginx:1.27": {
 		StopSignal: "SIGQUIT", Volumes: []string{"/var/log/nginx"}, WorkingDir: "/srv",
 	},
 	Passwd: []byte("root:x:0:0:root:/root:/bin/sh\nnginx:x:101:102:nginx:/:/bin/false\n"), Group: []byte("nginx:x:102:\nlog:x:55:nginx,root\n"),
-	Layers: []imagesource.Layer{{Digest: "sha256:" + strings.Repeat("3", 64), Root: strings.Repeat("3", 64)}},
+	Layers: []imagesource.Layer{{Digest: "sha256:" + strings.Repeat("3", 64), Root: strings.Repeat("3", 64), HashOffset: 12288}},
 }}
 
 func settings(t testing.TB) *Settings {

@@ -21,6 +21,25 @@ func digests(img *imagesource.Image) []string {
 	return out
 }
 
+// checkSealed refuses an image that the guest cannot pull, once however many containers have it.
+func (g *generator) checkSealed(path string, c *kubernetes.Container, img *imagesource.Image) {
+	if g.s.HostLayers() || g.sealed[c.Image] {
+		return
+	}
+	n := 0
+	for _, l := range img.Layers {
+		if l.KeyID != "" {
+			n++
+		}
+	}
+	if n == 0 {
+		return
+	}
+	g.sealed[c.Image] = true
+	g.fail(c.At, path+".image", "%d of the %d layers of %s are sealed: the host attaches such layers, and the guest cannot pull them; generate with --layers host",
+		n, len(img.Layers), c.Image)
+}
+
 // imageRef binds a container to its image.
 func (g *generator) imageRef(path string, c *kubernetes.Container, img *imagesource.Image) *imageRef {
 	r := &imageRef{Reference: c.Image, Digest: img.Digest, Digests: digests(img), Names: []string{}}

@@ -22,6 +22,7 @@ type mounts struct {
 	storages []storage
 	devices  []device
 	files    []fileMount
+	required []string // destinations of the manifest's mounts
 }
 
 // set replaces the mount at the destination of m, or adds m.
@@ -112,6 +113,9 @@ func (m *mounts) volumes() {
 		seen[destination] = true
 		m.dropFiles(destination)
 		m.volume(where, vm, destination)
+		if !m.mayBeDevice(vm) {
+			m.required = append(m.required, destination)
+		}
 	}
 	for i, d := range m.c.VolumeDevices {
 		if !strings.HasPrefix(d.Path, "/") {
@@ -120,6 +124,13 @@ func (m *mounts) volumes() {
 		}
 		m.devices = append(m.devices, device{ContainerPath: d.Path, Options: []string{}})
 	}
+}
+
+// mayBeDevice says whether a mount can become a device of the container, which depends on the node.
+func (m *mounts) mayBeDevice(vm *kubernetes.VolumeMount) bool {
+	return slices.ContainsFunc(m.g.w.Spec.Volumes, func(v kubernetes.Volume) bool {
+		return v.Name == vm.Name && v.HostPath != nil && strings.HasPrefix(path.Clean(v.HostPath.Path), "/dev/")
+	})
 }
 
 func (m *mounts) volume(where string, vm *kubernetes.VolumeMount, destination string) {
@@ -218,11 +229,12 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 			// The name of the disk's directory is the host's choice, as that of the whole disk is.
 			source = "^" + regexp.QuoteMeta(spath) + "/[A-Za-z0-9_=-]+" + sub + "$"
 		}
-		m.set(mount{Destination: destination, Type: v.MountType, Source: source, Options: options})
+		m.set(mount{Destination: destination, Type: v.MountType, Source: source, Options: options, Volume: vm.Name})
 		if again {
 			return
 		}
 		st := v.storage(v.MountPoint)
+		st.Volume = vm.Name
 		if gid := m.g.w.Spec.SecurityContext.FSGroup; gid != nil && *gid != 0 {
 			st.FSGroup = &fsGroup{GroupID: uint32(*gid)}
 			if m.g.w.Spec.SecurityContext.FSGroupChangePolicy == "OnRootMismatch" {

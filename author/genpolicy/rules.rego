@@ -18,6 +18,8 @@
 #   "retired:<id>"      true for an id that was removed; it is never accepted again
 #   "tree:<root>"       what was copied below a declared volume: path -> digest, link or directory
 #   "closed:<root>"     true once a container uses the volume: nothing more is copied
+#   "volume:<name>"     {"disk": d, "uses": n}: the disk of a volume of the pod, for as long as the pod lives, and how many
+#                       creates relied on it, so that none of them can be taken back from under another
 
 package agent_policy
 
@@ -79,6 +81,10 @@ default OnlineCPUMemRequest := true
 
 default RemoveStaleVirtiofsShareMountsRequest := true
 
+# --- what a failed request has changed in the state goes, except ops marked as lasting ---
+
+default UndoFailedRequests := true
+
 # --- by a rule below -------------------------------------------------------
 
 default AddARPNeighborsRequest := false
@@ -114,6 +120,10 @@ default StartContainerRequest := false
 default StatsContainerRequest := false
 
 default TtyWinResizeRequest := false
+
+default UnsealFileRequest := false
+
+default UnsealVariableRequest := false
 
 default UpdateEphemeralMountsRequest := false
 
@@ -267,12 +277,58 @@ table[index] := t if {
 		"readonly": {m | some m in object.get(c.OCI.Linux, "ReadonlyPaths", [])},
 		"devices": {d.Path | some d in object.get(c.OCI.Linux, "Devices", [])},
 		"sysctl": object.get(c.OCI.Linux, "Sysctl", {}),
-		"required_env": {v | some v in object.get(c, "required_env", [])},
+		"required_texts": {v |
+			required := {name | some name in object.get(c, "required_env", [])}
+			some v in env
+			not has_placeholder(v)
+			env_name(v) in required
+		},
+		"required_names": {name | some name in object.get(c, "required_env", [])} - {env_name(v) | some v in env; not has_placeholder(v)},
 		"required_mounts": {d | some d in object.get(c, "required_mounts", [])},
-		"files": [f | some f in object.get(c, "files", []); f.bound],
+		"volume_at": {m.destination: m.volume | some m in mounts},
+		"storages": [storage_entry(s) | some s in c.storages; not is_layer(s)],
+		"layers": {place: layer |
+			some s in c.storages
+			is_layer(s)
+			some place, layer in layer_forms(s)
+		},
+		"layer_count": count([s | some s in c.storages; is_layer(s)]),
+		"files": [object.union(f, {"alone": count(contents_of[f.base]) == 1}) | some f in object.get(c, "files", []); f.bound],
 		"before": before(c),
 	}
 }
+
+is_layer(s) if s.driver == "erofs-verity-layer"
+
+# A storage with the place that it is mounted at, as mount_entry has sources.
+storage_entry(s) := object.union(s, {"disk": s.mount_point == "$(spath)/$(b64_device_id)", "at": {k: v |
+	not contains(s.mount_point, "$(b64_device_id)")
+	some k in ["literal", "sandbox", "bundle"]
+	k == source_kind(s.mount_point)
+	v := source_forms(s.mount_point)[k]
+}})
+
+# A layer by the option that says which one of the image it is. Hosts attach all layers as one disk with partitions, or each
+# as a disk of its own: then one option stands for the two of the policy, and what is bound is the same.
+layer_forms(s) := {place: object.union(s, {"mount_point": anchored(s.mount_point), "options": options}) |
+	some o in s.options
+	startswith(o, "X-kata.partition-number=")
+	own := replace(o, "X-kata.partition-number=", "X-cloister.layer-number=")
+	some place, options in {
+		o: {x | some x in s.options},
+		own: ({x | some x in s.options} - {o, "X-kata.gpt-partitioned=true"}) | {own},
+	}
+}
+
+# What the policy says is in volumes, by the last element of where they are mounted.
+contents_of[base] contains {"single": f.single, "entries": f.entries} if {
+	some c in containers
+	some f in object.get(c, "files", [])
+	f.bound
+	base := f.base
+}
+
+volumes_on_disks := {s.volume | some c in containers; some s in c.storages}
 
 # A mount with its source as one of: disk, literal, and expressions in which the id of the sandbox or the container stands.
 mount_entry(m) := object.union(
@@ -387,10 +443,11 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	right_linux(input.OCI.Linux, t)
 	right_mounts(input.OCI.Mounts, t, pod)
 	right_root(p)
-	right_storages(p, pod)
+	disks := right_disks(t)
+	right_storages(t, pod, disks)
 	right_devices(input.devices, p, input.OCI.Annotations)
 	roots := volumes(t)
-	ops := array.concat(pin(pod), array.concat([{"op": "add", "path": concat("", ["/pstate/closed:", pointer(r)]), "value": true} | some r in roots], [
+	ops := array.concat(array.concat(pin(pod), keep(disks)), array.concat([{"op": "add", "path": concat("", ["/pstate/closed:", pointer(r)]), "value": true} | some r in roots], [
 		{"op": "add", "path": concat("", ["/pstate/container:", id]), "value": {"index": index, "roots": roots, "env": input.OCI.Process.Env}},
 		{"op": "add", "path": sprintf("/pstate/live:%d", [index]), "value": id},
 		{"op": "add", "path": sprintf("/pstate/used:%d", [index]), "value": true},
@@ -424,6 +481,26 @@ plain_resources(i) if {
 	is_null(i.BlockIO)
 	is_null(i.Network)
 	is_null(i.Pids)
+	plain_memory(i.Memory)
+	plain_processor(i.CPU)
+}
+
+# How much of memory and processors a container gets is the host's: it gives them to the machine. Nothing that makes pods
+# sets these; they change how the guest's kernel treats the container.
+plain_memory(i) if is_null(i)
+
+plain_memory(i) if {
+	i.DisableOOMKiller == false
+	i.Kernel == 0
+	i.KernelTCP == 0
+	i.Swappiness == 0
+}
+
+plain_processor(i) if is_null(i)
+
+plain_processor(i) if {
+	i.RealtimeRuntime == 0
+	i.RealtimePeriod == 0
 }
 
 # Streams that the host opens itself pass no rule for streams later.
@@ -460,7 +537,7 @@ has_run(n, "init") if data.pstate[sprintf("finished:%d", [n])]
 has_run(n, "sidecar") if data.pstate[sprintf("started:%d", [n])]
 
 # The first container says which pod this is, the others say the same.
-pin(pod) := [{"op": "add", "path": "/pstate/pinned", "value": pod}] if not data.pstate.pinned
+pin(pod) := [{"op": "add", "path": "/pstate/pinned", "value": pod, "lasts": true}] if not data.pstate.pinned
 
 pin(pod) := [] if data.pstate.pinned == pod
 
@@ -659,15 +736,10 @@ right_process(i, p, t, pod) if {
 	i.Terminal == p.Terminal
 	right_capabilities(i.Capabilities, t)
 	right_env(i.Env, t, pod)
-	nothing_missing(i.Env, t)
 	i.Rlimits == object.get(p, "Rlimits", i.Rlimits)
 	i.ApparmorProfile == object.get(p, "ApparmorProfile", i.ApparmorProfile)
 	i.OOMScoreAdj == object.get(p, "OOMScoreAdj", i.OOMScoreAdj)
 }
-
-nothing_missing(_, t) if count(t.required_env) == 0
-
-nothing_missing(i, t) if t.required_env - {env_name(v) | some v in i} == set()
 
 right_args(i, t, _) if i == t.args
 
@@ -714,6 +786,8 @@ right_env(i, t, pod) if {
 	every v in not_of_cluster(rest - filled) {
 		right_variable(v, t, pod)
 	}
+	missing_of_required_env := {env_name(v) | some v in t.required_texts - given} | (t.required_names - {pair[0] | some pair in named})
+	missing_of_required_env == set()
 }
 
 once(_, names, rest, t) if {
@@ -790,7 +864,8 @@ right_mounts(i, t, pod) if {
 		some p in t.mounts_at[m.destination]
 		right_mount(m, p, pod)
 	}
-	t.required_mounts - destinations == set()
+	missing_of_required_mounts := t.required_mounts - destinations
+	missing_of_required_mounts == set()
 }
 
 right_mount(i, p, pod) if {
@@ -844,23 +919,24 @@ disk_mount_point(s) := concat("/", [common.spath, base64url.encode(s.source)])
 
 # One to one: as many as declared, each declared, each declared one there, none twice. A disk that is declared as shared
 # comes once for each of its mounts.
-right_storages(p, pod) if {
-	others := [s | some s in input.storages; s.driver != "image_guest_pull"]
-	count(others) == count(p.storages)
+right_storages(t, pod, disks) if {
+	layers := [s | some s in input.storages; is_lower(s)]
+	right_layers(layers, t)
+	others := [s | some s in input.storages; s.driver != "image_guest_pull"; not is_lower(s)]
+	count(others) == count(t.storages)
 	every i in others {
-		some s in p.storages
-		right_storage(i, s, pod)
+		some s in t.storages
+		right_storage(i, s, pod, disks)
 	}
-	every s in p.storages {
+	every s in t.storages {
 		some i in others
-		right_storage(i, s, pod)
+		right_storage(i, s, pod, disks)
 	}
-	single := [s | some s in others; not s.shared; count(roots_of(s)) == 0] # an image may have the same layer twice
-	count({[s.driver, s.source, s.mount_point, roots_of(s)] | some s in single}) == count(single)
+	single := [s | some s in others; not s.shared]
+	count({[s.driver, s.source, s.mount_point] | some s in single}) == count(single)
 }
 
-right_storage(i, p, pod) if {
-	p.driver != "erofs-verity-layer"
+right_storage(i, p, pod, disks) if {
 	i.fstype == p.fstype
 	i.options == p.options
 	i.driver_options == p.driver_options
@@ -868,6 +944,7 @@ right_storage(i, p, pod) if {
 	i.shared == object.get(p, "shared", false)
 	right_device_source(i, p)
 	right_mount_point(i, p, pod)
+	right_volume(i, p, disks)
 }
 
 right_device_source(i, p) if {
@@ -890,36 +967,89 @@ right_device_source(i, p) if {
 
 right_mount_point(i, p, _) if {
 	i.driver in {"blk", "scsi"}
-	p.mount_point == "$(spath)/$(b64_device_id)"
+	p.disk
 	i.mount_point == disk_mount_point(i)
 }
 
 right_mount_point(i, p, pod) if {
-	not contains(p.mount_point, "$(b64_device_id)")
 	p.mount_point != ""
-	kind := source_kind(p.mount_point)
-	right_mount_source(i.mount_point, {kind: source_forms(p.mount_point)[kind]}, pod)
+	right_mount_source(i.mount_point, p.at, pod)
 }
 
-# A layer is bound by the root of its tree. The host says where it finds the disk and what is written beside the tree.
-right_storage(i, p, _) if {
-	p.driver == "erofs-verity-layer"
+# The Kata generator does not say which volume a storage is for.
+right_volume(_, p, _) if not p.volume
+
+right_volume(i, p, disks) if i.source == disks[p.volume]
+
+# --- disks of volumes ------------------------------------------------------
+
+# The disk that is mounted as each volume: one for each, the same in all containers and at all times.
+right_disks(t) := {volume: disk | some [volume, disk] in shown} if {
+	shown := {[volume, disk_of(m.source)] |
+		some m in input.OCI.Mounts
+		volume := t.volume_at[m.destination]
+	}
+	known := shown | {[volume, data.pstate[concat("", ["volume:", volume])].disk] | some volume in volumes_on_disks}
+	conflicting_disks := {text |
+		some one in shown
+		some other in known
+		conflict(one, other)
+		text := sprintf("%s is disk %s, and %s is disk %s", array.concat(one, other))
+	}
+	conflicting_disks == set()
+}
+
+# Disks are told apart by the bus and the place on it, which their directory is named after.
+disk_of(source) := base64url.decode(split(trim_prefix(source, concat("", [common.spath, "/"])), "/")[0])
+
+conflict(one, other) if {
+	one[0] == other[0]
+	one[1] != other[1]
+}
+
+conflict(one, other) if {
+	one[0] != other[0]
+	one[1] == other[1]
+}
+
+keep(disks) := [{"op": "add", "path": concat("", ["/pstate/volume:", pointer(volume)]), "value": {"disk": disk, "uses": uses + 1}} |
+	some volume, disk in disks
+	uses := object.get(data.pstate, [concat("", ["volume:", volume]), "uses"], 0)
+]
+
+# --- layers ----------------------------------------------------------------
+
+is_lower(s) if "X-kata.multi-layer=true" in s.options
+
+# Each declared layer once, all in partitions of a disk or each on one.
+right_layers(layers, t) if {
+	count(layers) == t.layer_count
+	every i in layers {
+		right_layer(i, t)
+	}
+	places := {o | some i in layers; some o in i.options; t.layers[o]}
+	count(places) == count(layers)
+	count({split(o, "=")[0] | some o in places}) == min([1, count(layers)])
+}
+
+# A layer is bound by the root of its tree, by where that begins, and by its place among the layers. The host says where it
+# finds the disk, and may say again what the tree's own header says.
+right_layer(i, t) if {
+	count({split(o, "=")[0] | some o in i.options}) == count(i.options)
+	some o in i.options
+	p := t.layers[o]
 	i.driver in {"blk", "scsi", "mmioblk", "nvdimm", "local"}
 	i.fstype == p.fstype
 	i.driver_options == p.driver_options
 	i.fs_group == p.fs_group
 	i.shared == object.get(p, "shared", false)
 	not contains(i.mount_point, "$(")
-	regex.match(anchored(p.mount_point), replace(i.mount_point, input.container_id, "$(bundle-id)"))
-	given := {o | some o in i.options}
-	count(given) == count(i.options)
-	declared := {o | some o in p.options}
-	declared - given == set()
+	regex.match(p.mount_point, replace(i.mount_point, input.container_id, "$(bundle-id)"))
+	given := {x | some x in i.options}
+	p.options - given == set()
 	count(roots_of(p)) == 1
-	count(roots_of(i)) == 1
-	count({split(o, "=")[0] | some o in given}) == count(given)
-	every o in (given - declared) {
-		regex.match(`^X-kata\.dmverity\.(roothash=[0-9a-f]{64}|hashoffset=[0-9]+|no-superblock=(true|false)|salt=[0-9a-f]{2,128})$`, o)
+	every x in (given - p.options) {
+		regex.match(`^X-kata\.dmverity\.(hashoffset=[0-9]+|no-superblock=(true|false)|salt=[0-9a-f]{2,128})$`, x)
 	}
 }
 
@@ -1362,6 +1492,30 @@ complete(f) if {
 		shows(tree, path, content.sha256)
 	}
 	object.get(tree, "", "directory") != "unbound"
+	nothing_else(f, tree)
+}
+
+# Files are copied before it is known which of the volumes with this last element they are for. If these differ, what was
+# copied for one must not show up in another.
+nothing_else(f, _) if f.alone
+
+nothing_else(f, tree) if {
+	not f.alone
+	surplus := {path | some path, content in tree; not belongs(f, path, content)}
+	surplus == set()
+}
+
+belongs(f, path, content) if content == concat("", ["sha256:", f.entries[regex.replace(path, `^\.\.[^/]+/`, "")].sha256])
+
+belongs(f, path, "directory") if {
+	not f.single
+	proper_directory(f, path)
+}
+
+belongs(f, path, content) if {
+	not f.single
+	startswith(content, "link:")
+	proper_link(f, path, trim_prefix(content, "link:"))
 }
 
 mounted(f) if {
@@ -1378,6 +1532,15 @@ shows(tree, path, sum) if {
 	version := trim_prefix(tree["..data"], "link:")
 	tree[concat("/", [version, path])] == concat("", ["sha256:", sum])
 }
+
+# A sealed secret is opened where the author has put this very text: the host can bring others, and read some files and variables.
+UnsealFileRequest if {
+	some f in containers[known(input.container_id)].files
+	f.destination == input.destination
+	f.entries[regex.replace(input.name, `^\.\.[^/]+/`, "")].sha256 == input.sha256
+}
+
+UnsealVariableRequest if input.variable in table[known(input.container_id)].env
 
 # --- network ---------------------------------------------------------------
 

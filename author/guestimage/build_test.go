@@ -5,11 +5,12 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // buildLimit is generous: two compilers may share a busy machine.
@@ -18,19 +19,9 @@ const buildLimit = 15 * time.Minute
 // needBuildTools skips on a machine that cannot build an image.
 func needBuildTools(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("builds whole images: skipped by -short")
-	}
-	for _, tool := range []string{"apt-get", "dpkg-deb", "gcc", "pkg-config", "go"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s: %v", tool, err)
-		}
-	}
-	for _, f := range []string{debianKeyring, defaultFirmwareCode} {
-		if _, err := os.Stat(f); err != nil {
-			t.Skipf("needs debian-archive-keyring and ovmf: %v", err)
-		}
-	}
+	needs.Long(t, "builds whole images")
+	needs.Programs(t, "apt-get", "dpkg-deb", "gcc", "pkg-config", "go")
+	needs.Files(t, debianKeyring, defaultFirmwareCode)
 }
 
 // TestTwoBuildsAreIdentical builds from two copies of the source in different
@@ -61,7 +52,7 @@ func TestTwoBuildsAreIdentical(t *testing.T) {
 		res, err := Build(ctx, o)
 		if err != nil {
 			if errors.Is(err, errNotOffered) || strings.Contains(err.Error(), "fetching the package index") {
-				t.Skipf("needs a Debian mirror: %v", err)
+				needs.Missing(t, "a Debian mirror: %v", err)
 			}
 			t.Fatal(err)
 		}
@@ -135,13 +126,13 @@ func TestKernelIsChecked(t *testing.T) {
 	}
 	o := Options{CacheDir: t.TempDir(), Strict: true}
 	if _, err := NewestKernel(ctx, o, "6.12"); err != nil {
-		t.Skipf("needs a Debian mirror: %v", err)
+		needs.Missing(t, "a Debian mirror: %v", err)
 	}
 
 	k := lock.Kernel
 	k.SHA256 = strings.Repeat("00", 32)
 	if _, err := FetchKernel(ctx, o, k); errors.Is(err, errNotOffered) {
-		t.Skipf("the locked kernel is gone from the mirror: %v", err)
+		needs.Optional(t, "the locked kernel is gone from the mirror: %v", err)
 	} else if err == nil || !strings.Contains(err.Error(), "the lock expects 0000") {
 		t.Errorf("wrong digest: got %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/author/guestimage"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // fakeMake stands for the kernel's build: it takes the wished options, and "compiles" the tree's only file with the environment.
@@ -41,11 +42,7 @@ esac
 // newBuild makes a source package with the files, and tools that stand for the real ones.
 func newBuild(t *testing.T, files map[string]string) Options {
 	t.Helper()
-	for _, tool := range []string{"dpkg-deb", "tar", "xz", "gcc", "ld"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s: %v", tool, err)
-		}
-	}
+	needs.Programs(t, "dpkg-deb", "tar", "xz", "gcc", "ld")
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "bin")
 	write := func(name, text string, mode os.FileMode) {

@@ -15,7 +15,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,6 +28,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/internal/testregistry"
 	"github.com/cloister/cloister/wire/imagecrypt"
 )
@@ -130,10 +130,7 @@ func TestBuildRefuses(t *testing.T) {
 
 // TestBuildWithLibraries takes a program of this machine with what it needs.
 func TestBuildWithLibraries(t *testing.T) {
-	sh, err := exec.LookPath("sh")
-	if err != nil {
-		t.Skip("this machine has no sh")
-	}
+	sh := needs.Program(t, "sh")
 	img, err := Build(Spec{Files: map[string]string{"/bin/sh": sh}, Libraries: true, Entrypoint: []string{"/bin/sh"}})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	layerformat "github.com/cloister/cloister/layer/sealed"
 )
 
 const (
@@ -52,6 +54,8 @@ type Layer struct {
 	MediaType string   `json:"media_type"`
 	Size      int64    `json:"size"`
 	Encrypted bool     `json:"encrypted"`
+	Sealed    bool     `json:"sealed,omitempty"`  // a sealed block layer, which is always encrypted
+	Root      string   `json:"root,omitempty"`    // of a sealed layer: the root hash in its annotation, in hex
 	KeyIDs    []string `json:"key_ids,omitempty"` // the keys that open it
 }
 
@@ -141,6 +145,13 @@ func (info *Info) add(img v1.Image) error {
 	for i, d := range m.Layers {
 		l := Layer{Digest: d.Digest.String(), MediaType: string(d.MediaType), Size: d.Size,
 			Encrypted: strings.HasSuffix(string(d.MediaType), "+encrypted"), KeyIDs: keyIDs(d.Annotations)}
+		if d.MediaType == layerformat.MediaType {
+			l.Sealed, l.Encrypted = true, true
+			l.Root = d.Annotations[layerformat.AnnotationRoot]
+			if id := d.Annotations[layerformat.AnnotationKeyID]; id != "" {
+				l.KeyIDs = append(l.KeyIDs, id)
+			}
+		}
 		if i < len(config.RootFS.DiffIDs) {
 			l.DiffID = config.RootFS.DiffIDs[i].String()
 		}

@@ -37,6 +37,13 @@ func TestSeal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		info, err := Inspect(t.Context(), dst, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := info.Platforms[0].Layers[0]; !l.Sealed || !l.Encrypted || l.Root != done.Layers[0].Root || len(l.KeyIDs) != 1 || l.KeyIDs[0] != key.KID {
+			t.Errorf("inspected: %+v", l)
+		}
 		to, err := Options{}.locate(dst)
 		if err != nil {
 			t.Fatal(err)

@@ -41,7 +41,7 @@ type entryText struct {
 }
 
 const (
-	cacheVersion = 1
+	cacheVersion = 2
 	maxEntry     = 4 << 20
 )
 

@@ -32,7 +32,9 @@ type Layer struct {
 	Digest string // of the compressed blob
 	DiffID string // of the tar
 	Root   string // of the hash tree over the layer as a block device; empty if it was not asked for
-	KeyID  string // of a sealed layer: the broker's resource that opens it
+	// HashOffset is where the data of the block device ends and the superblock of the tree is, in bytes; 0 without a root.
+	HashOffset int64
+	KeyID      string // of a sealed layer: the broker's resource that opens it
 }
 
 // Need says what of an image is wanted beyond its configuration.

@@ -12,6 +12,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -190,7 +192,38 @@ func (l *localImages) resolve(_ context.Context, image string) (handle, error) {
 			return handle{desc: d, open: l.open}, nil
 		}
 	}
-	return handle{}, fmt.Errorf("%w in %s", ErrNotFound, l.where)
+	return handle{}, fmt.Errorf("%w in %s, which has %s", ErrNotFound, l.where, l.names())
+}
+
+// maxNames bounds the names in an error, and maxName the length of one: they are of a file that others may have made.
+const (
+	maxNames = 10
+	maxName  = 200
+)
+
+// names lists what the images are called, for people.
+func (l *localImages) names() string {
+	var all []string
+	for _, e := range l.docker {
+		all = append(all, e.RepoTags...)
+	}
+	for _, d := range l.index {
+		all = append(all, cmp.Or(d.Annotations[annotationImage], d.Annotations[annotationRef], d.Digest.String()))
+	}
+	if len(all) == 0 {
+		return "no images with a name"
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	shown := all[:min(len(all), maxNames)]
+	for i, n := range shown {
+		shown[i] = strconv.QuoteToGraphic(n[:min(len(n), maxName)])
+	}
+	text := strings.Join(shown, ", ")
+	if more := len(all) - len(shown); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // sameImage compares references; one with tag and digest counts by its digest.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -18,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/cloister/cloister/layer"
+	"github.com/cloister/cloister/layer/sealed"
 )
 
 // found is what a layer says about a file.
@@ -37,6 +39,8 @@ type facts struct {
 	Passwd found  `json:"passwd"`
 	Group  found  `json:"group"`
 	Root   string `json:"root,omitempty"`
+
+	HashOffset int64 `json:"hash_offset,omitempty"`
 }
 
 const (
@@ -50,18 +54,23 @@ func encrypted(d v1.Descriptor) bool { return strings.HasSuffix(string(d.MediaTy
 
 // sealedLayer reads what the manifest says of a sealed layer (docs/reference/sealed-layers.md). Its root is that of the
 // ciphertext, and a wrong one opens nothing.
-func sealedLayer(d v1.Descriptor) (root, keyID string, ok bool, err error) {
+func sealedLayer(d v1.Descriptor) (l Layer, ok bool, err error) {
 	if !strings.HasSuffix(string(d.MediaType), "+sealed") {
-		return "", "", false, nil
+		return Layer{}, false, nil
 	}
-	root, keyID = d.Annotations["dev.cloister.layer.roothash"], d.Annotations["dev.cloister.sealed.key-id"]
-	if version := d.Annotations["dev.cloister.sealed.version"]; version != "1" {
-		return "", "", true, fmt.Errorf("layer %s is sealed in version %q, expected 1", d.Digest, version)
+	l.Root, l.KeyID = d.Annotations[sealed.AnnotationRoot], d.Annotations[sealed.AnnotationKeyID]
+	if version := d.Annotations[sealed.AnnotationVersion]; version != sealed.Version {
+		return l, true, fmt.Errorf("layer %s is sealed in version %q, expected %s", d.Digest, version, sealed.Version)
 	}
-	if len(root) != 64 || strings.Trim(root, "0123456789abcdef") != "" || !strings.HasPrefix(keyID, "kbs:///") || strings.ContainsAny(keyID, " ,\n\"") {
-		return "", "", true, fmt.Errorf("sealed layer %s does not name its root hash and key", d.Digest)
+	if len(l.Root) != 64 || strings.Trim(l.Root, "0123456789abcdef") != "" || sealed.CheckKeyID(l.KeyID) != nil || strings.Contains(l.KeyID, `"`) {
+		return l, true, fmt.Errorf("sealed layer %s does not name its root hash and key", d.Digest)
 	}
-	return root, keyID, true, nil
+	offset := d.Annotations[sealed.AnnotationHashOffset]
+	l.HashOffset, err = strconv.ParseInt(offset, 10, 64)
+	if err != nil || l.HashOffset <= 0 || l.HashOffset%sealed.BlockSize != 0 || strconv.FormatInt(l.HashOffset, 10) != offset {
+		return l, true, fmt.Errorf("sealed layer %s has the hash offset %.40q, expected a multiple of %d", d.Digest, offset, sealed.BlockSize)
+	}
+	return l, true, nil
 }
 
 // decompress opens a layer by what its first bytes are; types of media are often wrong.
@@ -139,7 +148,7 @@ func (f *facts) withRoot(ctx context.Context, plain io.Reader, o layer.Options) 
 	if err != nil {
 		return err
 	}
-	f.DiffID, f.Root = result.DiffID, result.Root
+	f.DiffID, f.Root, f.HashOffset = result.DiffID, result.Root, result.HashOffset
 	return nil
 }
 

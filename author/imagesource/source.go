@@ -59,6 +59,15 @@ type pending struct {
 	err   error
 }
 
+// CheckSource says whether a text has the form of one of Options.From. It looks at nothing else.
+func CheckSource(from string) error {
+	kind, rest, _ := strings.Cut(from, ":")
+	if from == "registry" || (kind == "oci" || kind == "archive") && rest != "" || kind == "containerd" {
+		return nil
+	}
+	return fmt.Errorf("image source %q is none of registry, oci:DIR, archive:FILE, containerd[:SOCKET[,NAMESPACE]]", from)
+}
+
 // New opens the places that images come from.
 func New(o Options) (*Images, error) {
 	s := &Images{arch: cmp.Or(o.Architecture, "amd64"), recipe: cmp.Or(o.Recipe, layer.Cloister), slots: make(chan struct{}, cmp.Or(o.Layers, 4)),
@@ -68,19 +77,20 @@ func New(o Options) (*Images, error) {
 		from = []string{"registry"}
 	}
 	for _, f := range from {
+		if err := CheckSource(f); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
 		kind, rest, _ := strings.Cut(f, ":")
 		var st store
 		var err error
 		switch {
 		case f == "registry":
 			st, err = newRegistry(o.Registry)
-		case (kind == "oci" || kind == "archive") && rest != "":
+		case kind == "oci" || kind == "archive":
 			st, err = newLayout(rest)
-		case kind == "containerd":
+		default:
 			socket, namespace, _ := strings.Cut(rest, ",")
 			st, err = newContainerd(cmp.Or(socket, DefaultContainerd), cmp.Or(namespace, KubernetesNamespace))
-		default:
-			err = fmt.Errorf("image source %q is none of registry, oci:DIR, archive:FILE, containerd[:SOCKET[,NAMESPACE]]", f)
 		}
 		if err != nil {
 			return nil, errors.Join(err, s.Close())
@@ -138,11 +148,12 @@ func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) 
 	all := make([]*facts, len(m.layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, d := range m.layers {
-		root, keyID, sealed, err := sealedLayer(d)
+		l, sealed, err := sealedLayer(d)
 		if err != nil {
 			return nil, err
 		}
-		img.Layers = append(img.Layers, Layer{Digest: d.Digest.String(), DiffID: m.config.RootFS.DiffIDs[i].String(), Root: root, KeyID: keyID})
+		l.Digest, l.DiffID = d.Digest.String(), m.config.RootFS.DiffIDs[i].String()
+		img.Layers = append(img.Layers, l)
 		switch {
 		case sealed: // like an encrypted one, with a root
 		case !need.Users && !need.Roots:
@@ -172,7 +183,7 @@ func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) 
 		if f == nil {
 			continue
 		}
-		img.Layers[i].Root = f.Root
+		img.Layers[i].Root, img.Layers[i].HashOffset = f.Root, f.HashOffset
 		img.Passwd, img.Group = f.Passwd.over(img.Passwd), f.Group.over(img.Group)
 	}
 	return &img, nil

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -200,7 +201,7 @@ func TestSources(t *testing.T) {
 			t.Fatal(err)
 		}
 		built, err := layer.Build(t.Context(), content, nil, layer.Options{Descriptor: l.Digest})
-		if err != nil || built.Root != l.Root || built.DiffID != l.DiffID {
+		if err != nil || built.Root != l.Root || built.HashOffset != l.HashOffset || built.DiffID != l.DiffID {
 			t.Errorf("layer %d: %+v, built %+v: %v", i, l, built, err)
 		}
 	}
@@ -234,7 +235,7 @@ func TestSources(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%v: %v\n%+v\nwant\n%+v", from, err, got, want)
 		}
-		if _, err := get(t, Options{From: from[:1]}, r.Addr()+"/team/app:2", all); !errors.Is(err, ErrNotFound) {
+		if _, err := get(t, Options{From: from[:1]}, r.Addr()+"/team/app:2", all); !errors.Is(err, ErrNotFound) || !strings.HasSuffix(err.Error(), `, which has "1"`) {
 			t.Errorf("%v: %v", from, err)
 		}
 	}
@@ -333,13 +334,18 @@ func TestEncrypted(t *testing.T) {
 func TestSealed(t *testing.T) {
 	root := strings.Repeat("ab", 32)
 	for _, tc := range []struct {
-		root, key, version string
-		ok                 bool
-	}{{root, "kbs:///default/image-key/a", "1", true}, {root, "https://x", "1", false}, {root[1:], "kbs:///a/b/c", "1", false}, {root, "kbs:///a/b/c", "2", false}} {
-		gotRoot, gotKey, sealed, err := sealedLayer(v1.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.erofs+sealed",
-			Annotations: map[string]string{"dev.cloister.layer.roothash": tc.root, "dev.cloister.sealed.key-id": tc.key, "dev.cloister.sealed.version": tc.version}})
-		if !sealed || (err == nil) != tc.ok || tc.ok && (gotRoot != tc.root || gotKey != tc.key) {
-			t.Errorf("%+v: %q, %q, %v", tc, gotRoot, gotKey, err)
+		root, key, version, offset string
+		ok                         bool
+	}{
+		{root, "kbs:///default/image-key/a", "1", "8192", true}, {root, "https://x", "1", "8192", false}, {root[1:], "kbs:///a/b/c", "1", "8192", false},
+		{root, "kbs:///a/b/c", "2", "8192", false}, {root, "kbs:///a/b/c", "1", "8193", false}, {root, "kbs:///a/b/c", "1", "", false},
+		{root, "kbs:///a/b/c", "1", "-4096", false}, {root, "kbs:///a/b/c", "1", "08192", false},
+	} {
+		l, sealed, err := sealedLayer(v1.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.erofs+sealed", Annotations: map[string]string{
+			"dev.cloister.layer.roothash": tc.root, "dev.cloister.sealed.key-id": tc.key, "dev.cloister.sealed.version": tc.version,
+			"dev.cloister.layer.hashoffset": tc.offset}})
+		if !sealed || (err == nil) != tc.ok || tc.ok && (l.Root != tc.root || l.KeyID != tc.key || l.HashOffset != 8192) {
+			t.Errorf("%+v: %+v, %v", tc, l, err)
 		}
 	}
 }
@@ -405,4 +411,24 @@ func FuzzScan(f *testing.F) {
 			t.Errorf("%+v and %+v", a, b)
 		}
 	})
+}
+
+// TestNames: an image that is not there is answered with those that are, as far as a person reads them.
+func TestNames(t *testing.T) {
+	l := &localImages{docker: []dockerEntry{{RepoTags: []string{"b:1", "a:1"}}}, index: []v1.Descriptor{
+		{Annotations: map[string]string{annotationRef: "latest", annotationImage: "docker.io/c:1"}}, {Annotations: map[string]string{annotationRef: "\x1b[2J" + strings.Repeat("x", 300)}},
+		{Digest: v1.Hash{Algorithm: "sha256", Hex: "aa"}}}}
+	want := `"\x1b[2J` + strings.Repeat("x", maxName-4) + `", "a:1", "b:1", "docker.io/c:1", "sha256:aa"`
+	if got := l.names(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	for i := range 8 {
+		l.docker = append(l.docker, dockerEntry{RepoTags: []string{fmt.Sprintf("d:%d", i)}})
+	}
+	if got := l.names(); strings.Count(got, ", ") != maxNames-1 || !strings.HasSuffix(got, " and 3 more") {
+		t.Errorf("got %s", got)
+	}
+	if got := (&localImages{}).names(); got != "no images with a name" {
+		t.Errorf("got %s", got)
+	}
 }

@@ -85,6 +85,8 @@ type Set struct {
 	Files     []*File
 	Workloads []*Workload
 	Warnings  []string // about ignored fields
+	// Passed are the runtimeClassNames of the pods that Options.RuntimeClasses left out: sorted, each once, "" for none.
+	Passed []string
 
 	configMaps map[string]*ConfigMap // by namespace/name
 	secrets    map[string]*Secret
@@ -238,7 +240,10 @@ func (s *Set) addWorkload(f *File, n *yaml.Node, kind string, at place) {
 		s.problems = append(s.problems, Problem{f.Name, pod.Line, object, path + "spec", "missing"})
 		return
 	}
-	if !s.selected(text(spec, "runtimeClassName")) {
+	if class := text(spec, "runtimeClassName"); !s.selected(class) {
+		if at, known := slices.BinarySearch(s.Passed, class); !known {
+			s.Passed = slices.Insert(s.Passed, at, class)
+		}
 		return
 	}
 	w.pod, w.Path = pod, path+"spec"

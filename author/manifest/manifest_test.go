@@ -379,8 +379,6 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if _, err := Plan(context.Background(), m, images{}); err != nil {
-			t.Skip()
-		}
+		_, _ = Plan(context.Background(), m, images{}) // refuses some with an error
 	})
 }

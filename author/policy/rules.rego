@@ -19,6 +19,10 @@ package agent_policy
 
 import rego.v1
 
+# What a request that failed in the guest has changed in the state is taken back.
+
+default UndoFailedRequests := true
+
 # Never allowed, in the order of the protocol.
 
 default AddSwapPathRequest := false
@@ -108,6 +112,10 @@ default StartContainerRequest := false
 default StatsContainerRequest := false
 
 default TtyWinResizeRequest := false
+
+default UnsealFileRequest := false
+
+default UnsealVariableRequest := false
 
 default UpdateInterfaceRequest := false
 
@@ -421,6 +429,14 @@ CopyFileRequest := {"allowed": true, "ops": [{
 	p := policy_data.files[input.path]
 	input == p
 }
+
+# A sealed secret is opened where the author has put it. All variables are the author's.
+UnsealFileRequest if {
+	input.path in known(input.container_id).files
+	policy_data.files[input.path].data_sha256 == input.sha256
+}
+
+UnsealVariableRequest if input.variable in known(input.container_id).OCI.Process.Env
 
 # --- network ---------------------------------------------------------------
 

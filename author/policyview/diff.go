@@ -14,9 +14,14 @@ type Change struct {
 	Path string `json:"path"`
 	Old  any    `json:"old,omitempty"`
 	New  any    `json:"new,omitempty"`
+	// Order means that a list has the elements of before in another order.
+	Order bool `json:"order,omitempty"`
 }
 
-var environment = regexp.MustCompile(`(^|\.)Env(\.|$)`)
+// maxShown bounds a value on a line, in bytes.
+const maxShown = 160
+
+var environment = regexp.MustCompile(`(^|\.)(Env|env_rules)(\.|$)`)
 
 // text shows the change on one line; values of environment variables are left out unless values is set.
 func (c Change) text(values bool) string {
@@ -27,21 +32,42 @@ func (c Change) text(values bool) string {
 			}
 		}
 		if m, ok := v.(map[string]any); ok {
+			if named := identity(m); named != "" {
+				return fmt.Sprintf("%s (%d members)", named, len(m))
+			}
 			return fmt.Sprintf("(%d members)", len(m)) // a container, say, whose page tells more
 		}
 		raw, err := json.Marshal(v)
 		if err != nil || environment.MatchString(c.Path) && !values {
 			return "(not shown)"
 		}
+		if len(raw) > maxShown {
+			return fmt.Sprintf("%s… (%d bytes)", safe(strings.ToValidUTF8(string(raw[:maxShown]), "")), len(raw))
+		}
 		return safe(string(raw))
 	}
 	switch {
+	case c.Order:
+		return fmt.Sprintf("~ %s: the same in another order", safe(c.Path))
 	case c.Old == nil:
 		return fmt.Sprintf("+ %s: %s", safe(c.Path), show(c.New))
 	case c.New == nil:
 		return fmt.Sprintf("- %s: %s", safe(c.Path), show(c.Old))
 	}
 	return fmt.Sprintf("~ %s: %s -> %s", safe(c.Path), show(c.Old), show(c.New))
+}
+
+// identity is what tells an object without a name of its own from its neighbours.
+func identity(m map[string]any) string {
+	for _, key := range []string{"mount_point", "source", "feed", "path", "id"} {
+		if s, _ := m[key].(string); s != "" {
+			if len(s) > maxShown {
+				s = strings.ToValidUTF8(s[:maxShown], "") + "…"
+			}
+			return key + " " + safe(s)
+		}
+	}
+	return ""
 }
 
 // Lines shows changes, one per line: + is new, - is gone, ~ has another value.
@@ -80,6 +106,12 @@ func (d *differ) walk(path string, before, after any) {
 	if reflect.DeepEqual(before, after) {
 		return
 	}
+	if x, ok := before.([]any); ok {
+		if y, ok := after.([]any); ok {
+			d.lists(path, x, y)
+			return
+		}
+	}
 	x, object := before.(map[string]any)
 	y, other := after.(map[string]any)
 	if !object || !other {
@@ -91,6 +123,60 @@ func (d *differ) walk(path string, before, after any) {
 	for _, k := range slices.Compact(keys) {
 		d.walk(strings.TrimPrefix(path+"."+k, "."), x[k], y[k])
 	}
+}
+
+// lists compares lists in which elements have no names: by position where that tells less, else as what is new and what is gone.
+func (d *differ) lists(path string, before, after []any) {
+	gone, added := without(before, after), without(after, before)
+	if len(gone) == 0 && len(added) == 0 {
+		d.changes = append(d.changes, Change{Path: path, Old: before, New: after, Order: true})
+		return
+	}
+	if len(before) == len(after) {
+		var at []int
+		for i := range before {
+			if !reflect.DeepEqual(before[i], after[i]) {
+				at = append(at, i)
+			}
+		}
+		if len(at) == len(gone) {
+			for _, i := range at {
+				d.walk(fmt.Sprintf("%s.%d", path, i), before[i], after[i])
+			}
+			return
+		}
+	}
+	for _, x := range gone {
+		d.add(path, x, nil)
+	}
+	for _, x := range added {
+		d.add(path, nil, x)
+	}
+}
+
+// without is a list less the elements of another, each as often as it is there.
+func without(list, other []any) []any {
+	count := map[string]int{}
+	for _, x := range other {
+		count[text(x)]++
+	}
+	var out []any
+	for _, x := range list {
+		if t := text(x); count[t] > 0 {
+			count[t]--
+		} else {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func text(v any) string {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(raw)
 }
 
 // normal turns lists into objects by what names their elements.
@@ -123,7 +209,14 @@ func normalList(key string, v []any) any {
 		case "Env":
 			n, _, _ := strings.Cut(fmt.Sprint(x), "=")
 			return n
-		case "AdditionalGids", "MaskedPaths", "ReadonlyPaths", "Ambient", "Bounding", "Effective", "Inheritable", "Permitted", "signals":
+		case "mounts":
+			s, _ := o["destination"].(string)
+			return s
+		case "env_rules":
+			s, _ := o["pattern"].(string)
+			n, _, _ := strings.Cut(s, "=")
+			return n
+		case "AdditionalGids", "MaskedPaths", "ReadonlyPaths", "Ambient", "Bounding", "Effective", "Inheritable", "Permitted", "signals", "required_env", "required_mounts":
 			return fmt.Sprint(x)
 		}
 		return ""

@@ -18,6 +18,10 @@ type PageOptions struct {
 // Page writes what the policy allows, for a person. Texts of the policy are printed so that they cannot steer a terminal.
 func (p *Policy) Page(w io.Writer, o PageOptions) error {
 	pg := &pager{w: w}
+	if p.aci != nil {
+		p.aciPage(pg, o)
+		return pg.err
+	}
 	if p.Data == nil {
 		pg.line("This policy has no policy_data: only its rules say what it allows.")
 	} else {
@@ -83,128 +87,6 @@ func (p *Policy) pod(pg *pager) {
 	}
 }
 
-func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
-	pg.line("")
-	kind := c.Kind
-	if c.Init {
-		kind = "init"
-	}
-	if kind != "" {
-		kind = ", " + kind
-	}
-	pg.line("%s%s", safe(c.title()), safe(kind))
-	pg.row("image", imageOf(c)...)
-	process := c.OCI.Process
-	pg.row("runs", command(process.Args))
-	identity := fmt.Sprintf("%d:%d", process.User.UID, process.User.GID)
-	if len(process.User.AdditionalGids) > 0 {
-		identity += " groups " + numbers(process.User.AdditionalGids)
-	}
-	if process.NoNewPrivileges {
-		identity += ", no new privileges"
-	}
-	if c.SharedPID {
-		identity += ", sees the processes of the pod"
-	}
-	pg.row("user", identity+" in "+safe(process.Cwd))
-	if caps := process.Capabilities["Bounding"]; len(caps) > 0 {
-		pg.row("may", safe(strings.Join(caps, " ")))
-	}
-	pg.row("root", map[bool]string{true: "read-only", false: "writable, kept by the guest"}[c.OCI.Root.Readonly])
-	pg.row("variables", variables(process.Env, o.Values))
-	var mounts []string
-	for _, m := range c.OCI.Mounts {
-		if text := mount(p, c, m); text != "" {
-			mounts = append(mounts, text)
-		}
-	}
-	pg.row("mounts", mounts...)
-	var execs []string
-	for _, e := range c.Exec {
-		execs = append(execs, command(e))
-	}
-	pg.row("exec", execs...)
-	if c.Signals != nil {
-		pg.row("signals", numbers(c.Signals))
-	}
-	if len(c.Devices) > 0 {
-		pg.row("devices", strconv.Itoa(len(c.Devices)))
-	}
-	if c.Restarts != nil && !*c.Restarts {
-		pg.row("restarts", "never")
-	}
-}
-
-// imageOf says where the root file system comes from and what binds it.
-func imageOf(c *containerData) []string {
-	var out []string
-	for _, s := range c.Storages {
-		switch {
-		case s.Driver == "erofs-verity-layer":
-			for _, opt := range s.Options {
-				if root, ok := strings.CutPrefix(opt, "X-kata.dmverity.roothash="); ok {
-					out = append(out, "layer of the host, bound by verity root "+safe(root))
-				}
-			}
-		case s.Driver == "image_guest_pull":
-			out = append(out, safe(s.Source)+" pulled by the guest")
-		}
-	}
-	if i := c.Image; i != nil {
-		how := "bound by digest " + safe(i.Digest)
-		if i.ByTag {
-			how = "by tag: whoever answers for the registry chooses the content"
-		}
-		return append([]string{safe(i.Reference) + ", " + how}, out...)
-	}
-	if name := c.OCI.Annotations["io.kubernetes.cri.image-name"]; name != "" {
-		return append([]string{safe(name)}, out...)
-	}
-	if len(out) == 0 && c.title() == "(pause)" {
-		return []string{"the guest's own pause program"}
-	}
-	return out
-}
-
-// kernelMounts are there in every container and tell nothing.
-var kernelMounts = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"}
-
-func mount(p *Policy, c *containerData, m mountData) string {
-	if slices.Contains(kernelMounts, m.Type) {
-		return ""
-	}
-	how := "read-write"
-	if slices.Contains(m.Options, "ro") {
-		how = "read-only"
-	}
-	return fmt.Sprintf("%s %s, %s", safe(m.Destination), how, origin(p, c, m))
-}
-
-func origin(p *Policy, c *containerData, m mountData) string {
-	for _, f := range c.Files {
-		if f.Destination != m.Destination {
-			continue
-		}
-		what := fmt.Sprintf("%s %s", safe(f.Kind), safe(f.Volume))
-		if f.Bound && p.bindsFiles() {
-			return fmt.Sprintf("%s, %d files bound by digest", what, len(f.Entries))
-		}
-		return what + ", content chosen by the host"
-	}
-	switch {
-	case m.Source == "":
-		if slices.ContainsFunc(c.Storages, func(s storageData) bool { return slices.Contains(s.DriverOptions, "encryption_key=ephemeral") }) {
-			return "disk of the host, encrypted with a key made in the guest"
-		}
-		return "disk of the host, not encrypted"
-	case strings.Contains(m.Source, "/sandbox/ephemeral/") || strings.Contains(m.Source, "/sandbox/shm"):
-		return "memory of the guest"
-	case strings.HasPrefix(m.Source, "$(sfprefix)"):
-		return "content chosen by the host"
-	}
-	return safe(m.Source)
-}
-
 func (p *Policy) host(pg *pager) {
 	pg.line("")
 	pg.line("The host")
@@ -220,6 +102,12 @@ func (p *Policy) host(pg *pager) {
 	say("WriteStreamRequest", "write to the standard input of processes", "write to the standard input of processes")
 	say("UpdateEphemeralMountsRequest", "change sizes of memory volumes", "change sizes of memory volumes")
 	say("GetDiagnosticDataRequest", "ask for diagnostic data", "ask for diagnostic data")
+	if create, ok := d["CreateContainerRequest"].(map[string]any); ok {
+		if n := len(list(create["allow_env_regex"])); n > 0 {
+			pg.row("can", fmt.Sprintf("add variables to any container that fit one of %d patterns, as those of services do", n))
+		}
+		pg.row("can", "choose how much memory and processor time containers get")
+	}
 	if exec, ok := d["ExecProcessRequest"].(map[string]any); ok {
 		for _, c := range list(exec["allowed_commands"]) {
 			pg.row("can", "run in any container: "+command(texts(c)))
@@ -256,6 +144,9 @@ func wrapped(words []string) []string {
 
 // Warnings are what an owner should know before trusting the policy.
 func (p *Policy) Warnings() []string {
+	if p.aci != nil {
+		return p.aci.warnings(p.Data)
+	}
 	var out []string
 	if slices.Contains(p.Always, "AllowRequestsFailingPolicy") {
 		out = append(out, "insecure: requests that the policy refuses are let through (AllowRequestsFailingPolicy)")
@@ -269,6 +160,12 @@ func (p *Policy) Warnings() []string {
 	for i := range p.data.Containers {
 		c := &p.data.Containers[i]
 		name := safe(c.title())
+		if _, kubernetes := p.data.Defaults["CreateContainerRequest"]; kubernetes && (c.RequiredEnv == nil || c.RequiredMounts == nil) && c.title() != "(pause)" {
+			out = append(out, name+": the host may leave out variables and mounts")
+		}
+		if disks := onDisks(c); disks > 1 {
+			out = append(out, fmt.Sprintf("%s: the host chooses which of its %d disks is mounted where", name, disks))
+		}
 		if c.Image != nil && c.Image.ByTag {
 			out = append(out, name+": the image is named by a tag, so its content is not bound")
 		}

@@ -23,10 +23,11 @@ type Policy struct {
 	Rules string
 	// Always and Never are the requests whose decision does not depend on the request.
 	Always, Never []string
-	// Data is policy_data; nil when the policy has none.
+	// Data is policy_data; nil when the policy has none. Of a policy of Azure Container Instances: what it declares.
 	Data map[string]any
 
 	data data
+	aci  *aciData
 }
 
 // data is what this package reads of policy_data, of either generator.
@@ -62,6 +63,9 @@ type containerData struct {
 	Devices       []any         `json:"devices"`
 	SharedPID     bool          `json:"sandbox_pidns"`
 	StandardInput bool          `json:"stdin"`
+	// Names and destinations that the host may not leave out; nil in data of other generators.
+	RequiredEnv    *[]string `json:"required_env"`
+	RequiredMounts *[]string `json:"required_mounts"`
 }
 
 type ociData struct {
@@ -86,6 +90,7 @@ type mountData struct {
 	Type        string   `json:"type_"`
 	Source      string   `json:"source"`
 	Options     []string `json:"options"`
+	Volume      string   `json:"volume"` // of a mount that is on a disk
 }
 
 type storageData struct {
@@ -95,6 +100,7 @@ type storageData struct {
 	MountPoint    string   `json:"mount_point"`
 	Options       []string `json:"options"`
 	DriverOptions []string `json:"driver_options"`
+	Volume        string   `json:"volume"`
 }
 
 type imageData struct {
@@ -112,7 +118,8 @@ type fileData struct {
 	Entries     map[string]any `json:"entries"`
 }
 
-// Parse takes the text of a policy apart. Both dialects of Rego are read, as the guest does.
+// Parse takes the text of a policy apart. Both dialects of Rego are read, as the guest does. Policies of Azure Container Instances
+// (ccePolicy, in clear text) are read, too.
 func Parse(text string) (*Policy, error) {
 	if len(text) > MaxSize {
 		return nil, fmt.Errorf("the policy has %d bytes, the limit is %d", len(text), MaxSize)
@@ -121,8 +128,12 @@ func Parse(text string) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if got := module.Package.Path.String(); got != "data.agent_policy" {
-		return nil, fmt.Errorf("the package is %s, expected agent_policy", strings.TrimPrefix(got, "data."))
+	switch got := module.Package.Path.String(); got {
+	case "data.agent_policy":
+	case "data.policy":
+		return parseACI(module)
+	default:
+		return nil, fmt.Errorf("the package is %s, expected agent_policy, or policy as in Azure Container Instances", strings.TrimPrefix(got, "data."))
 	}
 	rules := text
 	if i := strings.LastIndex(text, "\npolicy_data :="); i >= 0 {
@@ -189,7 +200,6 @@ func (p *Policy) read(value *ast.Term) error {
 	return nil
 }
 
-// title is the name of a container for people.
 // files are those of volumes whose content is bound. Policies for `cloister run` name files of the pod there instead.
 type files []fileData
 
@@ -202,6 +212,7 @@ func (f *files) UnmarshalJSON(raw []byte) error {
 	return json.Unmarshal(raw, (*[]fileData)(f))
 }
 
+// title is the name of a container for people.
 func (c *containerData) title() string {
 	switch name := c.OCI.Annotations["io.kubernetes.cri.container-name"]; {
 	case c.Name != nil && *c.Name != "":

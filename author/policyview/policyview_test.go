@@ -1,6 +1,7 @@
 package policyview
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -16,11 +17,18 @@ policy_data := {
     {"name": "web", "kind": "container", "exec_commands": [["/bin/check", "now and then"]], "signals": [15], "restarts": false,
      "image": {"reference": "nginx:1", "digest": "sha256:aa", "by_tag": false},
      "files": [{"destination": "/etc/conf", "volume": "conf", "kind": "configMap", "bound": true, "entries": {"a": {"sha256": "11"}}}],
+     "required_env": ["PASSWORD"], "required_mounts": ["/etc/conf", "/scratch"],
+     "storages": [{"driver": "erofs-verity-layer", "options": ["X-kata.partition-number=1", "X-kata.dmverity.roothash=abcd", "X-kata.dmverity.hashoffset=4096", "X-cloister.sealed.key-id=kbs:///a/b/c"]},
+                  {"driver": "", "volume": "scratch", "driver_options": ["encryption_key=ephemeral"]}],
      "OCI": {"Process": {"Args": ["/bin/serve", "\u001b[2J"], "Env": ["PASSWORD=swordfish", "A=1"], "User": {"UID": 1, "GID": 2}, "Capabilities": {"Bounding": ["$(privileged_caps)"]}},
        "Mounts": [{"destination": "/etc/conf", "type_": "bind", "source": "$(sfprefix)conf$", "options": ["ro"]},
-                  {"destination": "/data", "type_": "bind", "source": "$(sfprefix)data$", "options": ["rw"]}]}}
+                  {"destination": "/data", "type_": "bind", "source": "$(sfprefix)data$", "options": ["rw"]},
+                  {"destination": "/part", "type_": "bind", "source": "^/run/x/[a-z]+/part$", "options": ["rw"], "volume": "scratch"},
+                  {"destination": "/plain", "type_": "bind", "source": "", "options": ["rw"], "volume": "plain"},
+                  {"destination": "/scratch", "type_": "bind", "source": "", "options": ["rw"], "volume": "scratch"}]}},
+    {"name": "other", "OCI": {"Mounts": [{"destination": "/a", "type_": "bind", "source": ""}, {"destination": "/b", "type_": "bind", "source": ""}]}}
   ],
-  "request_defaults": {"ReadStreamRequest": true, "WriteStreamRequest": false, "ExecProcessRequest": {"allowed_commands": [["/bin/date"]], "regex": []},
+  "request_defaults": {"CreateContainerRequest": {"allow_env_regex": ["^A=", "^B="]}, "ReadStreamRequest": true, "WriteStreamRequest": false, "ExecProcessRequest": {"allowed_commands": [["/bin/date"]], "regex": []},
     "PortForwardRequest": {"allowed_ports": [8080]}}
 }
 `
@@ -42,8 +50,12 @@ func TestPage(t *testing.T) {
 	}
 	page := b.String()
 	for _, want := range []string{
-		"A pod of 2 containers", "^web$", "(pause)", "the guest's own pause program", "web, container", "nginx:1, bound by digest sha256:aa",
-		"variables  PASSWORD A", "1:2", "/etc/conf read-only, configMap conf, 1 files bound by digest", "/data read-write, content chosen by the host",
+		"A pod of 3 containers", "^web$", "(pause)", "the guest's own pause program", "web, container", "nginx:1, bound by digest sha256:aa",
+		"variables  PASSWORD A", "1:2", "/etc/conf read-only, configMap conf, 1 files bound by digest", "/data read-write, may be left out, content chosen by the host",
+		"layer of the host, number 1, bound by verity root abcd at byte 4096, sealed with kbs:///a/b/c", "optional   A: the host may leave",
+		"/scratch read-write, disk of the host for the volume scratch alone, encrypted", "/plain read-write, may be left out, disk of the host for the volume plain alone, not",
+		"directory of the disk of the host for the volume scratch alone, encrypted", "add variables to any container that fit one of 2 patterns",
+		"choose how much memory", "other: the host may leave out variables and mounts", "other: the host chooses which of its 2 disks",
 		`/bin/check "now and then"`, "signals    15", "restarts   never", "can        read what containers print", "cannot     write to the standard input",
 		"run in any container: /bin/date", "reach port 8080", "always     DestroySandboxRequest", "never      SetPolicyRequest",
 		"web: it is privileged", "web: the host chooses the content of /data",
@@ -52,7 +64,7 @@ func TestPage(t *testing.T) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	for _, never := range []string{"swordfish", "\x1b", "the content of /etc/conf"} {
+	for _, never := range []string{"swordfish", "\x1b", "the content of /etc/conf", "web: the host may leave out", "pause): the host may"} {
 		if strings.Contains(page, never) {
 			t.Errorf("the page has %q", never)
 		}
@@ -85,8 +97,8 @@ func TestDiff(t *testing.T) {
 	changed := strings.NewReplacer("swordfish", "hunter2", `"/data"`, `"/var/data"`, `"allowed_ports": [8080]`, `"allowed_ports": [8080, 22]`, `"signals": [15]`, `"signals": [9, 15]`).Replace(dataText)
 	lines := Lines(Diff(before, view(t, strings.Replace(rules, "default SetPolicyRequest := false", "default SetPolicyRequest := true", 1)+changed)), false)
 	for _, want := range []string{
-		"+ containers.web.OCI.Mounts./var/data: (4 members)", "- containers.web.OCI.Mounts./data: (4 members)", "~ containers.web.OCI.Process.Env.PASSWORD: PASSWORD=(not shown) -> PASSWORD=(not shown)",
-		"~ request_defaults.PortForwardRequest.allowed_ports: [8080] -> [8080,22]", "+ containers.web.signals.9: 9", "+ always.SetPolicyRequest: true", "- never.SetPolicyRequest: true",
+		"+ containers.web.OCI.Mounts./var/data: source $(sfprefix)data$ (4 members)", "- containers.web.OCI.Mounts./data: source $(sfprefix)data$ (4 members)", "~ containers.web.OCI.Process.Env.PASSWORD: PASSWORD=(not shown) -> PASSWORD=(not shown)",
+		"+ request_defaults.PortForwardRequest.allowed_ports: 22", "+ containers.web.signals.9: 9", "+ always.SetPolicyRequest: true", "- never.SetPolicyRequest: true",
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("the differences lack %q", want)
@@ -125,4 +137,66 @@ func FuzzParse(f *testing.F) {
 			t.Fatal(d)
 		}
 	})
+}
+
+func TestACI(t *testing.T) {
+	raw, err := os.ReadFile("../aci/testdata/group.rego")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := view(t, string(raw))
+	var b strings.Builder
+	if err := p.Page(&b, PageOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"A container group of Azure Container Instances", "fragment   containers and fragments from mcr.microsoft.com/aci/aci-cc-infra-fragment", "\nprepare\n",
+		"runs       /bin/prepare data in ", "layer      1111", "mount      /scratch read-write", "can        environment variable dropping", "cannot     dump stacks", "pause-container",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	if strings.Contains(b.String(), "/usr/local/sbin") {
+		t.Error("a value is shown")
+	}
+	changed := strings.NewReplacer("\"data\"", "\"other\"", "allow_dump_stacks := false", "allow_dump_stacks := true", "PATH=/usr/local/sbin:", "PATH=/evil:").Replace(string(raw))
+	q := view(t, changed)
+	lines := Lines(Diff(p, q), false)
+	for _, want := range []string{"~ allow_dump_stacks: false -> true", `~ containers.prepare.command.1: "data" -> "other"`} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("the differences lack %q: %q", want, lines)
+		}
+	}
+	if strings.Contains(strings.Join(lines, "\n"), "/evil") || !slices.Contains(q.Warnings(), "insecure: allow_dump_stacks") {
+		t.Errorf("got %q and %q", lines, q.Warnings())
+	}
+	open := view(t, "package policy\napi_version := \"0.10.0\"\nmount_device := {\"allowed\": true}\ncreate_container := {\"allowed\": true, \"env_list\": null}\n")
+	if got := open.Warnings(); len(got) != 2 || got[0] != "insecure: create_container is allowed whatever is asked" {
+		t.Errorf("got %q", got)
+	}
+	if t.Failed() {
+		t.Log(b.String())
+	}
+}
+
+func TestDiffOfLists(t *testing.T) {
+	long := strings.Repeat("x", 1000)
+	for name, c := range map[string]struct{ old, new, want string }{
+		"a word":    {`["a", "b"]`, `["a", "c"]`, `~ l.1: "b" -> "c"`},
+		"one more":  {`["a", "b"]`, `["x", "a", "b"]`, `+ l: "x"`},
+		"one less":  {`["a", "b", "b"]`, `["a", "b"]`, `- l: "b"`},
+		"order":     {`["a", "b"]`, `["b", "a"]`, `~ l: the same in another order`},
+		"a member":  {`[{"source": "/a", "x": 1}, {"source": "/b", "x": 1}]`, `[{"source": "/a", "x": 1}, {"source": "/b", "x": 2}]`, `~ l.1.x: 1 -> 2`},
+		"an object": {`[{"source": "/a", "x": 1}]`, `[{"source": "/a", "x": 1}, {"source": "/b", "x": 1}]`, `+ l: source /b (2 members)`},
+		"long":      {`[]`, `["` + long + `"]`, `+ l: "` + long[:maxShown-1] + `… (1002 bytes)`},
+		"others":    {`["a", "b"]`, `["b", "c"]`, "- l: \"a\"\n+ l: \"c\""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := func(l string) string { return rules + "\npolicy_data := {\"l\": " + l + "}\n" }
+			if got := strings.Join(Lines(Diff(view(t, text(c.old)), view(t, text(c.new))), false), "\n"); got != c.want {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+		})
+	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloister/cloister/broker/judge"
 	"github.com/cloister/cloister/broker/verifier/snp/snptest"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/tee/eventlog"
 	"github.com/cloister/cloister/tee/snp"
 	"github.com/cloister/cloister/test/evidence"
@@ -98,7 +99,7 @@ func withoutVCEK(t *testing.T, evidence []byte) []byte {
 func TestSilentLog(t *testing.T) {
 	in, ok := byID(t)["tpm-swtpm-ubuntu2404-rsassa-sha256"]
 	if !ok {
-		t.Skip("the folder has no such case")
+		needs.Optional(t, "the folder of recorded evidence has no such case")
 	}
 	log, err := eventlog.Parse(in.Log)
 	if err != nil {
@@ -128,7 +129,7 @@ func TestSilentLog(t *testing.T) {
 func TestAzureChain(t *testing.T) {
 	in, ok := byID(t)["az-snp-raw"]
 	if !ok {
-		t.Skip("the folder has no such case")
+		needs.Optional(t, "the folder of recorded evidence has no such case")
 	}
 	in.Root = evidence.Read(t, "amd-sev-snp/ca/milan/ark.pem")
 	if v := judge.Judge(t.Context(), in); v.Outcome != judge.Genuine {

@@ -59,7 +59,7 @@ func appraiseCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&f.initdata, "initdata", "", "initdata document that bare evidence must be bound to")
 	c.Flags().StringArrayVar(&f.policies, "policy", nil, "policy FILE for the first device's class, or CLASS=FILE (repeatable)")
 	c.Flags().StringVar(&f.policyID, "policy-id", "", "a policy of the broker, such as default or default_gpu")
-	c.Flags().StringVar(&f.values, "values", "", "reference values: a file of `refvalue compute -o`, or of `refvalue list --json`")
+	c.Flags().StringVar(&f.values, "values", "", "reference values: a file of 'refvalue compute -o', or of 'refvalue list --json'")
 	c.Flags().StringArrayVar(&f.bundles, "bundle", nil, "bundle of 'cloister collateral fetch' (repeatable)")
 	c.Flags().StringVar(&f.data, "data", "", "data folder of a broker whose collateral may be used")
 	c.Flags().StringVar(&f.at, "at", "", "time to verify at, as 2026-01-02T15:04:05Z (default: now)")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,6 +73,9 @@ func (f *brokerFlags) resolve() (client.Config, error) {
 	}
 	if c.URL == "" {
 		return c, hintError{usageError{errors.New("no broker was named")}, "give --kbs URL, or --broker-dir DIR for a broker on this machine"}
+	}
+	if u, err := url.Parse(c.URL); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return c, usageError{fmt.Errorf("broker URL is %q, want http(s)://host:port", c.URL)}
 	}
 	return c, nil
 }

@@ -18,19 +18,21 @@ import (
 func configContainerdCmd(a *app) *cobra.Command {
 	var handlers []string
 	var base, snapshotter string
-	version := "2"
+	version, schema := "2", 0
 	c := &cobra.Command{
 		Use:   "containerd",
 		Short: "Print a file for containerd's configuration with the runtime's handlers",
 		Long: "Prints the runtime table for containerd, to be saved where its configuration's `imports` finds it.\n" +
 			"Each --handler is NAME=FILE: the name that a RuntimeClass uses, and the runtime's configuration for it.\n\n" +
 			"containerd 1.6 and 1.7 do not merge: a file that is imported replaces all that they know of the CRI plugin, runc too.\n" +
-			"For them --merge FILE prints the plugin's whole table, that of FILE (/etc/containerd/config.toml) with the handlers added.",
+			"For them --merge FILE prints the plugin's whole table, that of FILE (/etc/containerd/config.toml) with the handlers added.\n\n" +
+			"containerd 2.0 to 2.2 want the same `version` in all files: with others they forget the CRI settings of the older ones, and\n" +
+			"say nothing. Where config.toml begins with `version = 2`, use --config-version 2.",
 		Example: "  cloister config containerd > /etc/containerd/conf.d/cloister.toml\n" +
 			"  cloister config containerd --for 1.7 --merge /etc/containerd/config.toml --handler cloister=/etc/cloister/runtime.toml --handler cloister-tpm=/etc/cloister/tpm.toml",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			text, err := containerdConfig(version, base, snapshotter, handlers)
+			text, err := containerdConfig(version, schema, base, snapshotter, handlers)
 			if err != nil {
 				return err
 			}
@@ -38,7 +40,8 @@ func configContainerdCmd(a *app) *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&version, "for", version, "containerd's version: 1.6, 1.7 or 2")
+	c.Flags().StringVar(&version, "for", version, "containerd's version: 1.6, 1.7 or 2, or all of it as 1.7.35")
+	c.Flags().IntVar(&schema, "config-version", 0, "containerd 2: the version that config.toml begins with, 2 or 3 (default 3)")
 	c.Flags().StringVar(&base, "merge", "", "containerd 1.6 and 1.7: print the CRI plugin's table of FILE with the handlers added")
 	c.Flags().StringVar(&snapshotter, "snapshotter", "", "let pods of the handlers have block layers of cloister-snapshotter; =SOCKET if it is not "+defaultSnapshotterSocket)
 	c.Flags().Lookup("snapshotter").NoOptDefVal = defaultSnapshotterSocket
@@ -55,21 +58,41 @@ type containerdRuntime struct {
 	Options     map[string]string `toml:"options,omitempty"`
 }
 
-func containerdConfig(version, base, snapshotter string, handlers []string) ([]byte, error) {
-	schema, plugin := 3, "io.containerd.cri.v1.runtime"
-	switch version {
-	case "1.6", "1.7":
-		schema, plugin = 2, "io.containerd.grpc.v1.cri"
-	case "2":
-	default:
-		return nil, usageError{fmt.Errorf("containerd's version is %q, want 1.6, 1.7 or 2", version)}
+// criPlugins are the names of the plugin with the runtimes by the version of containerd's configuration.
+var criPlugins = map[int]string{2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+
+// containerdSeries is 1.6, 1.7 or 2 for a version of containerd.
+func containerdSeries(version string) (string, error) {
+	for _, series := range []string{"1.6", "1.7", "2"} {
+		if number := strings.TrimPrefix(version, "v"); number == series || strings.HasPrefix(number, series+".") {
+			return series, nil
+		}
+	}
+	return "", usageError{fmt.Errorf("containerd's version is %q, want 1.6, 1.7 or 2", version)}
+}
+
+// containerdConfig is a file for a version of containerd. schema is the version of its configuration; 0 is the newest that it knows.
+func containerdConfig(version string, schema int, base, snapshotter string, handlers []string) ([]byte, error) {
+	version, err := containerdSeries(version)
+	if err != nil {
+		return nil, err
+	}
+	newest := 3
+	if version != "2" {
+		newest = 2
+	}
+	if schema == 0 {
+		schema = newest
+	}
+	plugin := criPlugins[schema]
+	if plugin == "" || schema > newest {
+		return nil, usageError{fmt.Errorf("containerd's configuration has version %d, want 2%s", schema, map[bool]string{true: " or 3"}[newest == 3])}
 	}
 	cri := map[string]any{}
 	if base != "" {
 		if version == "2" {
 			return nil, usageError{errors.New("--merge is for containerd 1.6 and 1.7: newer ones merge by themselves")}
 		}
-		var err error
 		if cri, err = criTable(base, plugin); err != nil {
 			return nil, err
 		}

@@ -31,7 +31,7 @@ func TestContainerdConfigMerged(t *testing.T) {
 			if err := os.WriteFile(file, []byte(tc.base), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			text, err := containerdConfig("1.6", file, "", []string{"cloister="})
+			text, err := containerdConfig("1.6", 0, file, "", []string{"cloister="})
 			if tc.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.err) {
 					t.Fatalf("the error is %v, want %q", err, tc.err)
@@ -68,7 +68,7 @@ func TestContainerdConfigMerged(t *testing.T) {
 			}
 		})
 	}
-	if _, err := containerdConfig("2", "/etc/containerd/config.toml", "", nil); err == nil {
+	if _, err := containerdConfig("2", 0, "/etc/containerd/config.toml", "", nil); err == nil {
 		t.Error("containerd 2 merges by itself")
 	}
 }
@@ -80,7 +80,7 @@ func TestContainerdConfigSnapshotter(t *testing.T) {
 		"1.7": "snapshotter = 'cloister'\n\n[plugins.'io.containerd.service.v1.diff-service']\ndefault = ['cloister-diff', 'walking']\n",
 		"2":   "[plugins.'io.containerd.cri.v1.images'.runtime_platforms.cloister]\nsnapshotter = 'cloister'\n",
 	} {
-		text, err := containerdConfig(version, "", defaultSnapshotterSocket, []string{"cloister="})
+		text, err := containerdConfig(version, 0, "", defaultSnapshotterSocket, []string{"cloister="})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,8 +91,34 @@ func TestContainerdConfigSnapshotter(t *testing.T) {
 			t.Errorf("for %s the differ is there: %v", version, differ)
 		}
 	}
-	if _, err := containerdConfig("2", "", "a.sock", nil); err == nil {
+	if _, err := containerdConfig("2", 0, "", "a.sock", nil); err == nil {
 		t.Error("a relative socket is accepted")
+	}
+}
+
+// TestContainerdConfigVersions: containerd 2 reads two versions of its configuration, and 2.0 to 2.2 only one of them at a time.
+func TestContainerdConfigVersions(t *testing.T) {
+	for _, c := range []struct {
+		version string
+		schema  int
+		want    string // empty is an error
+	}{
+		{"2", 0, "version = 3\n\n[plugins]\n[plugins.'io.containerd.cri.v1.runtime']\n"},
+		{"v2.1.9", 2, "version = 2\n\n[plugins]\n[plugins.'io.containerd.grpc.v1.cri']\n"},
+		{"1.7.35", 0, "version = 2\n\n[plugins]\n[plugins.'io.containerd.grpc.v1.cri']\n"},
+		{"1.7", 3, ""},
+		{"2", 4, ""},
+		{"1.5", 0, ""},
+		{"20.1", 0, ""},
+	} {
+		text, err := containerdConfig(c.version, c.schema, "", "", []string{"cloister="})
+		if (err != nil) != (c.want == "") || !strings.HasPrefix(string(text), c.want) {
+			t.Errorf("for %s, version %d: %v\n%s", c.version, c.schema, err, text)
+		}
+	}
+	text, err := containerdConfig("2.0", 2, "", defaultSnapshotterSocket, []string{"cloister="})
+	if want := "[plugins.'io.containerd.cri.v1.images'.runtime_platforms.cloister]\n"; err != nil || !strings.Contains(string(text), want) {
+		t.Errorf("without %s the image service does not know the snapshotter: %v\n%s", want, err, text)
 	}
 }
 

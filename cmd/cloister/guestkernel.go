@@ -61,7 +61,7 @@ func guestKernelBuildCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&source, "source", "", "source tree with the lock file (default: the one this program or folder is in)")
 	c.Flags().StringVar(&lock, "lock", "", "lock file with the versions (default: guest.lock of the source tree)")
 	c.Flags().StringVar(&pkg, "package", "", "file of the locked source package, instead of fetching it")
-	c.Flags().StringArrayVar(&options, "options", nil, "`file` with more options (lines CONFIG_NAME=y), which may replace ours; may be repeated")
+	c.Flags().StringArrayVar(&options, "options", nil, "`FILE` with more options (lines CONFIG_NAME=y), which may replace ours; may be repeated")
 	c.Flags().IntVar(&jobs, "jobs", 0, "compilers at a time (default: one for each processor)")
 	return c
 }

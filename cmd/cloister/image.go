@@ -111,7 +111,10 @@ func imageInspectCmd(a *app) *cobra.Command {
 				for _, l := range p.Layers {
 					key := "not encrypted"
 					if l.Encrypted {
-						key = strings.Join(l.KeyIDs, " ")
+						key = printable(strings.Join(l.KeyIDs, " "))
+					}
+					if l.Sealed {
+						key += " (sealed)"
 					}
 					rows = append(rows, []string{p.OS + "/" + p.Architecture, l.Digest, mega(l.Size), key})
 				}

@@ -13,7 +13,7 @@ import (
 )
 
 func keyCmd(a *app) *cobra.Command {
-	return group("key", "Make keys for images", keyNewCmd(a))
+	return group("key", "Make keys for images and sealed secrets", keyNewCmd(a), keyJWKCmd(a))
 }
 
 // keyNewCmd makes a 32-byte image key or an ECDSA P-256 signing pair. It never overwrites: a lost key is a lost image.

@@ -66,7 +66,7 @@ func runCmd(a *app) *cobra.Command {
 		},
 	}
 	f.podFlags.add(c)
-	c.Flags().StringVar(&f.initdata, "initdata", "", "initdata document of this pod, made by `cloister initdata new`")
+	c.Flags().StringVar(&f.initdata, "initdata", "", "initdata document of this pod, made by 'cloister initdata new'")
 	c.Flags().StringVar(&f.image, "guest", "", "folder of the guest image (default: the one built last)")
 	c.Flags().StringVar(&f.tee, "tee", "auto", "auto, or the TEE to insist on; what is absent is an error")
 	c.Flags().StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")

@@ -13,6 +13,7 @@ import (
 
 // podSize is what counts of a pod for its virtual machine. Unlike `cloister run`, it takes any pod, also one that needs a cluster.
 type podSize struct {
+	object      string // what makes the pod, "Deployment/web"
 	annotations map[string]string
 	request     sizing.Request
 }
@@ -40,23 +41,39 @@ func readPods(file string) ([]*kubernetes.Workload, error) {
 	return set.Workloads, err
 }
 
-// readPodSize reads the first object with containers in a manifest.
-func readPodSize(file string) (podSize, error) {
+// readPodSizes reads every object with containers in a manifest. There is at least one.
+func readPodSizes(file string) ([]podSize, error) {
 	pods, err := readPods(file)
 	if err != nil {
-		return podSize{}, err
+		return nil, err
 	}
+	var found []podSize
 	for _, w := range pods {
 		if len(w.Spec.Containers) == 0 {
 			continue
 		}
 		request, err := podRequest(&w.Spec)
 		if err != nil {
-			return podSize{}, fmt.Errorf("%s: %w", file, err)
+			return nil, fmt.Errorf("%s: %s: %w", file, printable(w.Object()), err)
 		}
-		return podSize{w.Template.Annotations, request}, nil
+		found = append(found, podSize{printable(w.Object()), w.Template.Annotations, request})
 	}
-	return podSize{}, fmt.Errorf("%s has no pod with containers", file)
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s has no pod with containers", file)
+	}
+	return found, nil
+}
+
+// readPodSize is readPodSizes of a file with one pod.
+func readPodSize(file string) (podSize, error) {
+	pods, err := readPodSizes(file)
+	if err != nil {
+		return podSize{}, err
+	}
+	if len(pods) > 1 {
+		return podSize{}, hint(fmt.Errorf("%s makes %d pods, the first two of %s and %s", file, len(pods), pods[0].object, pods[1].object), "give a file with one of them")
+	}
+	return pods[0], nil
 }
 
 // podRequest is what a pod needs at once, as Kubernetes counts: the containers together with the sidecars, and each container of the

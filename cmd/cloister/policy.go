@@ -73,6 +73,9 @@ func policyGenerateCmd(a *app) *cobra.Command {
 			case "kubernetes":
 				return kf.generate(c, a, &pf, &f, out, args)
 			case "run":
+				if names := kf.given(c); len(names) > 0 {
+					return hint(usageError{fmt.Errorf("%s: not with --for run", strings.Join(names, ", "))}, "they are for pods that Kubernetes starts; the others are in `%s --help`", c.CommandPath())
+				}
 				if len(args) != 1 {
 					return usageError{fmt.Errorf("--for run takes one file, got %d", len(args))}
 				}

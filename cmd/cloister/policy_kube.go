@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cloister/cloister/author/genpolicy"
@@ -37,7 +38,23 @@ type kubeFlags struct {
 }
 
 func (f *kubeFlags) add(c *cobra.Command) {
-	p := c.Flags()
+	f.flags(c.Flags())
+}
+
+// given names the flags that only manifests of Kubernetes have a use for, of those that were given.
+func (f *kubeFlags) given(c *cobra.Command) []string {
+	var names []string
+	known := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(kubeFlags).flags(known)
+	known.VisitAll(func(flag *pflag.Flag) {
+		if c.Flags().Changed(flag.Name) {
+			names = append(names, "--"+flag.Name)
+		}
+	})
+	return names
+}
+
+func (f *kubeFlags) flags(p *pflag.FlagSet) {
 	p.StringVar(&f.settings, "settings", "", "settings of nodes and requests: a genpolicy-settings.json, or a directory with it and patches")
 	p.StringVar(&f.rules, "rules", "", "take the rules from this file instead of Cloister's")
 	p.StringVar(&f.initdata, "initdata", "", "put the policy into this initdata document, which may have aa.toml and cdh.toml")
@@ -53,7 +70,7 @@ func (f *kubeFlags) add(c *cobra.Command) {
 	p.StringVar(&f.cache, "cache", "", "folder that keeps what was found in layers; default: layers in the user's cache folder")
 	p.BoolVar(&f.noCache, "no-cache", false, "keep nothing, and use nothing that was kept")
 	p.StringArrayVar(&f.sources, "image-source", nil, "registry, oci:DIR, archive:FILE or containerd[:SOCKET[,NAMESPACE]] (repeatable, tried in order; default: registry)")
-	p.StringArrayVar(&f.fragments, "fragment", nil, "JSON file that declares a signed fragment to accept, as `cloister policy fragment inspect --declare guest` prints it (repeatable)")
+	p.StringArrayVar(&f.fragments, "fragment", nil, "JSON file that declares a signed fragment to accept, as 'cloister policy fragment inspect --declare guest' prints it (repeatable)")
 	p.BoolVar(&f.allowLogs, "allow-logs", false, "hand the containers' output to the host")
 	p.BoolVar(&f.forward, "allow-port-forward", false, "let the host forward connections to the ports that containers declare")
 	p.BoolVar(&f.anyOrder, "any-order", false, "do not hold init containers to run before the others")
@@ -133,6 +150,11 @@ func (f *kubeFlags) images(pf *podFlags) (*imagesource.Images, error) {
 	if f.noCache {
 		o.Cache = ""
 	}
+	for _, from := range f.sources {
+		if err := imagesource.CheckSource(from); err != nil {
+			return nil, usageError{fmt.Errorf("--image-source: %w", err)}
+		}
+	}
 	return imagesource.New(o)
 }
 
@@ -144,6 +166,16 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 	if len(pf.guestRegistry) > 0 || rf.denyLogs {
 		return usageError{errors.New("--guest-registry and --deny-logs are for --for run")}
 	}
+	o, err := f.options(rf)
+	if err != nil {
+		return err
+	}
+	images, err := f.images(pf)
+	if err != nil {
+		return err
+	}
+	defer images.Close()
+	o.Images = images
 	inputs, err := kubernetes.Read(a.stdin, names...)
 	if err != nil {
 		return err
@@ -158,21 +190,8 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 		return err
 	}
 	if len(problems) == 0 && len(set.Workloads) == 0 {
-		if len(f.runtimeClasses) == 0 {
-			return errors.New("the manifests have nothing that makes pods")
-		}
-		fmt.Fprintf(a.stderr, "warning: no pod has a runtimeClassName that starts with %s; nothing was changed\n", strings.Join(f.runtimeClasses, " or "))
+		return nothingSelected(set.Passed, f.runtimeClasses)
 	}
-	o, err := f.options(rf)
-	if err != nil {
-		return err
-	}
-	images, err := f.images(pf)
-	if err != nil {
-		return err
-	}
-	defer images.Close()
-	o.Images = images
 	var base *initdata.Document
 	if f.initdata != "" {
 		text, err := os.ReadFile(f.initdata)
@@ -200,6 +219,26 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 	}
 	return f.deliver(a, set, results, base, out)
 }
+
+// nothingSelected is the error when no pod gets a policy. Who forgot a class, or misspelt it, must not deploy what came in.
+func nothingSelected(passed, wanted []string) error {
+	if len(passed) == 0 {
+		return errors.New("the manifests have nothing that makes pods")
+	}
+	found := make([]string, len(passed))
+	for i, class := range passed {
+		if found[i] = printable(class); class == "" {
+			found[i] = "none"
+		}
+	}
+	if len(found) > maxNamed {
+		found = append(found[:maxNamed], fmt.Sprintf("%d more", len(found)-maxNamed))
+	}
+	return hint(fmt.Errorf("no pod has a runtimeClassName that starts with %s", strings.Join(wanted, " or ")), "the pods have: %s", strings.Join(found, ", "))
+}
+
+// maxNamed bounds lists in errors.
+const maxNamed = 10
 
 // parsePolicyRules finds what the guest would stop for.
 func parsePolicyRules(rules string) error {

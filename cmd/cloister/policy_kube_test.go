@@ -147,4 +147,26 @@ spec: {template: {spec: {containers: [{name: a, image: b}]}}}
 	}
 	f.run(t, exitUsage, "policy", "generate", "--in-place", "--raw", "bad.yaml")
 	f.run(t, exitUsage, "policy", "generate", "--for", "nobody", "bad.yaml")
+	if out := f.run(t, exitUsage, "policy", "generate", "--for", "run", "--allow-logs", "--layers", "host", "bad.yaml"); !strings.Contains(out, "--allow-logs, --layers: not with --for run") {
+		t.Errorf("got %s", out)
+	}
+}
+
+// TestPolicyGenerateNothingSelected: who misspells a class deploys nothing that is unprotected by mistake.
+func TestPolicyGenerateNothingSelected(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "web.yaml", kubeManifests+"---\napiVersion: v1\nkind: Pod\nmetadata: {name: none}\nspec: {containers: [{name: a, image: b}]}\n")
+	out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--runtime-class", "kata", "--runtime-class", "confidential", "web.yaml")
+	for _, want := range []string{"no pod has a runtimeClassName that starts with kata or confidential", "hint: the pods have: none, cloister-snp, runc"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "apiVersion") {
+		t.Error("the manifests are printed")
+	}
+	f.write(t, "empty.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
+	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--runtime-class", "kata", "empty.yaml"); !strings.Contains(out, "nothing that makes pods") {
+		t.Errorf("got %s", out)
+	}
 }

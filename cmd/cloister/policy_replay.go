@@ -4,13 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/author/policytest"
 	"github.com/cloister/cloister/guest/gate"
-	"github.com/cloister/cloister/wire/initdata"
 )
 
 const recordHelp = `REQUESTS holds one JSON object {"kind": RULE, "request": INPUT} per line, or a JSON list of them; "description" and
@@ -104,27 +102,6 @@ func (a *app) replay(c *cobra.Command, args []string, each func(policytest.Resul
 		return hint(err, "the guest would stop for this policy")
 	}
 	return policytest.Run(c.Context(), e, cases, each)
-}
-
-// policyText is the policy in a file: its text, an initdata document that holds it, or the annotation made of one.
-func (a *app) policyText(file string) (string, error) {
-	raw, err := a.readSaved(file)
-	if err != nil {
-		return "", err
-	}
-	text := strings.TrimSpace(string(raw))
-	if doc, err := initdata.DecodeAnnotation(text); err == nil {
-		raw = doc
-	}
-	doc, err := initdata.Parse(raw)
-	if err != nil {
-		return string(raw), nil // then it is a policy
-	}
-	policy, ok := doc.Data["policy.rego"]
-	if !ok {
-		return "", hint(fmt.Errorf("the initdata of %s holds no policy", file), "without one the guest uses the policy of its image")
-	}
-	return policy, nil
 }
 
 func title(r policytest.Result) string {

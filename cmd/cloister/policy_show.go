@@ -14,18 +14,37 @@ func policyExplainCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "explain POLICY",
 		Short: "One page about a policy: what may run, from which images, with which mounts, and what the host may do",
-		Long: "POLICY is the text of a policy, an initdata document or the value of an initdata annotation; - is standard input.\n" +
-			"For policies of `cloister run` and of generators for Kubernetes. What the rules themselves say is not shown.",
+		Long: "POLICY is the text of a policy, an initdata document, the value of an initdata annotation or of a ccePolicy, or a manifest\n" +
+			"or template with such values; - is standard input. For policies of `cloister run`, of generators for Kubernetes and of\n" +
+			"Azure Container Instances. What the rules themselves say is not shown.",
 		Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			p, err := a.viewPolicy(args[0])
+			found, err := a.policyTexts(args[0])
 			if err != nil {
 				return err
 			}
-			if a.json {
-				return a.printJSON(map[string]any{"rules": p.Rules, "always": p.Always, "never": p.Never, "warnings": p.Warnings(), "policy_data": p.Data})
+			for i, f := range found {
+				p, err := parseView(args[0], f.text)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					if err := a.printJSON(map[string]any{"object": f.object, "rules": p.Rules, "always": p.Always, "never": p.Never, "warnings": p.Warnings(), "policy_data": p.Data}); err != nil {
+						return err
+					}
+					continue
+				}
+				if i > 0 {
+					fmt.Fprintln(a.stdout)
+				}
+				if f.object != "" {
+					fmt.Fprintf(a.stdout, "%s\n", f.object)
+				}
+				if err := p.Page(a.stdout, o); err != nil {
+					return err
+				}
 			}
-			return p.Page(a.stdout, o)
+			return nil
 		},
 	}
 	c.Flags().BoolVar(&o.Values, "values", false, "show values of environment variables too")
@@ -75,9 +94,13 @@ func (a *app) viewPolicy(file string) (*policyview.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseView(file, text)
+}
+
+func parseView(file, text string) (*policyview.Policy, error) {
 	p, err := policyview.Parse(text)
 	if err != nil {
-		return nil, hint(fmt.Errorf("%s: %w", file, err), "want the text of a policy, an initdata document or the value of an initdata annotation")
+		return nil, hint(fmt.Errorf("%s: %w", file, err), policyForms)
 	}
 	return p, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -37,34 +38,34 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 		Long: "Computes, from firmware, kernel, initrd, command line, machine size and initdata, the PCR values of a boot of exactly\n" +
 			"these. Nothing is booted and nothing is typed in. The pod is read for the size of its machine.\n" +
 			"With --runtime-config the boot is the one that the container runtime makes of the pod: size, files and command line are\n" +
-			"as that configuration and the pod's annotations say, on a node with at least this machine's processors and memory.",
+			"as that configuration and the pod's annotations say, on a node with at least this machine's processors and memory. The\n" +
+			"file may then have several workloads: the values of all of them are accepted.",
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if initdataFile == "" && runtimeFile == "" {
 				return needInitdata()
 			}
-			var in refvalue.Input
+			var document []byte
 			var err error
-			if runtimeFile != "" {
-				in, err = runtimeBoot(runtimeFile, args[0])
-			} else {
-				in, err = pf.boot(c.Context(), a, args[0], image)
-			}
-			if err != nil {
-				return err
-			}
 			if initdataFile != "" {
-				if in.Initdata, err = os.ReadFile(initdataFile); err != nil {
+				if document, err = os.ReadFile(initdataFile); err != nil {
 					return fmt.Errorf("reading the initdata: %w", err)
 				}
 			}
-			if in.Initdata == nil {
-				return needInitdata()
+			var r *refvalue.Result
+			if runtimeFile != "" {
+				r, err = a.runtimeValues(runtimeFile, args[0], document)
+			} else {
+				var in refvalue.Input
+				if in, err = pf.boot(c.Context(), a, args[0], image); err != nil {
+					return err
+				}
+				in.Initdata = document
+				if kernelAppend != "" {
+					in.Cmdline += " " + kernelAppend
+				}
+				r, err = refvalue.Compute(in)
 			}
-			if kernelAppend != "" {
-				in.Cmdline += " " + kernelAppend
-			}
-			r, err := refvalue.Compute(in)
 			if err != nil {
 				return err
 			}
@@ -91,8 +92,8 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 	addOutput(c, &out)
 	c.Flags().StringVar(&image, "guest", "", "folder of the guest image (default: the one built last)")
 	c.Flags().StringVar(&initdataFile, "initdata", "", "initdata document of the pod")
-	c.Flags().StringVar(&kernelAppend, "kernel-append", "", "what `cloister run` will add to the kernel command line")
-	c.Flags().StringVar(&runtimeFile, "runtime-config", "", "configuration of the container runtime: for a pod that Kubernetes runs, not `cloister run`")
+	c.Flags().StringVar(&kernelAppend, "kernel-append", "", "what 'cloister run' will add to the kernel command line")
+	c.Flags().StringVar(&runtimeFile, "runtime-config", "", "configuration of the container runtime: for a pod that Kubernetes runs, not 'cloister run'")
 	c.Flags().BoolVar(&events, "events", false, "explain every event that goes into the registers")
 	c.MarkFlagsMutuallyExclusive("runtime-config", "guest")
 	c.MarkFlagsMutuallyExclusive("runtime-config", "kernel-append")
@@ -128,12 +129,54 @@ func (f *podFlags) boot(ctx context.Context, a *app, pod, image string) (refvalu
 	}, nil
 }
 
-// runtimeBoot is what the container runtime boots for a pod, with the initdata of its annotation if it has one.
-func runtimeBoot(file, pod string) (refvalue.Input, error) {
-	p, err := readPodSize(pod)
+// runtimeValues are the values of all pods in a manifest that the container runtime starts. A document stands for the initdata of all;
+// without one it is that of each pod's annotation, and pods that have none are left out.
+func (a *app) runtimeValues(file, manifest string, document []byte) (*refvalue.Result, error) {
+	pods, err := readPodSizes(manifest)
 	if err != nil {
-		return refvalue.Input{}, err
+		return nil, err
 	}
+	all := &refvalue.Result{Values: map[string][]string{}}
+	for _, p := range pods {
+		in, err := runtimeBoot(file, p)
+		if err == nil && document != nil {
+			in.Initdata = document
+		}
+		if err == nil && in.Initdata == nil {
+			if len(pods) > 1 {
+				fmt.Fprintf(a.stderr, "warning: %s has no initdata and is left out\n", p.object)
+			}
+			continue
+		}
+		var r *refvalue.Result
+		if err == nil {
+			r, err = refvalue.Compute(in)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.object, err)
+		}
+		for name, values := range r.Values {
+			for _, v := range values {
+				if !slices.Contains(all.Values[name], v) {
+					all.Values[name] = append(all.Values[name], v)
+				}
+			}
+		}
+		for _, b := range r.Boots {
+			if len(pods) > 1 {
+				b.Machine = p.object + ", " + b.Machine
+			}
+			all.Boots = append(all.Boots, b)
+		}
+	}
+	if len(all.Boots) == 0 {
+		return nil, needInitdata()
+	}
+	return all, nil
+}
+
+// runtimeBoot is what the container runtime boots for a pod, with the initdata of its annotation if it has one.
+func runtimeBoot(file string, p podSize) (refvalue.Input, error) {
 	e, err := loadRuntime(file, p.annotations)
 	if err != nil {
 		return refvalue.Input{}, err

@@ -46,7 +46,7 @@ func refvalueAddCmd(a *app) *cobra.Command {
 			return a.printAccepted(c, broker, values)
 		},
 	}
-	c.Flags().StringVar(&f.group, "group", "", "label the values, by their pod for example, so that `refvalue rm --group` removes them together")
+	c.Flags().StringVar(&f.group, "group", "", "label the values, by their pod for example, so that 'refvalue rm --group' removes them together")
 	c.Flags().BoolVar(&f.literal, "literal", false, "VALUE is JSON, such as a number or true, instead of a text")
 	c.Flags().BoolVar(&f.single, "single", false, "VALUE is the only one and no list, for what a policy compares with ==; it takes the place of what is there")
 	c.Flags().BoolVar(&f.replace, "replace", false, "other values that the names have (with --group: by that group) end")

@@ -58,7 +58,7 @@ func refvalueDiffCmd(a *app) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&f.group, "group", "", "the label that the values would get")
-	c.Flags().BoolVar(&f.replace, "replace", false, "as with `refvalue add --replace`: other values of the names (with --group: of that group) would end")
+	c.Flags().BoolVar(&f.replace, "replace", false, "as with 'refvalue add --replace': other values of the names (with --group: of that group) would end")
 	c.Flags().DurationVar(&soon, "expires-within", 30*24*time.Hour, "also show what ends within this time and is not renewed")
 	a.broker.add(c)
 	return c

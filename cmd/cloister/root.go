@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -25,9 +26,16 @@ func newRoot(a *app) *cobra.Command {
 		Short: "Run container pods on hosts nobody has to trust",
 		Long: "Cloister runs each pod in its own measured micro-VM. The guest proves what it is to a key broker,\n" +
 			"and only then gets the keys of its images and secrets.",
-		SilenceUsage:     true,
-		SilenceErrors:    true,
-		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		// cobra checks these only after this function: then they would count as failures of the command.
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			if err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
+				return hintError{usageError{err}, "see `" + c.CommandPath() + " --help`"}
+			}
+			a.started = true
+			return nil
+		},
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)

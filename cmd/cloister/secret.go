@@ -16,7 +16,7 @@ import (
 
 func secretCmd(a *app) *cobra.Command {
 	return group("secret", "Put secrets into the broker, for attested guests",
-		secretPutCmd(a), secretGetCmd(a), secretRotateCmd(a), secretListCmd(a), secretRemoveCmd(a))
+		secretPutCmd(a), secretGetCmd(a), secretRotateCmd(a), secretListCmd(a), secretSealCmd(a), secretRemoveCmd(a))
 }
 
 func secretPutCmd(a *app) *cobra.Command {

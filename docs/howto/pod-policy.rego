@@ -4,7 +4,8 @@
 # Bound: image, program, arguments, environment, user, working directory, capabilities, every mount's place and kind, no devices, no exec.
 # Not bound, because Kubernetes or the node chooses it anew for each pod. Do not rely on it:
 #   - how often and in which order the containers run, when they are stopped, their limits, hostname and the pod's addresses and DNS;
-#   - the content of `files`: the host writes ConfigMaps, Secrets, tokens and /etc/hosts. What must stay secret comes from the broker;
+#   - the content of `files`: the host writes ConfigMaps, Secrets, tokens and /etc/hosts. What must stay secret comes from the broker, and
+#     sealed secrets are opened in variables of `env` only;
 #   - the values of variables that the kubelet adds for services (`service_variable`);
 #   - what the containers print: the host reads it. Take out ReadStreamRequest if it must not.
 
@@ -59,6 +60,16 @@ is_sandbox(s) if {
 	object.keys(description) == {"metadata"}
 	description.metadata["io.kubernetes.cri.container-type"] == "sandbox"
 }
+
+# A sealed secret is opened where the pod has it. In other variables, and in files, the host could put any.
+default UnsealVariableRequest := false
+
+UnsealVariableRequest if {
+	some c in containers
+	input.variable in c.env
+}
+
+default UnsealFileRequest := false
 
 allowed_variable(variable, known) if variable in known
 
@@ -172,6 +183,16 @@ default CopyFileRequest := false
 CopyFileRequest if {
 	regex.match(`^/run/kata-containers/shared/containers/[0-9a-f]{64}-[0-9a-f]{16}-`, input.path)
 	every part in split(input.path, "/") { not part in {".", ".."} }
+	inside(input)
+}
+
+# A link lies in a volume and stays there: others would show one container's files to another, or to the host.
+inside(i) if i.file_type != "Symlink"
+
+inside(i) if {
+	regex.match(`^/run/kata-containers/shared/containers/[^/]+/`, i.path)
+	not startswith(i.symlink_target, "/")
+	every part in split(i.symlink_target, "/") { part != ".." }
 }
 
 # The guest's own services listen on its loopback device, which is not the host's to change.

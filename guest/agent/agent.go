@@ -107,6 +107,8 @@ type Agent struct {
 type entry struct {
 	c        *container.Container // nil while being made
 	signaled bool                 // its first process, by the host
+	noted    chan struct{}        // closed when the policy knows of its end, or cannot be told
+	notedErr error                // why it cannot; to be read then
 	oci      *agent.Spec
 	storages []string
 }

@@ -47,7 +47,7 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agent.CreateContainerR
 	if usesPause(req.GetStorages()) {
 		oci.Process = pauseProcess(oci.GetProcess())
 	}
-	if err := a.unsealEnv(ctx, oci.GetProcess()); err != nil {
+	if err := a.unsealEnv(ctx, id, oci.GetProcess()); err != nil {
 		return nil, err
 	}
 	place, err := a.placement(id, req)
@@ -78,6 +78,7 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agent.CreateContainerR
 		a.sandbox.firstPid, a.sandbox.firstEnd = c.Init().Pid(), c.Init().Done()
 	}
 	a.mu.Unlock()
+	go a.noteEnd(e)
 	a.log.Info("container created", "container", id, "pid", c.Init().Pid())
 	return &emptypb.Empty{}, nil
 }
@@ -114,13 +115,13 @@ func checkCreate(req *agent.CreateContainerRequest) error {
 func (a *Agent) reserve(id string) (*entry, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.sandbox == nil {
+	if a.sandbox == nil || !a.sandbox.ready {
 		return nil, invalid("there is no sandbox yet")
 	}
 	if _, ok := a.containers[id]; ok {
 		return nil, fmt.Errorf("container %s: %w", id, container.ErrExists)
 	}
-	e := &entry{}
+	e := &entry{noted: make(chan struct{})}
 	a.containers[id] = e
 	return e, nil
 }
@@ -223,11 +224,14 @@ func (a *Agent) removeContainer(ctx context.Context, id string) error {
 func (a *Agent) dropContainer(id string) error {
 	a.mu.Lock()
 	e := a.containers[id]
-	a.mu.Unlock()
 	if e == nil {
+		a.mu.Unlock()
 		return nil
 	}
-	err := errors.Join(a.releaseStorages(e.storages), a.removeBundle(id))
+	storages := e.storages
+	e.storages = nil // another removal at the same time releases nothing twice
+	a.mu.Unlock()
+	err := errors.Join(a.releaseStorages(storages), a.removeBundle(id))
 	a.mu.Lock()
 	delete(a.containers, id)
 	a.mu.Unlock()
@@ -260,7 +264,7 @@ func (a *Agent) ExecProcess(ctx context.Context, req *agent.ExecProcessRequest) 
 		return nil, err
 	}
 	process := proto.CloneOf(req.GetProcess())
-	if err := a.unsealEnv(ctx, process); err != nil {
+	if err := a.unsealEnv(ctx, c.ID, process); err != nil {
 		return nil, err
 	}
 	ps, err := container.ConvertProcess(process)
@@ -306,13 +310,33 @@ func (a *Agent) SignalProcess(_ context.Context, req *agent.SignalProcessRequest
 	return &emptypb.Empty{}, p.Signal(sig)
 }
 
+// noteEnd tells the policy how a container has ended, as soon as it has: what may run next can depend on it, so that it is not left
+// to the host to ask.
+func (a *Agent) noteEnd(e *entry) {
+	defer close(e.noted)
+	<-e.c.Ended()
+	a.mu.Lock()
+	status := e.c.Init().ExitCode()
+	if e.signaled && status == 0 { // one that ends well because the host asked it to has not finished its work
+		status = 128 + int(syscall.SIGTERM)
+	}
+	a.mu.Unlock()
+	if err := a.cfg.Gate.Exited(context.Background(), e.c.ID, status); err != nil {
+		e.notedErr = fmt.Errorf("telling the policy how container %s has ended: %w", e.c.ID, err)
+		a.log.Warn("a container's end is not known to the policy", "container", e.c.ID, "error", err)
+	}
+}
+
 // WaitProcess waits for the end of a process. The policy learns of the end of a container's first process before the
-// host does: what may run next can depend on it.
+// host does.
 func (a *Agent) WaitProcess(ctx context.Context, req *agent.WaitProcessRequest) (*agent.WaitProcessResponse, error) {
 	c, err := a.container(req.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
+	a.mu.Lock()
+	e := a.containers[c.ID]
+	a.mu.Unlock()
 	p, err := c.Process(req.GetExecId())
 	if err != nil {
 		return nil, err
@@ -321,22 +345,17 @@ func (a *Agent) WaitProcess(ctx context.Context, req *agent.WaitProcessRequest) 
 	if err != nil {
 		return nil, err
 	}
-	if p == c.Init() {
-		if err := a.cfg.Gate.Exited(ctx, c.ID, a.ownStatus(c.ID, code)); err != nil {
-			return nil, fmt.Errorf("telling the policy how container %s has ended: %w", c.ID, err)
+	if p == c.Init() && e != nil {
+		select {
+		case <-e.noted:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if e.notedErr != nil {
+			return nil, e.notedErr
 		}
 	}
 	return &agent.WaitProcessResponse{Status: int32(code)}, nil
-}
-
-// ownStatus is how a container ended as the policy is told: one that ends well because the host asked it to has not finished its work.
-func (a *Agent) ownStatus(id string, code int) int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if e := a.containers[id]; e != nil && e.signaled && code == 0 {
-		return 128 + int(syscall.SIGTERM)
-	}
-	return code
 }
 
 // UpdateContainer changes limits.

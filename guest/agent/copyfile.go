@@ -40,10 +40,31 @@ func (a *Agent) CopyFile(_ context.Context, req *agent.CopyFileRequest) (*emptyp
 	// One at a time: what two requests do to the same names must not mix.
 	a.copying.Lock()
 	defer a.copying.Unlock()
-	if err := copyFile(root, path.Clean(rel), req); err != nil {
+	if err := copyBelow(root, path.Clean(rel), req); err != nil {
 		return nil, fmt.Errorf("copying to %s: %w", req.GetPath(), err)
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// copyBelow copies a file into its volume, which is what the first part of the path names. No link leads from one volume into another:
+// what is there may have been bound by the policy, and a container may use it.
+func copyBelow(root *os.Root, rel string, req *agent.CopyFileRequest) error {
+	volume, rest, ok := strings.Cut(rel, "/")
+	if !ok {
+		return copyFile(root, rel, req)
+	}
+	if err := makeParents(root, volume+"/x", req); err != nil {
+		return err
+	}
+	if info, err := root.Lstat(volume); err != nil || !info.IsDir() {
+		return errors.Join(err, invalid("%.120q is not a directory", volume))
+	}
+	dir, err := root.OpenRoot(volume)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return copyFile(dir, rest, req)
 }
 
 func copyFile(root *os.Root, rel string, req *agent.CopyFileRequest) error {
@@ -123,15 +144,14 @@ func copySymlink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 	if err := root.Symlink(target, tmp); err != nil {
 		return err
 	}
-	if err := root.Lchown(tmp, int(req.GetUid()), int(req.GetGid())); err != nil {
-		return err
+	err := root.Lchown(tmp, int(req.GetUid()), int(req.GetGid()))
+	if err == nil {
+		err = replace(root, tmp, rel)
 	}
-	if info, err := root.Lstat(rel); err == nil && info.IsDir() {
-		if err := removeOne(root, rel); err != nil {
-			return err
-		}
+	if err != nil {
+		return errors.Join(err, removeOne(root, tmp))
 	}
-	return root.Rename(tmp, rel)
+	return nil
 }
 
 // temporaryName is where the pieces of a file wait. No two files share it, and no file of a pod is called like that.
@@ -143,19 +163,36 @@ func temporaryName(rel string) string {
 func copyRegular(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 	tmp := temporaryName(rel)
 	if req.GetOffset() == 0 {
-		for _, old := range []string{tmp, rel} {
-			if err := removeOne(root, old); err != nil {
-				return err
-			}
+		if err := removeOne(root, tmp); err != nil {
+			return err
 		}
 	}
-	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	whole, err := writePiece(root, tmp, req)
+	if err == nil && whole {
+		err = complete(root, tmp, rel, req)
+	}
+	if err != nil { // the file that was there before stays
+		return errors.Join(err, removeOne(root, tmp))
+	}
+	return nil
+}
+
+// writePiece adds a piece to a file that waits, and says whether it is whole.
+func writePiece(root *os.Root, tmp string, req *agent.CopyFileRequest) (whole bool, err error) {
+	flags := os.O_WRONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	if req.GetOffset() == 0 {
+		flags |= os.O_CREATE
+	}
+	f, err := root.OpenFile(tmp, flags, 0o600)
 	if err != nil {
-		return err
+		return false, err
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
 		err = invalid("%s is not a regular file", tmp)
+	}
+	if err == nil && req.GetOffset() > info.Size() {
+		err = invalid("a piece at offset %d follows %d bytes", req.GetOffset(), info.Size())
 	}
 	if err == nil {
 		_, err = f.WriteAt(req.GetData(), req.GetOffset())
@@ -165,16 +202,28 @@ func copyRegular(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 		now, err = f.Stat()
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return err
+		return false, err
 	}
-	switch got := now.Size(); {
-	case got < req.GetFileSize():
-		return nil
-	case got > req.GetFileSize():
-		return invalid("the file has %d bytes, %d were announced", got, req.GetFileSize())
+	if got := now.Size(); got > req.GetFileSize() {
+		return false, invalid("the file has %d bytes, %d were announced", got, req.GetFileSize())
 	}
+	return now.Size() == req.GetFileSize(), nil
+}
+
+// complete puts a whole file in its place, in one step unless a directory is there.
+func complete(root *os.Root, tmp, rel string, req *agent.CopyFileRequest) error {
 	if err := setOwner(root, tmp, req); err != nil {
 		return err
+	}
+	return replace(root, tmp, rel)
+}
+
+// replace renames tmp, which is a file or a link. What is there is replaced, a directory with all that is in it.
+func replace(root *os.Root, tmp, rel string) error {
+	if info, err := root.Lstat(rel); err == nil && info.IsDir() {
+		if err := removeOne(root, rel); err != nil {
+			return err
+		}
 	}
 	return root.Rename(tmp, rel)
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -179,6 +180,74 @@ func TestCopyFileRefusesNonsense(t *testing.T) {
 	}
 }
 
+// TestFailedCopyLeavesTheOldFile copies a file once more, wrongly and incompletely.
+func TestFailedCopyLeavesTheOldFile(t *testing.T) {
+	a, base := copier(t)
+	old := base + "/vol/f"
+	if _, err := a.CopyFile(t.Context(), request(old, unix.S_IFREG|0o644, "bound")); err != nil {
+		t.Fatal(err)
+	}
+	piece := func(offset, size int64, data string) *agent.CopyFileRequest {
+		r := request(old, unix.S_IFREG|0o644, data)
+		r.Offset, r.FileSize = offset, size
+		return r
+	}
+	for _, tc := range []struct {
+		name string
+		req  *agent.CopyFileRequest
+		ok   bool
+		left int // files in the volume
+	}{
+		{"no piece before", piece(5, 8, "end"), false, 1},
+		{"the first piece", piece(0, 8, "new"), true, 2},
+		{"a piece too far", piece(5, 8, "end"), false, 1},
+		{"the first piece again", piece(0, 8, "new"), true, 2},
+		{"another size", piece(2, 2, ""), false, 1},
+		{"a file as a directory", request(old+"/g", unix.S_IFREG|0o644, "x"), false, 1},
+	} {
+		if _, err := a.CopyFile(t.Context(), tc.req); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if got, err := os.ReadFile(old); err != nil || string(got) != "bound" {
+			t.Errorf("%s: the old file is %q, %v", tc.name, got, err)
+		}
+		if entries, err := os.ReadDir(base + "/vol"); err != nil || len(entries) != tc.left {
+			t.Errorf("%s: there are %v, %v", tc.name, entries, err)
+		}
+	}
+}
+
+// TestCopyFileStaysInItsVolume writes through links that lead to another volume, or to the volume from elsewhere.
+func TestCopyFileStaysInItsVolume(t *testing.T) {
+	a, base := copier(t)
+	for _, r := range []*agent.CopyFileRequest{
+		request(base+"/bound/key", unix.S_IFREG|0o644, "bound"), request(base+"/free/dir/own", unix.S_IFREG|0o644, "own"),
+		request(base+"/free/up", unix.S_IFLNK|0o777, "../bound"), request(base+"/alias", unix.S_IFLNK|0o777, "bound"), request(base+"/free/in", unix.S_IFLNK|0o777, "dir"),
+	} {
+		if _, err := a.CopyFile(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range []string{"/free/up/key", "/alias/key", "/alias/new", "/free/up/new"} {
+		for _, mode := range []uint32{unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777} {
+			if _, err := a.CopyFile(t.Context(), request(base+p, mode, "evil")); err == nil {
+				t.Errorf("%s with mode %o was written", p, mode)
+			}
+		}
+	}
+	if _, err := a.CopyFile(t.Context(), request(base+"/free/in/own", unix.S_IFREG|0o644, "new")); err != nil {
+		t.Error(err)
+	}
+	for p, want := range map[string]string{"/bound/key": "bound", "/free/dir/own": "new"} {
+		if got, err := os.ReadFile(base + p); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", p, got, err)
+		}
+	}
+	if entries, err := os.ReadDir(base + "/bound"); err != nil || len(entries) != 1 {
+		t.Errorf("in the bound volume: %v, %v", entries, err)
+	}
+}
+
 func FuzzCopyFilePath(f *testing.F) {
 	for _, s := range []string{"a", "../a", "a/../../b", "a//b", ".", "..", "a\x00", "link/x"} {
 		f.Add(s, uint32(unix.S_IFREG|0o644))
@@ -207,9 +276,7 @@ func FuzzCopyFilePath(f *testing.F) {
 
 // TestCopyFileSparesMounts puts a file in the place of a directory in which another volume is mounted.
 func TestCopyFileSparesMounts(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
+	needs.Root(t, "mounts")
 	a, base := copier(t)
 	volume := t.TempDir()
 	if err := os.WriteFile(filepath.Join(volume, "file"), []byte("precious"), 0o600); err != nil {
@@ -220,7 +287,7 @@ func TestCopyFileSparesMounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := unix.Mount(volume, filepath.Join(base, at), "", unix.MS_BIND, ""); err != nil {
-			t.Skipf("mounting: %v", err)
+			needs.Missing(t, "the right to mount: %v", err)
 		}
 		t.Cleanup(func() { _ = unix.Unmount(filepath.Join(base, at), unix.MNT_DETACH) })
 	}

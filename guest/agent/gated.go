@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/wire/policyinput"
 )
 
@@ -23,6 +25,10 @@ type Gate interface {
 	Begin(ctx context.Context, rule string, req proto.Message) (undo func(context.Context) error, err error)
 	// AllowRead decides a request whose refusal hides data instead of failing.
 	AllowRead(ctx context.Context, req proto.Message) (bool, error)
+	// AllowUnsealFile returns no error when the policy wants a sealed secret in a file of a container's volume opened.
+	AllowUnsealFile(ctx context.Context, f gate.SealedFile) error
+	// AllowUnsealVariable does so for one in a variable (NAME=sealed…) of a process.
+	AllowUnsealVariable(ctx context.Context, containerID, variable string) error
 	// Exited tells the policy how the first process of a container has ended.
 	Exited(ctx context.Context, containerID string, status int) error
 	// SetPolicy decides about and performs the replacement of the policy in one step.
@@ -64,9 +70,16 @@ func leavesNothing(fullMethod string, err error) bool {
 	return false
 }
 
+// restedUpon are the methods whose decisions decide whether a container may be made: what must run before it, and which files it
+// must find. Such a decision does not count before the request has succeeded. So no creation is decided while one is under way.
+func restedUpon(fullMethod string) bool {
+	return fullMethod == agentPrefix+"StartContainer" || fullMethod == agentPrefix+"CopyFile"
+}
+
 // gated returns the interceptor that stands in front of every method of every service. The health service alone, which
 // takes no wishes, is not asked about.
 func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
+	var pending sync.RWMutex
 	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (_ any, err error) {
 		defer func() {
 			if err != nil {
@@ -76,6 +89,10 @@ func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
 		}()
 		if strings.HasPrefix(info.FullMethod, healthPrefix) || decidedLater(info.FullMethod) {
 			return method(ctx, unmarshal)
+		}
+		if restedUpon(info.FullMethod) {
+			pending.RLock()
+			defer pending.RUnlock()
 		}
 		asked := false
 		var undo func(context.Context) error
@@ -89,6 +106,10 @@ func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
 				return fmt.Errorf("%s: %T is not a message the policy can judge", info.FullMethod, v)
 			}
 			asked = true
+			if info.FullMethod == agentPrefix+"CreateContainer" {
+				pending.Lock()
+				defer pending.Unlock()
+			}
 			undo, err = gate.Begin(ctx, policyinput.RuleName(req), req)
 			return err
 		})

@@ -43,6 +43,19 @@ func (g *recordingGate) AllowRead(context.Context, proto.Message) (bool, error) 
 	return g.allow, nil
 }
 
+func (g *recordingGate) AllowUnsealFile(context.Context, gate.SealedFile) error {
+	return g.only("UnsealFileRequest")
+}
+
+func (g *recordingGate) AllowUnsealVariable(context.Context, string, string) error {
+	return g.only("UnsealVariableRequest")
+}
+
+func (g *recordingGate) only(rule string) error {
+	_, err := g.Begin(context.Background(), rule, nil)
+	return err
+}
+
 func (g *recordingGate) Exited(context.Context, string, int) error { return nil }
 
 func (g *recordingGate) SetPolicy(context.Context, string) error {
@@ -169,6 +182,7 @@ func TestFailedCreateIsTakenBack(t *testing.T) {
 	policy := `package agent_policy
 import rego.v1
 default CreateContainerRequest := false
+UndoFailedRequests := true
 default RemoveContainerRequest := false
 CreateContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": concat("", ["/pstate/", input.container_id]), "value": 1}]} if {
 	not data.pstate[input.container_id]
@@ -219,7 +233,7 @@ RemoveContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": concat
 
 // TestWhatFailureTakesBack has a gate that allows each kind of request once.
 func TestWhatFailureTakesBack(t *testing.T) {
-	policy := "package agent_policy\nimport rego.v1\n"
+	policy := "package agent_policy\nimport rego.v1\nUndoFailedRequests := true\n"
 	for _, kind := range []string{"CreateSandboxRequest", "StartContainerRequest", "CopyFileRequest", "ExecProcessRequest", "RemoveContainerRequest"} {
 		policy += fmt.Sprintf("default %s := false\n%[1]s := {\"allowed\": true, \"ops\": [{\"op\": \"add\", \"path\": \"/pstate/%[1]s\", \"value\": 1}]} if not data.pstate.%[1]s\n", kind)
 	}

@@ -204,7 +204,7 @@ func (a *Agent) GetDiagnosticData(_ context.Context, req *agent.GetDiagnosticDat
 	if i < 0 {
 		return &agent.GetDiagnosticDataResponse{}, nil
 	}
-	fd, err := container.OpenBeneath(filepath.Clean(e.oci.GetMounts()[i].GetSource()), []string{filepath.Join(a.cfg.Layout.Root, "shared/containers")})
+	fd, err := container.OpenPlain(filepath.Clean(e.oci.GetMounts()[i].GetSource()), []string{filepath.Join(a.cfg.Layout.Root, "shared/containers")})
 	if errors.Is(err, fs.ErrNotExist) {
 		return &agent.GetDiagnosticDataResponse{}, nil
 	}

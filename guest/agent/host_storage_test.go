@@ -15,6 +15,7 @@ import (
 
 	"github.com/cloister/cloister/guest/device"
 	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -89,9 +90,7 @@ func TestBlockOptions(t *testing.T) {
 }
 
 func TestApplyAll(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	needs.Root(t, "changing owners")
 	dir := t.TempDir()
 	outside := filepath.Join(t.TempDir(), "outside")
 	if err := errors.Join(os.MkdirAll(dir+"/a/b", 0o700), os.WriteFile(dir+"/a/b/f", nil, 0o600), os.WriteFile(outside, nil, 0o600), os.Symlink(outside, dir+"/a/link")); err != nil {

@@ -20,6 +20,7 @@ import (
 // sandbox is what the containers of the pod share.
 type sandbox struct {
 	id       string
+	ready    bool              // containers may be made
 	join     map[string]string // namespaces by type
 	firstPid int               // init of the first container, whose pid namespace may be shared
 	// firstEnd is closed when that init has ended.
@@ -113,7 +114,7 @@ func (a *Agent) prepareSandbox(ctx context.Context, sb *sandbox, req *agent.Crea
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	sb.join = join
+	sb.join, sb.ready = join, true
 	return nil
 }
 

@@ -3,6 +3,8 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/gate"
 )
 
 const (
@@ -43,7 +46,7 @@ func neverSealed(source string) bool {
 
 // unsealFiles opens the sealed files among those that the host has copied for the container. A volume that holds any is
 // replaced in mounts by a copy with the secrets in their place; what the host can reach keeps the sealed text. A file
-// that cannot be opened stops the container. The result is the directory of the copies.
+// that cannot be opened, or that the policy does not want opened, stops the container. The result is the directory of the copies.
 func (a *Agent) unsealFiles(ctx context.Context, id string, mounts []container.MountSpec) (string, error) {
 	shared := filepath.Join(a.cfg.Layout.Root, "shared/containers")
 	dir := filepath.Join(a.cfg.Layout.Root, id, openedDir)
@@ -60,7 +63,7 @@ func (a *Agent) unsealFiles(ctx context.Context, id string, mounts []container.M
 		if v == nil {
 			continue
 		}
-		err = a.openVolumeSecrets(ctx, v, m.Destination)
+		err = a.openVolumeSecrets(ctx, v, gate.SealedFile{ContainerID: id, Destination: m.Destination, Path: m.Source})
 		if err := errors.Join(err, v.copy.Close()); err != nil {
 			return "", err
 		}
@@ -246,14 +249,14 @@ func (v *openedVolume) add(e openedEntry, budget *openBudget, open func(string) 
 }
 
 // openVolumeSecrets opens the sealed files of a copy and then gives all entries their owners and modes.
-func (a *Agent) openVolumeSecrets(ctx context.Context, v *openedVolume, destination string) error {
+func (a *Agent) openVolumeSecrets(ctx context.Context, v *openedVolume, volume gate.SealedFile) error {
 	for _, name := range v.sealed {
-		shown := path.Join(destination, name)
-		if v.source != v.copy.Name() { // a single file
-			shown = destination
+		f := volume
+		if v.source == v.copy.Name() { // not a single file
+			f.Name, f.Path = name, volume.Path+"/"+name
 		}
-		if err := a.openSecret(ctx, v.copy, name); err != nil {
-			return fmt.Errorf("opening the sealed file %.200s: %w", shown, err)
+		if err := a.openSecret(ctx, v.copy, name, f); err != nil {
+			return fmt.Errorf("opening the sealed file %.200s: %w", path.Join(f.Destination, f.Name), err)
 		}
 	}
 	for _, e := range slices.Backward(v.entries) {
@@ -272,7 +275,8 @@ func (a *Agent) openVolumeSecrets(ctx context.Context, v *openedVolume, destinat
 	return nil
 }
 
-func (a *Agent) openSecret(ctx context.Context, root *os.Root, name string) error {
+// openSecret puts the secret in the place of the sealed text. The policy is asked about the very text that is opened.
+func (a *Agent) openSecret(ctx context.Context, root *os.Root, name string, f gate.SealedFile) error {
 	if a.cfg.Secrets == nil {
 		return fmt.Errorf("the guest runs without a data hub: %w", errUnsupported)
 	}
@@ -282,6 +286,11 @@ func (a *Agent) openSecret(ctx context.Context, root *os.Root, name string) erro
 	}
 	if len(sealed) > maxSealedFile {
 		return invalid("it has %d bytes, expected at most %d", len(sealed), maxSealedFile)
+	}
+	sum := sha256.Sum256(sealed)
+	f.SHA256 = hex.EncodeToString(sum[:])
+	if err := a.cfg.Gate.AllowUnsealFile(ctx, f); err != nil {
+		return err
 	}
 	plain, err := a.unseal(ctx, string(bytes.TrimSpace(sealed)))
 	if err != nil {

@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/guest/container"
+	"github.com/cloister/cloister/guest/gate"
+	"github.com/cloister/cloister/wire/agent"
 )
 
 func bind(dest, source string) container.MountSpec {
@@ -152,5 +157,57 @@ func TestSharedFilesAreNotRead(t *testing.T) {
 		if !copiedIn(&unix.Statfs_t{Type: kind}) {
 			t.Errorf("files in memory (%#x) are left out", kind)
 		}
+	}
+}
+
+// unsealGate refuses to have secrets opened, and remembers what it was asked about.
+type unsealGate struct {
+	recordingGate
+	file     gate.SealedFile
+	variable string
+}
+
+func (g *unsealGate) AllowUnsealFile(_ context.Context, f gate.SealedFile) error {
+	g.file = f
+	return &gate.DeniedError{Rule: "UnsealFileRequest"}
+}
+
+func (g *unsealGate) AllowUnsealVariable(_ context.Context, id, variable string) error {
+	g.variable = id + " " + variable
+	return &gate.DeniedError{Rule: "UnsealVariableRequest"}
+}
+
+// opened counts the secrets that it was asked to open.
+type opened struct{ count int }
+
+func (o *opened) UnsealSecret(context.Context, []byte) ([]byte, error) {
+	o.count++
+	return []byte("secret"), nil
+}
+
+// TestPolicyDecidesAboutSealedTexts has a host that brings a sealed secret to where the policy does not expect it.
+func TestPolicyDecidesAboutSealedTexts(t *testing.T) {
+	a, base := sealedVolumes(t)
+	g, secrets := &unsealGate{}, &opened{}
+	a.cfg.Gate, a.cfg.Secrets = g, secrets
+	sum := func(text string) string {
+		s := sha256.Sum256([]byte(text))
+		return hex.EncodeToString(s[:])
+	}
+	for source, want := range map[string]gate.SealedFile{
+		"/one": {ContainerID: "c1", Destination: "/x", Path: base + "/one", SHA256: sum("sealed.good")},
+		"/vol": {ContainerID: "c1", Destination: "/x", Name: "..2026/password", Path: base + "/vol/..2026/password", SHA256: sum("sealed.good\n")},
+	} {
+		mounts := []container.MountSpec{bind("/x", base+source)}
+		if _, err := a.unsealFiles(t.Context(), "c1", mounts); err == nil || g.file != want {
+			t.Errorf("%s: %v, asked about %+v, expected %+v", source, err, g.file, want)
+		}
+	}
+	p := &agent.Process{Env: []string{"A=plain", "HOSTNAME=sealed.good"}}
+	if err := a.unsealEnv(t.Context(), "c1", p); err == nil || g.variable != "c1 HOSTNAME=sealed.good" || p.Env[1] != "HOSTNAME=sealed.good" {
+		t.Errorf("a variable: %v, asked about %q, %q", err, g.variable, p.Env)
+	}
+	if secrets.count > 0 {
+		t.Errorf("%d secrets were opened", secrets.count)
 	}
 }

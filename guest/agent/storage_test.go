@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -131,15 +132,13 @@ func TestSandboxImage(t *testing.T) {
 }
 
 func TestEphemeralStorage(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	needs.Root(t, "mounts")
 	a := volumes(t)
 	dir := filepath.Join(a.cfg.Layout.Root, "sandbox/shm")
 	s := &agent.Storage{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=65536", "fsgid=1234"}, MountPoint: dir}
 	if _, err := a.addStorages(t.Context(), "", []*agent.Storage{s}); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			t.Skip("mounting is not permitted here")
+			needs.Missing(t, "the right to mount: %v", err)
 		}
 		t.Fatal(err)
 	}
@@ -163,15 +162,13 @@ func TestEphemeralStorage(t *testing.T) {
 
 // TestEphemeralStorageStays uses a volume again after its last user has gone.
 func TestEphemeralStorageStays(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	needs.Root(t, "mounts")
 	a := volumes(t)
 	dir := filepath.Join(a.cfg.Layout.Root, "sandbox/ephemeral/work")
 	s := &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: dir}
 	keys, err := a.addStorages(t.Context(), "setup", []*agent.Storage{s})
 	if errors.Is(err, unix.EPERM) {
-		t.Skip("mounting is not permitted here")
+		needs.Missing(t, "the right to mount: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -207,18 +204,18 @@ func (fakeSecrets) UnsealSecret(_ context.Context, sealed []byte) ([]byte, error
 func TestUnsealEnv(t *testing.T) {
 	a := volumes(t)
 	p := &agent.Process{Env: []string{"A=sealed.good", "B=plain", "C=unsealed.good"}}
-	if err := a.unsealEnv(t.Context(), p); err == nil {
+	if err := a.unsealEnv(t.Context(), "c1", p); err == nil {
 		t.Fatal("a sealed value without a hub was accepted")
 	}
 	a.cfg.Secrets, a.cfg.HubTimeout = fakeSecrets{}, 1e9
-	if err := a.unsealEnv(t.Context(), p); err != nil || strings.Join(p.Env, " ") != "A=pa=ss B=plain C=unsealed.good" {
+	if err := a.unsealEnv(t.Context(), "c1", p); err != nil || strings.Join(p.Env, " ") != "A=pa=ss B=plain C=unsealed.good" {
 		t.Fatalf("got %v, %v", p.Env, err)
 	}
 	bad := &agent.Process{Env: []string{"D=sealed.bad"}}
-	if err := a.unsealEnv(t.Context(), bad); err == nil || strings.Contains(err.Error(), "sealed.bad") {
+	if err := a.unsealEnv(t.Context(), "c1", bad); err == nil || strings.Contains(err.Error(), "sealed.bad") {
 		t.Fatalf("got %v", err)
 	}
-	if err := a.unsealEnv(t.Context(), nil); err != nil {
+	if err := a.unsealEnv(t.Context(), "c1", nil); err != nil {
 		t.Fatal(err)
 	}
 }

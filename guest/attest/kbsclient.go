@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/cookiejar"
 	"net/url"
 	"strings"
 	"time"
@@ -121,13 +120,9 @@ func (c *KBSClient) setHTTP(rootPEM string) error {
 			return errors.New("the root certificate is given and holds no certificate in PEM form")
 		}
 	}
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		return err
-	}
 	dialer := &net.Dialer{Timeout: 15 * time.Second}
 	c.http = &http.Client{
-		Jar: jar,
+		Jar: &cookies{},
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return errors.New("the broker redirects, which the protocol does not know")
 		},

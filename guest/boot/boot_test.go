@@ -21,6 +21,7 @@ import (
 	"github.com/cloister/cloister/guest/attest"
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/guest/uevent"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/initdata"
 	"github.com/cloister/cloister/wire/policyinput"
@@ -251,7 +252,7 @@ func TestPlatformWithoutAttester(t *testing.T) {
 	}
 	events, err := uevent.Open()
 	if err != nil {
-		t.Skipf("no device events: %v", err)
+		needs.Missing(t, "the right to see device events: %v", err)
 	}
 	defer events.Close()
 	m := &machine{log: slog.New(slog.DiscardHandler), events: events, root: root, cfg: DefaultConfig()}

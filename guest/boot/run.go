@@ -300,10 +300,19 @@ func (m *machine) followDevices(ctx context.Context) error {
 	return err
 }
 
+// settleAfter is the time between the first container and the work that nobody waits for.
+const settleAfter = 5 * time.Second
+
 // settle does what nobody waits for, so that it does not make the start of the pod longer.
 func (m *machine) settle(ctx context.Context) error {
 	select {
 	case <-m.settled:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	// The other containers of a pod usually come right after the first.
+	select {
+	case <-time.After(settleAfter):
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -29,6 +29,9 @@ type Container struct {
 	cgroup  string
 	unstage func() error
 	init    *Process
+	ended   chan struct{} // closed when the init has ended and all others were killed
+
+	starting sync.Mutex // held while it is started
 
 	mu      sync.Mutex
 	state   State
@@ -63,6 +66,9 @@ func (c *Container) check(to State) error {
 	}
 	return nil
 }
+
+// Ended is closed when the container's first process has ended and the others were killed.
+func (c *Container) Ended() <-chan struct{} { return c.ended }
 
 // Init is the container's first process.
 func (c *Container) Init() *Process { return c.init }
@@ -99,16 +105,20 @@ func (c *Container) forget(execID string) {
 // watchInit ends the container with its init: whatever shares a longer-lived pid namespace with it goes, too.
 func (c *Container) watchInit() {
 	<-c.init.Done()
-	_ = c.killCgroup()
 	_ = c.setState(Stopped)
+	_ = c.killCgroup()
+	close(c.ended)
 }
 
-// Start lets the init run. onOOM is called for each process the kernel kills for want of memory.
+// Start lets the init run. onOOM is called for each process the kernel kills for want of memory. A start is not cut off with its
+// caller, who could not tell whether the program runs; one that fails ends the container for the same reason.
 func (c *Container) Start(ctx context.Context, onOOM func()) error {
+	c.starting.Lock()
+	defer c.starting.Unlock()
 	if c.State() != Created {
 		return transitionError(c.ID, c.State(), Running)
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	stopOOM, err := watchOOM(c.cgroup, onOOM)
 	if err != nil {
@@ -120,7 +130,7 @@ func (c *Container) Start(ctx context.Context, onOOM func()) error {
 		}()
 	}
 	if err := c.rt.runc.call(ctx, c.dir, nil, "start", c.ID); err != nil {
-		return fmt.Errorf("starting container %s: %w", c.ID, err)
+		return errors.Join(fmt.Errorf("starting container %s: %w", c.ID, err), c.KillAll())
 	}
 	// A short program may have ended already.
 	if err := c.setState(Running); err != nil && c.State() != Stopped {
@@ -153,6 +163,9 @@ func (c *Container) Exec(ctx context.Context, execID string, ps *ProcessSpec) (*
 	p, err := c.launch(ctx, execID, false, ps, []string{"exec", "--detach", "--process", file.Name()}, c.ID)
 	if err != nil {
 		return nil, fmt.Errorf("executing in container %s: %w", c.ID, err)
+	}
+	if s := c.State(); s == Stopped || s == Deleted { // it has ended meanwhile, and so do those that came too late to be killed
+		return nil, errors.Join(fmt.Errorf("container %s is %s: %w", c.ID, s, ErrState), p.Signal(syscall.SIGKILL), c.killCgroup())
 	}
 	return p, nil
 }

@@ -151,6 +151,9 @@ func (p *Process) Pid() int { return p.proc.Pid() }
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.proc.Done() }
 
+// ExitCode is that of a process that has ended: 128 plus the signal for a signalled one.
+func (p *Process) ExitCode() int { return p.proc.Status().ExitCode() }
+
 // Wait returns the exit code, 128 plus the signal for a signalled process. Any number of callers may wait.
 func (p *Process) Wait(ctx context.Context) (int, error) {
 	status, err := p.proc.Wait(ctx)

@@ -56,7 +56,7 @@ func (r *Runtime) Create(ctx context.Context, id, execID string, spec *Spec, bin
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	c := &Container{
-		ID: id, rt: r, dir: filepath.Join(r.cfg.StateDir, "containers", id), state: Creating, procs: map[string]*Process{},
+		ID: id, rt: r, dir: filepath.Join(r.cfg.StateDir, "containers", id), state: Creating, procs: map[string]*Process{}, ended: make(chan struct{}),
 		cgroup: filepath.Join(r.cfg.CgroupRoot, CgroupsPath(id)),
 	}
 	if err := os.MkdirAll(filepath.Dir(c.dir), 0o700); err != nil {

@@ -93,7 +93,14 @@ func BindBeneath(source string, roots []string, target string) error {
 }
 
 // OpenBeneath opens p without ever leaving the root of roots that contains it. Symlinks that stay inside are followed.
-func OpenBeneath(p string, roots []string) (int, error) {
+func OpenBeneath(p string, roots []string) (int, error) { return openBeneath(p, roots, 0) }
+
+// OpenPlain is OpenBeneath for what is given to the host: it follows no symlinks, which could lead to files of others.
+func OpenPlain(p string, roots []string) (int, error) {
+	return openBeneath(p, roots, unix.RESOLVE_NO_SYMLINKS)
+}
+
+func openBeneath(p string, roots []string, resolve uint64) (int, error) {
 	for _, root := range roots {
 		if !below(p, root) {
 			continue
@@ -103,7 +110,7 @@ func OpenBeneath(p string, roots []string) (int, error) {
 			return -1, fmt.Errorf("opening %s: %w", root, err)
 		}
 		defer unix.Close(dir)
-		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | resolve}
 		// As a directory first: only so does the kernel go into what is mounted at the last name when that mount is made on first
 		// use, as those within a shared directory are. Otherwise the directory below it would be bound, and the mount come later.
 		asDir := how

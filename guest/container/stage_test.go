@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func TestOpenBeneath(t *testing.T) {
@@ -26,6 +28,15 @@ func TestOpenBeneath(t *testing.T) {
 		if err := os.Symlink(target, filepath.Join(root, link)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if fd, err := OpenPlain(root+"/in", []string{root}); err == nil {
+		unix.Close(fd)
+		t.Error("a link was followed")
+	}
+	if fd, err := OpenPlain(root+"/vol", []string{root}); err != nil {
+		t.Error(err)
+	} else {
+		unix.Close(fd)
 	}
 	for _, p := range []string{"/vol", "/in"} {
 		fd, err := OpenBeneath(root+p, []string{root})
@@ -46,9 +57,7 @@ func TestOpenBeneath(t *testing.T) {
 }
 
 func TestStageBinds(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	needs.Root(t, "mounts")
 	root, stage := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(root+"/file", []byte("pinned"), 0o644); err != nil {
 		t.Fatal(err)
@@ -56,7 +65,7 @@ func TestStageBinds(t *testing.T) {
 	s := &Spec{Mounts: []MountSpec{{Destination: "/f", Type: "bind", Source: root + "/file"}, {Destination: "/t", Type: "tmpfs", Source: "tmpfs"}}}
 	undo, err := stageBinds(s, []string{root}, stage+"/m")
 	if errors.Is(err, unix.EPERM) {
-		t.Skip("mounting is not permitted here")
+		needs.Missing(t, "the right to mount: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -204,9 +213,7 @@ func TestHandlesSignal(t *testing.T) {
 }
 
 func TestRemoveTreeSparesMounts(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
+	needs.Root(t, "mounts")
 	dir, volume := t.TempDir(), t.TempDir()
 	file := filepath.Join(volume, "file")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
@@ -218,7 +225,7 @@ func TestRemoveTreeSparesMounts(t *testing.T) {
 	}
 	for range 2 { // one on the other
 		if err := unix.Mount(volume, at, "", unix.MS_BIND, ""); err != nil {
-			t.Skipf("mounting: %v", err)
+			needs.Missing(t, "the right to mount: %v", err)
 		}
 	}
 	t.Cleanup(func() { _ = UnmountAll(at) })

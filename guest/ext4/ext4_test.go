@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 var (
@@ -19,10 +21,7 @@ var (
 
 // TestCheck has e2fsck look at file systems of many sizes, on disks that are empty and on disks full of something else.
 func TestCheck(t *testing.T) {
-	fsck, err := exec.LookPath("e2fsck")
-	if err != nil {
-		t.Skip("needs e2fsck (package e2fsprogs)")
-	}
+	fsck := needs.Program(t, "e2fsck")
 	const mib = 1 << 20
 	for _, size := range []int64{mib, 8 * mib, 8*mib + 12345, 64 * mib, 128 * mib, 128*mib + 4096, 128*mib + 300*4096, 128*mib + 3*mib, 129 * mib, 1000 * mib, 10 << 30, 16 << 30, 17 << 30, 200 << 30, 1 << 40} {
 		file := filepath.Join(t.TempDir(), "disk")
@@ -48,9 +47,7 @@ func TestCheck(t *testing.T) {
 
 // TestMount has the kernel use one.
 func TestMount(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	needs.Root(t, "mounts")
 	dir := t.TempDir()
 	file, target := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
 	f, err := os.Create(file)
@@ -62,7 +59,7 @@ func TestMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("mount", "-o", "loop,noinit_itable", file, target).CombinedOutput(); err != nil {
-		t.Skipf("no loop mounts here: %v %s", err, out)
+		needs.Missing(t, "loop mounts of ext4: %v %s", err, out)
 	}
 	unmount := func() error { return exec.Command("umount", target).Run() }
 	data := bytes.Repeat([]byte("some data "), 1<<20)

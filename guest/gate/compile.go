@@ -20,6 +20,7 @@ const (
 const (
 	packagePath      = "data.agent_policy"
 	allowFailingRule = "AllowRequestsFailingPolicy"
+	undoFailedRule   = "UndoFailedRequests"
 )
 
 // policy is one compiled text with its state.
@@ -33,6 +34,8 @@ type policy struct {
 	fragments []loadedFragment
 
 	insecureAllowFailing bool
+	undoFailed           bool
+	writers              *writers
 }
 
 // query is the question for one rule.
@@ -104,7 +107,7 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 	if c, err = fold(c, module, version, constants); err != nil {
 		return nil, err
 	}
-	p := &policy{compiler: c, queries: map[string]*query{}, constants: constants, store: newStore()}
+	p := &policy{compiler: c, queries: map[string]*query{}, constants: constants, store: newStore(), writers: &writers{last: map[string]uint64{}}}
 	if wantsFragments(constants) {
 		p.text = text
 	}

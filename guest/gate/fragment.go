@@ -122,7 +122,8 @@ func (e *Engine) addFragment(f loadedFragment) error {
 	if err != nil {
 		return &FragmentError{Err: fmt.Errorf("with it the policy cannot be used: %w", err)}
 	}
-	p.text, p.fragments, p.store, p.insecureAllowFailing = old.text, all, old.store, old.insecureAllowFailing
+	p.text, p.fragments, p.store, p.writers = old.text, all, old.store, old.writers
+	p.insecureAllowFailing, p.undoFailed = old.insecureAllowFailing, old.undoFailed
 	e.policy = p
 	e.log.Info("policy fragment loaded", "feed", f.Feed, "svn", f.SVN, "containers", len(f.Containers))
 	return nil

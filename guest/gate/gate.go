@@ -78,7 +78,7 @@ func New(text string, opts Options) (*Engine, error) {
 	return e, nil
 }
 
-// load compiles text and asks it once whether failing requests shall pass.
+// load compiles text and asks it once whether refused requests shall pass and failed ones be undone.
 func (e *Engine) load(ctx context.Context, text string) (*policy, error) {
 	p, err := compile(text)
 	if err != nil {
@@ -86,12 +86,14 @@ func (e *Engine) load(ctx context.Context, text string) (*policy, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	d, err := p.decide(ctx, allowFailingRule, emptyInput(), nil)
-	if err != nil && !errors.Is(err, errUndefined) {
-		return nil, &PolicyError{Err: fmt.Errorf("evaluating %s: %w", allowFailingRule, err)}
+	for rule, flag := range map[string]*bool{allowFailingRule: &p.insecureAllowFailing, undoFailedRule: &p.undoFailed} {
+		d, err := p.decide(ctx, rule, emptyInput(), nil)
+		if err != nil && !errors.Is(err, errUndefined) {
+			return nil, &PolicyError{Err: fmt.Errorf("evaluating %s: %w", rule, err)}
+		}
+		*flag = err == nil && d.allowed
 	}
-	if err == nil && d.allowed {
-		p.insecureAllowFailing = true
+	if p.insecureAllowFailing {
 		e.log.Warn("insecure: the policy sets " + allowFailingRule + ", requests that it refuses are let through")
 	}
 	return p, nil
@@ -113,8 +115,9 @@ func (e *Engine) Allow(ctx context.Context, rule string, req proto.Message) erro
 }
 
 // Begin is Allow for a request that may still fail. undo then takes back what the decision has changed in the state, so
-// that the same request can be allowed again. It does nothing and returns an error when later decisions have changed the
-// same members, or the policy was replaced: what was built on the decision must not lose its ground.
+// that the same request can be allowed again. Only a policy that sets UndoFailedRequests wants this, and what it marks as
+// lasting stays all the same: other decisions may rest on it. undo does nothing and returns an error when later decisions
+// have changed the same members, or the policy was replaced: what was built on the decision must not lose its ground.
 func (e *Engine) Begin(ctx context.Context, rule string, req proto.Message) (undo func(context.Context) error, err error) {
 	if err := e.acquire(ctx); err != nil {
 		return nil, &InternalError{Rule: rule, Err: err}
@@ -138,6 +141,8 @@ func (e *Engine) undo(ctx context.Context, rule string, p *policy, changes []cha
 	case e.open:
 		err = nil // there is no state
 	case p == nil || e.policy.store != p.store: // a policy that has got a fragment keeps its state
+	case !p.undoFailed && len(changes) > 0:
+		err = errors.New("the policy does not set " + undoFailedRule)
 	default:
 		err = e.policy.revert(ctx, changes)
 	}
@@ -188,13 +193,7 @@ func (e *Engine) Exited(ctx context.Context, containerID string, status int) err
 // AllowPort decides whether the host may reach a TCP port of the pod from inside. It is no request of the protocol; the
 // rule is PortForwardRequest with the input {"port": N}.
 func (e *Engine) AllowPort(ctx context.Context, port uint16) error {
-	const rule = "PortForwardRequest"
-	if err := e.acquire(ctx); err != nil {
-		return &InternalError{Rule: rule, Err: err}
-	}
-	defer func() { <-e.lock }()
-	_, err := e.decideLocked(ctx, rule, portInput(port))
-	return err
+	return e.allowFact(ctx, "PortForwardRequest", false, portInput(port))
 }
 
 // SetPolicy asks the current policy whether it may be replaced by text and, if

@@ -138,6 +138,7 @@ input_ops := {
 	"none": [],
 }
 SetPolicyRequest := true
+UndoFailedRequests := true
 `
 	ctx := t.Context()
 	e := engine(t, text)
@@ -189,6 +190,44 @@ SetPolicyRequest := true
 	begin("add")
 	undo(last, false)
 	state(`{"a": {"n": 1}}`)
+}
+
+// TestLasting has decisions whose requests fail: what they rest on, and what others have written as well, stays.
+func TestLasting(t *testing.T) {
+	text := head + `
+StartContainerRequest := {"allowed": true, "ops": [
+	{"op": "add", "path": "/pstate/pod", "value": "one", "lasts": true},
+	{"op": "add", "path": concat("", ["/pstate/", input.container_id]), "value": true},
+]}
+`
+	for name, tc := range map[string]struct{ text, want string }{
+		"undone":                {text + "UndoFailedRequests := true", `{"b": true, "pod": "one"}`},
+		"not undone":            {text, `{"a": true, "b": true, "c": true, "pod": "one"}`},
+		"expressly not undone":  {text + "UndoFailedRequests := false", `{"a": true, "b": true, "c": true, "pod": "one"}`},
+		"an answer of no sense": {text + `UndoFailedRequests := {"allowed": false}`, `{"a": true, "b": true, "c": true, "pod": "one"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := engine(t, tc.text)
+			undos := map[string]func(context.Context) error{}
+			for _, id := range []string{"a", "b", "b", "c"} { // the second b writes what is there already
+				undo, err := e.Begin(t.Context(), "StartContainerRequest", &agent.StartContainerRequest{ContainerId: id})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if undos[id] == nil {
+					undos[id] = undo
+				}
+			}
+			for id, undo := range undos {
+				if err := undo(t.Context()); (err == nil) != (id != "b" && name == "undone") {
+					t.Errorf("undoing %s: %v", id, err)
+				}
+			}
+			if v, err := e.policy.state(t.Context()); err != nil || v.String() != tc.want {
+				t.Errorf("the state is %v, %v, expected %s", v, err, tc.want)
+			}
+		})
+	}
 }
 
 func TestForbiddenBuiltins(t *testing.T) {

@@ -23,6 +23,7 @@ type operation struct {
 	op    storage.PatchOp
 	path  storage.Path
 	value any
+	lasts bool // stays when the request fails
 }
 
 // readOperations checks the member `ops` of an answer. Only add, remove and
@@ -63,7 +64,8 @@ func readOperation(o ast.Object) (operation, error) {
 	if err != nil {
 		return operation{}, err
 	}
-	op := operation{path: path}
+	lasts, _ := member(o, "lasts").(ast.Boolean)
+	op := operation{path: path, lasts: bool(lasts)}
 	switch kind {
 	case "add":
 		op.op = storage.AddOp
@@ -101,10 +103,17 @@ func parsePointer(s string) (storage.Path, error) {
 	return parts, nil
 }
 
-// change is what a decision has done to one member of the state; nil stands for an absent member.
+// change is what a decision has done to one member of the state, as far as it may be taken back.
 type change struct {
-	key           string
-	before, after ast.Value
+	key    string
+	before ast.Value // nil when it was absent
+	by, of uint64    // the decision, and the one that had written the member before
+}
+
+// writers tells which decision has written a member of the state last. Values do not tell: two decisions may write the same.
+type writers struct {
+	count uint64
+	last  map[string]uint64
 }
 
 // applyOps applies all operations or none, and tells what they changed.
@@ -121,31 +130,36 @@ func (p *policy) applyOps(ctx context.Context, ops []operation) ([]change, error
 		p.store.Abort(ctx, txn)
 		return nil, err
 	}
-	return changes, p.store.Commit(ctx, txn)
+	if err := p.store.Commit(ctx, txn); err != nil {
+		return nil, err
+	}
+	p.writers.count++
+	for i := range changes {
+		changes[i].by = p.writers.count
+	}
+	for _, op := range ops {
+		p.writers.last[op.path[1]] = p.writers.count
+	}
+	return changes, nil
 }
 
 func (p *policy) write(ctx context.Context, txn storage.Transaction, ops []operation) ([]change, error) {
 	var changes []change
 	for _, op := range ops {
 		key := op.path[1]
-		if slices.ContainsFunc(changes, func(c change) bool { return c.key == key }) {
+		lasting := func(other operation) bool { return other.lasts && other.path[1] == key }
+		if slices.ContainsFunc(changes, func(c change) bool { return c.key == key }) || slices.ContainsFunc(ops, lasting) {
 			continue
 		}
 		before, err := p.member(ctx, txn, key)
 		if err != nil {
 			return nil, err
 		}
-		changes = append(changes, change{key: key, before: before})
+		changes = append(changes, change{key: key, before: before, of: p.writers.last[key]})
 	}
 	for i, op := range ops {
 		if err := p.store.Write(ctx, txn, op.op, op.path, op.value); err != nil {
 			return nil, fmt.Errorf("state change %d: %w", i, err)
-		}
-	}
-	for i := range changes {
-		var err error
-		if changes[i].after, err = p.member(ctx, txn, changes[i].key); err != nil {
-			return nil, err
 		}
 	}
 	return changes, nil
@@ -171,52 +185,47 @@ func (p *policy) member(ctx context.Context, txn storage.Transaction, key string
 // errStateMoved means that the changes of a decision were built upon and cannot be taken back.
 var errStateMoved = errors.New("the policy's state has changed since")
 
-// revert takes changes back, all or none, provided that what they touched is still as they left it.
+// revert takes changes back, all or none, provided that no later decision has written what they touched.
 func (p *policy) revert(ctx context.Context, changes []change) error {
 	if len(changes) == 0 {
 		return nil
+	}
+	for _, c := range changes {
+		if p.writers.last[c.key] != c.by {
+			return errStateMoved
+		}
 	}
 	txn, err := p.store.NewTransaction(ctx, storage.WriteParams)
 	if err != nil {
 		return err
 	}
-	if err := p.writeBack(ctx, txn, changes); err != nil {
-		p.store.Abort(ctx, txn)
+	for _, c := range changes {
+		if err := p.writeBack(ctx, txn, c); err != nil {
+			p.store.Abort(ctx, txn)
+			return err
+		}
+	}
+	if err := p.store.Commit(ctx, txn); err != nil {
 		return err
 	}
-	return p.store.Commit(ctx, txn)
-}
-
-func (p *policy) writeBack(ctx context.Context, txn storage.Transaction, changes []change) error {
 	for _, c := range changes {
-		now, err := p.member(ctx, txn, c.key)
-		if err != nil {
-			return err
-		}
-		if !sameMember(now, c.after) {
-			return errStateMoved
-		}
-		path := storage.Path{"pstate", c.key}
-		switch {
-		case sameMember(c.before, c.after):
-		case c.before == nil:
-			err = p.store.Write(ctx, txn, storage.RemoveOp, path, nil)
-		default:
-			var v any
-			if v, err = ast.JSON(c.before); err == nil {
-				err = p.store.Write(ctx, txn, storage.AddOp, path, v)
-			}
-		}
-		if err != nil {
-			return err
-		}
+		p.writers.last[c.key] = c.of
 	}
 	return nil
 }
 
-func sameMember(a, b ast.Value) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
+func (p *policy) writeBack(ctx context.Context, txn storage.Transaction, c change) error {
+	path := storage.Path{"pstate", c.key}
+	if c.before != nil {
+		v, err := ast.JSON(c.before)
+		if err != nil {
+			return err
+		}
+		return p.store.Write(ctx, txn, storage.AddOp, path, v)
 	}
-	return a.Compare(b) == 0
+	err := p.store.Write(ctx, txn, storage.RemoveOp, path, nil)
+	if storage.IsNotFound(err) {
+		return nil // added and removed by the same decision
+	}
+	return err
 }

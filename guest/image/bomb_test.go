@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/internal/testregistry"
 )
 
@@ -152,9 +153,7 @@ func TestDecompressionBombs(t *testing.T) {
 // TestMemoryIsBounded pulls 300 MB of zeros (uncompressed, so that every stage sees every byte) from a generated
 // blob and watches the heap.
 func TestMemoryIsBounded(t *testing.T) {
-	if testing.Short() {
-		t.Skip("300 MB are not short")
-	}
+	needs.Long(t, "reads 300 MB")
 	const total, limit = 300 << 20, 64 << 20
 	reg := startRegistry(t, testregistry.Options{})
 	head := zeroHeader(t, total)

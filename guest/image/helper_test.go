@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -21,6 +20,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/internal/testregistry"
 )
 
@@ -325,9 +325,7 @@ func wantNothingLeft(t testing.TB, c *Client, m *copyMounter) {
 
 func requireRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: " + fmt.Sprintf("running as uid %d", os.Geteuid()))
-	}
+	needs.Root(t, "owners and mounts")
 }
 
 func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/internal/testregistry"
 )
 
@@ -19,7 +20,7 @@ func tmpfsWorkDir(t *testing.T) string {
 	requireRoot(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
-		t.Skipf("cannot mount a tmpfs: %v", err)
+		needs.Missing(t, "the right to mount a tmpfs: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {

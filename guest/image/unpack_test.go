@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func testUsage() *usage {
@@ -190,7 +192,7 @@ func TestUnpackOwnersAndAttributes(t *testing.T) {
 	}
 	if n, err := unix.Getxattr(filepath.Join(dir, "f"), "user.note", out); err != nil || string(out[:n]) != "hello" {
 		if errors.Is(err, unix.ENOTSUP) {
-			t.Skip("the file system has no user attributes")
+			needs.Missing(t, "a file system with attributes of users for temporary files: %v", err)
 		}
 		t.Errorf("user.note: %v", err)
 	}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func pair(t *testing.T, ports ...uint32) (*Mux, *yamux.Session, <-chan error) {
@@ -134,7 +136,7 @@ func TestWaitConnected(t *testing.T) {
 	// A pty master reports a hang-up while no one has the other side open, as the virtio port does.
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		t.Skip("no pseudo-terminals here:", err)
+		needs.Missing(t, "pseudo-terminals: %v", err)
 	}
 	defer unix.Close(fd)
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
@@ -147,7 +149,7 @@ func TestWaitConnected(t *testing.T) {
 	openPeer := func() *os.File {
 		f, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 		if err != nil {
-			t.Skip("no pseudo-terminals here:", err)
+			needs.Missing(t, "pseudo-terminals: %v", err)
 		}
 		return f
 	}

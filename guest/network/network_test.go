@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"errors"
-	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -55,12 +55,10 @@ func TestParseDestination(t *testing.T) {
 
 // TestStack works in a network namespace of its own.
 func TestStack(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
+	needs.Root(t, "network namespaces")
 	runtime.LockOSThread() // not unlocked: the thread belongs to the new namespace
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skip("network namespaces are not available here:", err)
+		needs.Missing(t, "the right to make network namespaces: %v", err)
 	}
 	s, err := Open()
 	if err != nil {
@@ -94,7 +92,7 @@ func TestStack(t *testing.T) {
 	// Another link has the wanted name, so they swap.
 	other := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wrong"}, PeerName: "eth0"}
 	if err := netlink.LinkAdd(other); err != nil {
-		t.Skip("virtual links are not available here:", err)
+		needs.Missing(t, "virtual links (veth) in this kernel: %v", err)
 	}
 	link, err := netlink.LinkByName("wrong")
 	if err != nil {

@@ -7,12 +7,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func TestUevents(t *testing.T) {
 	u, err := Open()
 	if errors.Is(err, fs.ErrPermission) {
-		t.Skip("device events are not available here:", err)
+		needs.Missing(t, "the right to see device events: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -75,9 +76,7 @@ func FuzzParseLocation(f *testing.F) {
 // located makes a place for a test, and takes it away afterwards. Groups need root and a file system that can be written.
 func located(t *testing.T, systemd bool) Location {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("cgroups of the host need root")
-	}
+	needs.Root(t, "the host's control groups")
 	parent := fmt.Sprintf("cloister_test_%d_%d", os.Getpid(), time.Now().UnixNano())
 	text := "/" + parent + "/pod/sandbox"
 	if systemd {
@@ -93,14 +92,14 @@ func located(t *testing.T, systemd bool) Location {
 	}
 	g, err := open(State{Location: top})
 	if err != nil {
-		t.Skip("there are no cgroups: " + err.Error())
+		needs.Missing(t, "control groups: %v", err)
 	}
 	if len(g.dirs()) == 0 {
-		t.Skip("no controller of cgroups is mounted")
+		needs.Missing(t, "a mounted controller of control groups")
 	}
 	for _, dir := range g.dirs() {
 		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Skip("cgroups cannot be made: " + err.Error())
+			needs.Missing(t, "the right to make control groups: %v", err)
 		}
 	}
 	t.Cleanup(func() {

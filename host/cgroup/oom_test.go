@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestOOM has a process that takes more memory than its group may have, in each of the places that containerd gives.
@@ -36,7 +38,7 @@ func TestOOM(t *testing.T) {
 			if _, _, err := g.memoryDir(); err != nil {
 				_ = cmd.Process.Kill()
 				_ = cmd.Wait()
-				t.Skip(err)
+				needs.Missing(t, "%v", err)
 			}
 			if n, err := g.OOMKills(); n != 0 || err != nil {
 				t.Fatalf("%d kills, %v before any", n, err)
@@ -99,7 +101,7 @@ func TestOOMAbove(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, _, err := g.memoryDir(); err != nil {
-		t.Skip(err)
+		needs.Missing(t, "%v", err)
 	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "read x; exec tail /dev/zero")
 	in, err := cmd.StdinPipe()

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestPlaces makes groups where containerd and kubelet want them. Parents that are missing are made, and stay: they belong to others.
@@ -23,9 +25,7 @@ func TestPlaces(t *testing.T) {
 		"kubelet, systemd, no prefix": top + "-kubepods-pod" + uid + ".slice::" + id,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if os.Getuid() != 0 {
-				t.Skip("cgroups of the host need root")
-			}
+			needs.Root(t, "the host's control groups")
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			l, err := ParseLocation(text)
@@ -38,10 +38,10 @@ func TestPlaces(t *testing.T) {
 			}
 			parent, err := open(State{Location: above})
 			if err != nil || len(parent.dirs()) == 0 {
-				t.Skip("there are no cgroups: ", err)
+				needs.Missing(t, "control groups: %v", err)
 			}
 			if err := os.MkdirAll(parent.dirs()[0], 0o755); err != nil {
-				t.Skip("cgroups cannot be made: ", err)
+				needs.Missing(t, "the right to make control groups: %v", err)
 			}
 			t.Cleanup(func() {
 				if err := parent.Destroy(context.WithoutCancel(ctx)); err != nil || parent.Exists() {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestVersion2 runs the tests that need no controller once more where version 2 is all there is: in a mount namespace of their own, with
@@ -19,9 +21,9 @@ func TestVersion2(t *testing.T) {
 		}
 		return
 	case Mode() == ModeV2:
-		t.Skip("all tests run with version 2 here")
+		needs.Optional(t, "all tests run with version 2 here")
 	case os.Getuid() != 0:
-		t.Skip("a mount namespace needs root")
+		needs.Root(t, "a mount namespace")
 	}
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c",
 		`mount --make-rprivate / && mount -t cgroup2 none /sys/fs/cgroup || { echo NOT HERE; exit 0; }; exec "$0" "$@"`,
@@ -30,7 +32,7 @@ func TestVersion2(t *testing.T) {
 	cmd.Env = append(os.Environ(), inside+"=1")
 	out, err := cmd.CombinedOutput()
 	if strings.Contains(string(out), "NOT HERE") {
-		t.Skipf("version 2 cannot be mounted: %s", out)
+		needs.Missing(t, "control groups of version 2: %s", out)
 	}
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestProcessesBelow") || !strings.Contains(string(out), "--- PASS: TestLeave") {
 		t.Errorf("%v: %s", err, out)

@@ -216,7 +216,7 @@ func (h Host) cgroups() Check {
 // minContainerd is the oldest version that says how large a pod is when its sandbox is made.
 var minContainerd = [2]int{1, 6}
 
-// containerd also returns the version as `cloister config containerd` knows it.
+// containerd also returns the version, as 1.7 or 2.1.
 func (h Host) containerd(ctx context.Context) (Check, string) {
 	c := Check{Name: "containerd", Status: OK, Required: true}
 	path, err := h.LookPath("containerd")
@@ -236,9 +236,6 @@ func (h Host) containerd(ctx context.Context) (Check, string) {
 		return c, ""
 	}
 	c.Detail = version + ", " + path
-	if major >= 2 {
-		return c, "2"
-	}
 	return c, fmt.Sprintf("%d.%d", major, minor)
 }
 
@@ -260,6 +257,9 @@ const (
 	maxContainerdImports = 64
 )
 
+// oneSchema are the versions of containerd that want the same version in all files of their configuration.
+var oneSchema = []string{"2.0", "2.1", "2.2"}
+
 // handler looks for our runtime in containerd's configuration and the files that it imports.
 func (h Host) handler(file, version string) Check {
 	if file == "" {
@@ -271,6 +271,8 @@ func (h Host) handler(file, version string) Check {
 		c.Hint = strings.Replace(c.Hint, "containerd >", "containerd --for "+version+" --merge "+file+" >", 1)
 	}
 	files := []string{file}
+	var found Check
+	schemas := map[int64]string{} // a file of each version of the configuration
 	for i := 0; i < len(files) && i < maxContainerdImports; i++ {
 		conf, err := h.readTOML(files[i])
 		if err != nil {
@@ -281,14 +283,21 @@ func (h Host) handler(file, version string) Check {
 			c.Detail, c.Hint = err.Error(), "repair the file"
 			return c
 		}
-		if names := runtimes(conf, 0); len(names) > 0 {
+		schema, _ := conf["version"].(int64)
+		if schema < 2 {
+			schema = 3 // these are brought to the newest version as they are read
+		}
+		if schemas[schema] == "" {
+			schemas[schema] = files[i]
+		}
+		if names := runtimes(conf, 0); len(names) > 0 && found.Name == "" {
 			c.Detail = strings.Join(names, ", ") + " in " + files[i]
 			if old := version == "1.6" || version == "1.7"; old && !hasDefaultRuntime(conf) {
 				c.Detail += ", which has no table of the default runtime: containerd " + version + " does not serve the CRI with it"
 				return c
 			}
-			c.Status, c.Hint = OK, ""
-			return c
+			found = c
+			found.Status, found.Hint = OK, ""
 		}
 		imports, _ := conf["imports"].([]any)
 		for _, item := range imports {
@@ -299,16 +308,24 @@ func (h Host) handler(file, version string) Check {
 			if !filepath.IsAbs(glob) {
 				glob = filepath.Join(filepath.Dir(files[i]), glob)
 			}
-			found, _ := filepath.Glob(h.path(glob))
-			for _, f := range found {
+			imported, _ := filepath.Glob(h.path(glob))
+			for _, f := range imported {
 				if f = "/" + strings.TrimPrefix(strings.TrimPrefix(f, h.path("/")), "/"); !slices.Contains(files, f) {
 					files = append(files, f)
 				}
 			}
 		}
 	}
-	c.Detail = file + " and what it imports have no runtime of type " + RuntimeType
-	return c
+	if found.Name == "" {
+		c.Detail = file + " and what it imports have no runtime of type " + RuntimeType
+		return c
+	}
+	if slices.Contains(oneSchema, version) && len(schemas) > 1 {
+		found.Status = Missing
+		found.Detail = fmt.Sprintf("%s has version 2 and %s version 3: containerd %s loses the CRI settings of one of them", schemas[2], schemas[3], version)
+		found.Hint = "`cloister config containerd --config-version 2` prints the runtimes in the older version, `containerd config migrate` " + file + " in the newer one"
+	}
+	return found
 }
 
 // hasDefaultRuntime tells whether a table of the CRI plugin that has runtimes has the default one, too. containerd up to 1.7 takes such

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestOtherProgramsReadIt lets QEMU read the disk back and, where it is there, sfdisk the table.
@@ -28,9 +30,7 @@ func TestOtherProgramsReadIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("qemu-img is missing; it comes with qemu-utils")
-	}
+	needs.Programs(t, "qemu-img", "sfdisk")
 	raw := filepath.Join(dir, "raw")
 	if out, err := exec.Command("qemu-img", "convert", "-f", "vmdk", "-O", "raw", descriptor, raw).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -58,7 +58,7 @@ func TestOtherProgramsReadIt(t *testing.T) {
 	}
 	out, err := exec.Command("sfdisk", "--json", raw).Output()
 	if err != nil {
-		t.Skipf("sfdisk: %v", err)
+		t.Fatalf("sfdisk: %v", err)
 	}
 	var found struct {
 		PartitionTable struct {

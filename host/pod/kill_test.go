@@ -20,6 +20,7 @@ import (
 
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/qemu"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/fakeguest"
 	"github.com/cloister/cloister/wire/launch"
 )
@@ -69,14 +70,8 @@ const ovmf = "/usr/share/OVMF/"
 // realVM configures a VM with firmware only, always under emulation.
 func realVM(t *testing.T, e *env) vmm.Config {
 	t.Helper()
-	for _, p := range []string{"qemu-system-x86_64", "swtpm", "swtpm_setup", "swtpm_localca"} {
-		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("%s is not installed", p)
-		}
-	}
-	if _, err := os.Stat(ovmf + "OVMF_CODE_4M.fd"); err != nil {
-		t.Skip("OVMF is not installed")
-	}
+	needs.Programs(t, "qemu-system-x86_64", "swtpm", "swtpm_setup", "swtpm_localca")
+	needs.Files(t, ovmf+"OVMF_CODE_4M.fd")
 	return vmm.Config{
 		FirmwareCode: ovmf + "OVMF_CODE_4M.fd", FirmwareVars: ovmf + "OVMF_VARS_4M.fd",
 		Accel: vmm.AccelTCG, TPM: &vmm.TPM{CADir: e.dirs.TPMCA()}, InitdataImage: make([]byte, 512),
@@ -101,9 +96,7 @@ func processesOf(t *testing.T, dir string) []string {
 
 // TestKilledSupervisorLeavesNothing kills the supervisor with SIGKILL after each step of a pod that has a real QEMU and a real swtpm.
 func TestKilledSupervisorLeavesNothing(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many virtual machines")
-	}
+	needs.Long(t, "starts many virtual machines")
 	for _, step := range []string{"", StepVMStart, StepGuestReady, StepNetwork, StepSandbox, StepCreate, StepStart, StepRunning} {
 		name := step
 		if name == "" {

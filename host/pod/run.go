@@ -337,6 +337,7 @@ func (s *supervisor) destroySandbox(ctx context.Context) {
 			s.opts.Logger.Debug("destroying the sandbox", "pod", s.opts.Plan.Name, "error", err)
 			return
 		}
+		s.agent.Close() // the guest powers off when its clients have gone, or a second later
 	case <-s.vm.Exited():
 	}
 	select {

@@ -18,14 +18,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // newNetns makes a network namespace in which loopback is down, which goes with the test.
 func newNetns(t *testing.T) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
+	needs.Root(t, "network namespaces")
 	path := filepath.Join(t.TempDir(), "netns")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -36,7 +35,7 @@ func newNetns(t *testing.T) string {
 		}
 		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
 	}); err != nil {
-		t.Skip("network namespaces cannot be made: ", err)
+		needs.Missing(t, "the right to make network namespaces: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
 	return path

@@ -20,13 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func start(t *testing.T, cfg Config) *Forwarder {
 	t.Helper()
 	f, err := Start(t.Context(), cfg)
-	if errors.Is(err, errors.ErrUnsupported) && os.Getenv("CI") != "true" {
-		t.Skip(err)
+	if errors.Is(err, errors.ErrUnsupported) {
+		needs.Missing(t, "nf_tables in this kernel: %v", err)
 	} else if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +232,7 @@ func TestWithoutIPv6(t *testing.T) {
 		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0)
 	})
 	if err != nil {
-		t.Skip(err)
+		needs.Missing(t, "IPv6 in this kernel: %v", err)
 	}
 	f := start(t, Config{NetNS: path, Dial: dialers(t)["stream"]})
 	if len(f.listeners) != 1 {

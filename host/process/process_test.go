@@ -3,7 +3,6 @@ package process
 import (
 	"context"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -11,13 +10,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func TestStartIn(t *testing.T) {
-	readlink, err := exec.LookPath("readlink")
-	if err != nil {
-		t.Skip("readlink is not installed")
-	}
+	readlink := needs.Program(t, "readlink")
 	netns := otherNetwork(t)
 	where := func(ns string) string {
 		t.Helper()
@@ -64,7 +62,7 @@ func otherNetwork(t *testing.T) string {
 	}()
 	t.Cleanup(func() { close(end) })
 	if err := <-ready; err != nil {
-		t.Skipf("making a network namespace: %v", err)
+		needs.Missing(t, "the right to make network namespaces: %v", err)
 	}
 	return path
 }

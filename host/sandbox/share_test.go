@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,16 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/share"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/fakeguest"
 )
 
 // TestShareLost kills virtiofsd, and in another sandbox the monitor first.
 func TestShareLost(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounts need root")
-	}
+	needs.Root(t, "mounts")
 	if _, err := share.Find(""); err != nil {
-		t.Skip(err)
+		needs.Missing(t, "%v", err)
 	}
 	for _, first := range []string{"virtiofsd", "monitor"} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func TestArguments(t *testing.T) {
@@ -87,9 +89,7 @@ func TestExamine(t *testing.T) {
 }
 
 func BenchmarkStart(b *testing.B) {
-	if os.Geteuid() != 0 {
-		b.Skip("mounts need root")
-	}
+	needs.Root(b, "mounts")
 	for b.Loop() {
 		s, err := Start(b.Context(), Config{Dir: b.TempDir() + "/share"})
 		if err != nil {

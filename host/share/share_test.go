@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // programEnv names another virtiofsd than the one that is installed.
@@ -21,11 +23,9 @@ const programEnv = "CLOISTER_TEST_VIRTIOFSD"
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounts need root")
-	}
+	needs.Root(t, "mounts")
 	if _, err := Find(""); err != nil {
-		t.Skip(err)
+		needs.Missing(t, "%v", err)
 	}
 }
 

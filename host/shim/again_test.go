@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/fakeguest"
 )
 
@@ -61,9 +61,8 @@ func TestMissingFiles(t *testing.T) {
 		"program": `vmm.path = "/none/qemu"`, "kernel": `guest.kernel = "/none/kernel"`, "share": `storage.virtiofsd = "/none/virtiofsd"`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := exec.LookPath("qemu-system-x86_64"); err != nil || os.Getuid() != 0 {
-				t.Skip("this needs QEMU, and root for control groups")
-			}
+			needs.Programs(t, "qemu-system-x86_64")
+			needs.Root(t, "control groups")
 			e := newEnv(t)
 			key, value, _ := strings.Cut(line, " = ")
 			e.replace(key, value)
@@ -86,7 +85,7 @@ func TestNoImage(t *testing.T) {
 	t.Setenv("CLOISTER_HOME", e.dir)
 	for _, dir := range sandbox.ImageDirs() {
 		if _, err := os.Stat(dir); err == nil {
-			t.Skipf("there is one in %s", dir)
+			needs.Optional(t, "there is one in %s", dir)
 		}
 	}
 	e.replace("guest.kernel", `""`)

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/fakeguest"
 )
 
@@ -151,9 +152,7 @@ func TestRoot(t *testing.T) {
 		e.service.cfg.Root = filepath.Join(e.dir, "kernel")
 		wantCode(t, e.create("pod"), codes.Unknown, "creating sandbox pod", "not a directory")
 	})
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	needs.Root(t, "mounts")
 	for name, options := range map[string]string{"full": "size=4k", "without files": "nr_inodes=3", "read-only": "ro"} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
@@ -166,7 +165,7 @@ func TestRoot(t *testing.T) {
 				flags, data = unix.MS_RDONLY, ""
 			}
 			if err := unix.Mount("tmpfs", e.cfg.Root, "tmpfs", flags, data); err != nil {
-				t.Skipf("mounting: %v", err)
+				needs.Missing(t, "the right to mount: %v", err)
 			}
 			t.Cleanup(func() { _ = unix.Unmount(e.cfg.Root, unix.MNT_DETACH) })
 			if name == "full" {

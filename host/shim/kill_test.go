@@ -19,6 +19,7 @@ import (
 	"github.com/cloister/cloister/host/cgroup"
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/fakeguest"
 )
 
@@ -179,9 +180,7 @@ func (e *env) withMonitor() {
 
 // TestControlGroup has the monitor in the pod's control group, which goes with the pod; one that cannot be made is an error.
 func TestControlGroup(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("control groups need root")
-	}
+	needs.Root(t, "control groups")
 	e := newEnv(t)
 	e.withMonitor()
 	e.guest.Programs["pod"] = untilKilled

@@ -86,7 +86,7 @@ func TestConfig(t *testing.T) {
 	for _, tc := range []struct {
 		args string
 		code int
-	}{{"config", 0}, {"serve --nothing", 2}, {"serve --mounts x", 2}, {"remove --root " + filepath.Join(dir, "gone"), 0}, {"serve -f " + filepath.Join(dir, "none"), 1}} {
+	}{{"config", 0}, {"serve --nothing", 2}, {"serve extra", 2}, {"verify extra", 2}, {"nosuch", 2}, {"serve --mounts x", 2}, {"remove --root " + filepath.Join(dir, "gone"), 0}, {"serve -f " + filepath.Join(dir, "none"), 1}} {
 		if code := Main(t.Context(), strings.Fields(tc.args), "0", &out, &errs); code != tc.code {
 			t.Errorf("%s ends with %d, want %d: %s", tc.args, code, tc.code, errs.String())
 		}

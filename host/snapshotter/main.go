@@ -23,6 +23,8 @@ type usageError struct{ error }
 func Main(ctx context.Context, args []string, version string, stdout, stderr io.Writer) int {
 	logrus.SetOutput(io.Discard) // what containerd's libraries say stands in our own errors, too
 	root := rootCmd(version, stderr)
+	started := false // a command was found, its flags and arguments were right
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -32,7 +34,7 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 	}
 	fmt.Fprintf(stderr, "cloister-snapshotter: error: %v\n", err)
 	var usage usageError
-	if errors.As(err, &usage) {
+	if errors.As(err, &usage) || !started {
 		return 2
 	}
 	return 1
@@ -44,7 +46,6 @@ func rootCmd(version string, stderr io.Writer) *cobra.Command {
 		Short: "containerd's snapshotter for integrity-protected block layers",
 	}
 	c.CompletionOptions.DisableDefaultCmd = true
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.AddCommand(serveCmd(stderr), verifyCmd(), removeCmd(stderr), configCmd())
 	return c
 }

@@ -13,15 +13,24 @@ import (
 	"github.com/cloister/cloister/layer/verity"
 )
 
-// Verify reads all layers of a root and writes a line for each to out. It returns an error if one is not what its root hash says. The
-// server may run meanwhile.
+// Verify reads all layers of a root and writes a line for each to out, or one that says that there are none. It returns an error if one
+// is not what its root hash says, or if there is no such root. The server may run meanwhile.
 func Verify(ctx context.Context, cfg Config, out io.Writer) error {
+	if _, err := os.Stat(cfg.Root); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("verifying layers: %w\nhint: no snapshotter has kept anything there; --root or the configuration (--file) says where its directory is", err)
+	}
 	dirs, err := os.ReadDir(filepath.Join(cfg.Root, layersDir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		dirs, err = nil, nil
 	}
 	if err != nil {
 		return fmt.Errorf("verifying layers: %w", err)
+	}
+	if len(dirs) == 0 {
+		if _, err := fmt.Fprintf(out, "no layers in %s\n", cfg.Root); err != nil {
+			return fmt.Errorf("verifying layers: %w", err)
+		}
+		return nil
 	}
 	bad := 0
 	for _, d := range dirs {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/blockmount"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/layer"
 )
 
@@ -114,12 +116,10 @@ func testImpatient(t *testing.T) {
 
 // TestFullDisk: a layer that does not fit says so and leaves room for one that does.
 func TestFullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts a small file system, which needs root")
-	}
+	needs.Root(t, "mounts")
 	root := t.TempDir()
 	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=2m"); err != nil {
-		t.Skip("mounting a tmpfs:", err)
+		needs.Missing(t, "the right to mount a tmpfs: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(root, 0); err != nil {
@@ -191,9 +191,7 @@ func TestLeftovers(t *testing.T) {
 
 // TestHostMounts: layers are mounted while a snapshot above needs them.
 func TestHostMounts(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts, which needs root")
-	}
+	needs.Root(t, "mounts")
 	content, n := newContent(), &number{}
 	layers := content.addImage(t, tarOfSize(t, 1, someSize), tarOfSize(t, 2, 10))
 	root := t.TempDir()
@@ -221,7 +219,7 @@ func TestHostMounts(t *testing.T) {
 	check(0, "after the pull")
 	mounts, err := s.Prepare(t.Context(), "k8s.io/100/c", names[1])
 	if errors.Is(err, unix.ENODEV) {
-		t.Skip("this kernel has no EROFS")
+		needs.Missing(t, "EROFS in this kernel: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -267,6 +265,15 @@ func TestVerify(t *testing.T) {
 	var out strings.Builder
 	if err := Verify(t.Context(), s.cfg, &out); err != nil || strings.Count(out.String(), "good ") != 2 {
 		t.Errorf("%v: %s", err, out.String())
+	}
+	none := Config{Root: filepath.Join(t.TempDir(), "none")}
+	out.Reset()
+	if err := Verify(t.Context(), none, &out); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "hint: ") || out.Len() > 0 {
+		t.Errorf("without a root: %v: %s", err, out.String())
+	}
+	none.Root = t.TempDir()
+	if err := Verify(t.Context(), none, &out); err != nil || out.String() != "no layers in "+none.Root+"\n" {
+		t.Errorf("an empty root: %v: %s", err, out.String())
 	}
 	f, err := os.OpenFile(layerFile(t, s, names[0]), os.O_RDWR, 0)
 	if err != nil {
@@ -319,12 +326,8 @@ func TestRecipes(t *testing.T) {
 
 // TestLoop mounts by a loop device, as kernels before 6.12 need it, and finds the device free afterwards.
 func TestLoop(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts, which needs root")
-	}
-	if _, err := os.Stat("/dev/loop-control"); err != nil {
-		t.Skip("this machine has no loop devices")
-	}
+	needs.Root(t, "mounts")
+	needs.Files(t, "/dev/loop-control")
 	content := newContent()
 	l := content.addImage(t, tarOfSize(t, 1, someSize))[0]
 	s := open(t, t.TempDir(), content, asIs)
@@ -334,7 +337,7 @@ func TestLoop(t *testing.T) {
 	}
 	file, target := layerFile(t, s, name), t.TempDir()
 	if err := loopMount(file, target); errors.Is(err, unix.ENODEV) {
-		t.Skip("this kernel has no EROFS")
+		needs.Missing(t, "EROFS in this kernel: %v", err)
 	} else if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func newFile(t *testing.T, change func(*Config)) (*Recorder, string) {
@@ -148,9 +150,7 @@ func TestNoFile(t *testing.T) {
 
 // TestFullDisk writes to a device that is full.
 func TestFullDisk(t *testing.T) {
-	if _, err := os.Stat("/dev/full"); err != nil {
-		t.Skipf("needs /dev/full: %v", err)
-	}
+	needs.Files(t, "/dev/full")
 	r := New(Config{File: "/dev/full"})
 	for range 10 {
 		_, end := r.Step(t.Context(), "sandbox")

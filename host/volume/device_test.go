@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/runtimeconfig"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // blockDevice is a disk of this host; tests look at it, and never open it.
@@ -27,7 +28,7 @@ func blockDevice(t *testing.T) (node string, major, minor int64) {
 			return node, int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
 		}
 	}
-	t.Skip("no block device")
+	needs.Missing(t, "a block device")
 	return "", 0, 0
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/share"
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -79,7 +80,7 @@ func (w *world) sandboxed(change ...func(*runtimeconfig.Config)) *Set {
 	w.t.Helper()
 	w.needRoot()
 	if _, err := share.Find(""); err != nil {
-		w.t.Skip(err)
+		needs.Missing(w.t, "%v", err)
 	}
 	sh, err := share.Start(w.ctx(), share.Config{Dir: w.dir + "/share"})
 	if err != nil {
@@ -118,9 +119,7 @@ func (w *world) new(c *runtimeconfig.Config, disks vmm.Plug) *Set {
 
 func (w *world) needRoot() {
 	w.t.Helper()
-	if os.Geteuid() != 0 {
-		w.t.Skip("needs root")
-	}
+	needs.Root(w.t, "mounts and owners")
 }
 
 func (w *world) ctx() context.Context {

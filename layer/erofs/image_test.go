@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // memory is a sink that keeps the image.
@@ -55,26 +57,19 @@ func build(t testing.TB, stream []byte, o Options) ([]byte, error) {
 // mounted writes the image to a file, checks it with fsck.erofs and mounts it.
 func mounted(t *testing.T, image []byte) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	if b, err := os.ReadFile("/proc/filesystems"); err != nil || !bytes.Contains(b, []byte("\terofs\n")) {
-		t.Skip("the kernel has no EROFS")
-	}
+	needs.Root(t, "mounts")
+	needs.FileSystem(t, "erofs")
 	dir := t.TempDir()
 	path, target := filepath.Join(dir, "image"), filepath.Join(dir, "mount")
 	if err := os.WriteFile(path, image, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if tool, err := exec.LookPath("fsck.erofs"); err == nil {
-		if out, err := exec.Command(tool, path).CombinedOutput(); err != nil {
-			t.Errorf("fsck.erofs: %v: %s", err, out)
-		}
+	if out, err := exec.Command(needs.Program(t, "fsck.erofs"), path).CombinedOutput(); err != nil {
+		t.Errorf("fsck.erofs: %v: %s", err, out)
 	}
-	if tool, err := exec.LookPath("dump.erofs"); err == nil {
-		if out, err := exec.Command(tool, "-s", path).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("Filesystem magic number:                      0xE0F5E1E2")) {
-			t.Errorf("dump.erofs: %v: %s", err, out)
-		}
+	out, err := exec.Command(needs.Program(t, "dump.erofs"), "-s", path).CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("Filesystem magic number:                      0xE0F5E1E2")) {
+		t.Errorf("dump.erofs: %v: %s", err, out)
 	}
 	if err := os.Mkdir(target, 0o700); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // sparse is an entry as old GNU tar writes a file with one piece of data, which ends at a multiple of 512 or at the file's end.
@@ -143,7 +145,7 @@ func TestWhiteouts(t *testing.T) {
 	options := "lowerdir=" + mounted(t, image) + ":" + mounted(t, lower)
 	target := t.TempDir()
 	if err := unix.Mount("overlay", target, "overlay", unix.MS_RDONLY, options); err != nil {
-		t.Skipf("overlay cannot be mounted here: %v", err)
+		needs.Missing(t, "overlay mounts: %v", err)
 	}
 	defer unix.Unmount(target, 0)
 	var names []string
@@ -174,7 +176,7 @@ func TestWhiteoutsAlone(t *testing.T) {
 	}
 	target := t.TempDir()
 	if err := unix.Mount("overlay", target, "overlay", unix.MS_RDONLY, "lowerdir="+mounted(t, image)+":"+mounted(t, other)); err != nil {
-		t.Skipf("overlay cannot be mounted here: %v", err)
+		needs.Missing(t, "overlay mounts: %v", err)
 	}
 	defer unix.Unmount(target, 0)
 	for dir, want := range map[string]string{"": "new other shut", "new": "file", "shut": ""} {

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // pattern is the data of the golden vectors: byte i is i mod 251.
@@ -255,12 +257,7 @@ func TestTableLine(t *testing.T) {
 
 // TestVeritysetup compares with the tool itself, both ways.
 func TestVeritysetup(t *testing.T) {
-	tool, err := exec.LookPath("veritysetup")
-	if err != nil {
-		if tool = "/usr/sbin/veritysetup"; !exists(tool) {
-			t.Skip("veritysetup is not installed (package cryptsetup-bin)")
-		}
-	}
+	tool := needs.Program(t, "veritysetup")
 	rootHash := regexp.MustCompile(`(?m)^Root hash:\s*([0-9a-f]{64})$`)
 	for _, p := range []Params{Default(), {512, 512, nil}, {1024, 4096, []byte("salt")}, {4096, 512, bytes.Repeat([]byte{7}, 256)}, {2048, 1024, []byte{1}}} {
 		for _, blocks := range []int{1, 2, 128, 129, 4097} {

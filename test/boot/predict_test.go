@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloister/cloister/author/guestimage"
 	"github.com/cloister/cloister/author/refvalue"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // fetchLimit bounds what has to be downloaded and built before a boot.
@@ -39,13 +40,13 @@ func kernels(t *testing.T) []string {
 	stable.Suites = []string{"bookworm"}
 	old61, err := guestimage.NewestKernel(ctx, stable, "6.1")
 	if err != nil {
-		t.Skipf("needs a Debian mirror to take kernels from: %v", err)
+		needs.Missing(t, "a Debian mirror to take kernels from: %v", err)
 	}
 	var files []string
 	for _, k := range []guestimage.KernelLock{new612, old61} {
 		f, err := guestimage.FetchKernel(ctx, o, k)
 		if err != nil {
-			t.Skipf("needs a Debian mirror that offers %s: %v", k.Package, err)
+			needs.Missing(t, "a Debian mirror that offers %s: %v", k.Package, err)
 		}
 		files = append(files, f)
 	}

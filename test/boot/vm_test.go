@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // bootLimit is far more than a boot takes, on a busy machine too.
@@ -32,19 +34,9 @@ const (
 // needTools skips a test on a machine that cannot run it.
 func needTools(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("boots virtual machines: skipped by -short")
-	}
-	for _, tool := range []string{"qemu-system-x86_64", "swtpm", "swtpm_setup"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s (apt-get install qemu-system-x86 swtpm swtpm-tools): %v", tool, err)
-		}
-	}
-	for _, f := range []string{ovmfCode, ovmfVars} {
-		if _, err := os.Stat(f); err != nil {
-			t.Skipf("needs OVMF (apt-get install ovmf): %v", err)
-		}
-	}
+	needs.Long(t, "boots virtual machines")
+	needs.Programs(t, "qemu-system-x86_64", "swtpm", "swtpm_setup")
+	needs.Files(t, ovmfCode, ovmfVars)
 }
 
 type vm struct {

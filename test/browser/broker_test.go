@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // startBroker runs the program that is shipped, with TLS and a token as at its first start.
@@ -55,7 +57,7 @@ func startBroker(t *testing.T) (url, token string) {
 
 // TestBrokerProcess goes through the console of a real broker: its TLS, cookies and headers are those of production.
 func TestBrokerProcess(t *testing.T) {
-	chromium(t)
+	needs.Programs(t, "chromium")
 	url, token := startBroker(t)
 	b := newTab(t, url)
 	b.signInWith(token)

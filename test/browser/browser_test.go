@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +18,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/cloister/cloister/broker/console/consoletest"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // patience bounds one step of a person at the browser.
@@ -46,24 +46,10 @@ func open(t *testing.T) *tab {
 	return b
 }
 
-// chromium is the browser. Without it the test is skipped, in CI it fails.
-func chromium(t *testing.T) string {
-	t.Helper()
-	program, err := exec.LookPath("chromium")
-	if err == nil {
-		return program
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("chromium is not installed; hint: scripts/deps.sh test")
-	}
-	t.Skip("chromium is not installed")
-	return ""
-}
-
 // newTab starts a browser for the console at an address.
 func newTab(t *testing.T, url string) *tab {
 	t.Helper()
-	program := chromium(t)
+	program := needs.Program(t, "chromium")
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.IgnoreCertErrors,
 		chromedp.WindowSize(1280, 900))
 	if os.Geteuid() == 0 {

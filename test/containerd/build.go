@@ -3,55 +3,24 @@ package containerd
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/internal/paths"
 )
 
 // Need skips a test that runs containerd when something for it is missing, and says what. In CI everything has to be there.
 func Need(t testing.TB) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs containerd, left out by -short")
-	}
-	if os.Getuid() != 0 {
-		missing(t, "root, which containerd needs,")
-	}
-	for _, file := range []string{"/usr/bin/containerd", "/usr/bin/ctr", "/usr/lib/cni/bridge", "/usr/lib/cni/portmap", "/bin/busybox"} {
-		if _, err := os.Stat(file); err != nil {
-			missing(t, file)
-		}
-	}
-	for _, program := range []string{"runc", "go", "iptables", "ip"} {
-		if _, err := exec.LookPath(program); err != nil {
-			missing(t, program)
-		}
-	}
-}
-
-func missing(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is missing, in CI everything has to be there", what)
-	}
-	t.Skipf("%s is missing; `make test-deps` installs what can be installed", what)
-}
-
-// binaries is the folder with containerd, ctr and runc's shim of a version.
-func binaries(t testing.TB, version string) string {
-	t.Helper()
-	switch version {
-	case V16:
-		return "/usr/bin"
-	case V2:
-		return current(t)
-	}
-	t.Fatalf("containerd version %q is not one of %s, %s", version, V16, V2)
-	return ""
+	needs.Long(t, "runs containerd")
+	needs.Root(t, "containerd")
+	needs.Files(t, "/usr/bin/containerd", "/usr/bin/ctr", "/usr/lib/cni/bridge", "/usr/lib/cni/portmap", "/bin/busybox")
+	needs.Programs(t, "runc", "go", "iptables", "ip")
 }
 
 // current is the folder with the release that tools/go.mod names. It is built when it is not there.
@@ -67,15 +36,29 @@ func current(t testing.TB) string {
 		}
 		h.Write(data)
 	}
+	return cached(t, hex.EncodeToString(h.Sum(nil))[:32], func(dir string) error {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "tool")
+		cmd.Dir = tools
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		return nil
+	})
+}
+
+// cached is the folder of the cache with a name. When it is not there, build makes its content; other test binaries wait for that.
+func cached(t testing.TB, name string, build func(dir string) error) string {
+	t.Helper()
 	cache := filepath.Join(home(t), "cache", "containerd")
-	dir := filepath.Join(cache, hex.EncodeToString(h.Sum(nil))[:32])
+	dir := filepath.Join(cache, name)
 	if _, err := os.Stat(dir); err == nil {
 		return dir
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := paths.WaitLock(t.Context(), filepath.Join(cache, "lock")) // another test binary may build the same
+	lock, err := paths.WaitLock(t.Context(), filepath.Join(cache, "lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,11 +72,8 @@ func current(t testing.TB) string {
 	}
 	defer os.RemoveAll(tmp)
 	t.Log("building containerd; the next run finds it in", dir)
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", tmp+"/", "tool")
-	cmd.Dir = tools
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building containerd: %v\n%s", err, out)
+	if err := build(tmp); err != nil {
+		t.Fatal("building containerd:", err)
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		t.Fatal(err)

@@ -9,7 +9,7 @@ import (
 
 // TestHarness runs a container on each version by runc, through a restart and a kill of containerd, and finds it gone afterwards.
 func TestHarness(t *testing.T) {
-	for _, version := range []string{V16, V2} {
+	for _, version := range Versions(t, V16, V2) {
 		t.Run(version, func(t *testing.T) {
 			d := Start(t, Options{Version: version, Runtimes: []Runtime{{Handler: "other", Type: "io.containerd.runc.v2"}}})
 			d.Import(Pause(t), Busybox(t, "registry.cloister.test/busybox:1"))

@@ -20,7 +20,7 @@ import (
 type Daemon struct {
 	Address string // path of the unix socket of its API, CRI included
 	Network Network
-	Version string // V16 or V2
+	Version string // as in Options
 
 	t      testing.TB
 	dir    string
@@ -37,6 +37,7 @@ type Daemon struct {
 const (
 	startTimeout = time.Minute
 	stopTimeout  = 30 * time.Second
+	lastTimeout  = 5 * time.Second // for processes that are on their way out when the test has ended
 )
 
 // Start starts a containerd that goes with the test. Anything that it or its shims leave behind is an error of the test.
@@ -80,7 +81,7 @@ func Start(t testing.TB, opts Options) *Daemon {
 
 func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
 
-// NRI is the socket for plugins of the node resource interface, for version 2 only.
+// NRI is the socket for plugins of the node resource interface, for version 1.7 and later.
 func (d *Daemon) NRI() string { return d.path("nri.sock") }
 
 // StateDir is containerd's state directory; bundles of tasks are below io.containerd.runtime.v2.task/NAMESPACE/ID.
@@ -215,6 +216,9 @@ func (d *Daemon) end() {
 	d.clear(ctx)
 	d.signal(syscall.SIGTERM)
 	left := d.leftovers()
+	for deadline := time.Now().Add(lastTimeout); len(left) > 0 && time.Now().Before(deadline); left = d.leftovers() {
+		time.Sleep(50 * time.Millisecond) // a shim answers its last call before it ends, and containerd waits for none of them
+	}
 	for _, l := range left {
 		d.t.Errorf("left behind: %s", l)
 	}

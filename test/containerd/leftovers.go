@@ -88,9 +88,42 @@ func (d *Daemon) LeftOf(id string) []string {
 	add("mount", mounts(id))
 	add("cgroup", named("/sys/fs/cgroup", id))
 	for _, root := range append([]string{d.path("state")}, places...) {
-		add("file", named(root, id))
+		for _, name := range named(root, id) {
+			if !halfRemoved(name) {
+				add("file", []string{name})
+			}
+		}
 	}
 	return found
+}
+
+// bundleFiles are what a bundle has when the runtime has done its part: what containerd wrote, and what shims keep there until containerd
+// removes it with the bundle, as each shim's library does (runc's and ours).
+var bundleFiles = map[string]bool{
+	"config.json": true, "options.json": true, "shim-binary-path": true, "bootstrap.json": true, "sandbox": true, "log": true, "work": true, // containerd's
+	"address": true, "shim.pid": true, "init.pid": true, "log.json": true, "runtime": true, "exit.json": true, // shims'
+}
+
+// halfRemoved says that a path is a bundle that containerd itself was removing when it was killed, and that the runtime has left nothing
+// in it. The last step of a bundle's life, after the shim's delete and the unmounting of the root file system, is that containerd renames
+// the bundle ID to .ID and removes it file by file. When it starts again it skips the hidden directories of bundles, in all versions from
+// 1.6 to 2.4 (loadShims in core/runtime/v2), so that whatever it had not removed yet stays until somebody empties the state directory, at
+// the latest the next boot. No runtime can do anything about it: its delete came before the new name. A mount in it, a root file system,
+// or a file that is no part of a bundle is another matter: that the runtime should have taken away, and it counts.
+func halfRemoved(name string) bool {
+	if !strings.HasPrefix(filepath.Base(name), ".") || filepath.Base(filepath.Dir(filepath.Dir(name))) != "io.containerd.runtime.v2.task" {
+		return false
+	}
+	entries, err := os.ReadDir(name)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) // it is gone by now
+	}
+	for _, e := range entries {
+		if e.IsDir() || !bundleFiles[e.Name()] {
+			return false
+		}
+	}
+	return len(mounts(name)) == 0
 }
 
 // Sockets are the sockets that a shim of the sandbox made and left, by containerd's rule for their names.

@@ -6,15 +6,9 @@ import (
 	"strings"
 )
 
-// The versions that Start knows.
-const (
-	V16 = "1.6" // the distribution's package
-	V2  = "2"   // the release of tools/go.mod
-)
-
 // Options say what Start starts.
 type Options struct {
-	Version  string            // V16 or V2
+	Version  string            // V16, V2 or a release such as 2.1.9
 	Runtimes []Runtime         // beside runc
 	IPv6     bool              // pods get an IPv6 address too
 	Mirrors  map[string]string // registry host of image names: URL that is asked instead, http or https
@@ -43,34 +37,36 @@ const PauseImage = "registry.cloister.test/pause:1"
 
 const cri = `plugins."io.containerd.grpc.v1.cri"`
 
-// drop-ins of version 2 are merged key by key; version 1.6 replaces the whole section of a plugin by that of the last file that has
-// one, so that there all of it has to be in one file. Both read configurations of version 2.
+// drop-ins of version 2 are merged key by key; versions 1.6 and 1.7 replace the whole section of a plugin by that of the last file that
+// has one, so that there all of it has to be in one file. All read configurations of version 2.
 func (d *Daemon) dropIns() map[string]string {
 	base := d.criBase()
 	files := map[string]string{}
+	merged := Series(d.opts.Version) == V2
 	for _, r := range d.opts.Runtimes {
-		if d.opts.Version == V16 {
-			base += r.toml(V16)
-		} else {
+		if merged {
 			files["50-"+r.Handler+".toml"] = "version = 2\n" + r.toml(V2)
+		} else {
+			base += r.toml(d.opts.Version)
 		}
 	}
-	if d.opts.DropIn != "" && d.opts.Version != V16 {
+	if d.opts.DropIn != "" && merged {
 		files["60-added.toml"] = d.opts.DropIn
 	} else if d.opts.DropIn != "" {
-		base += tables(d.opts.DropIn, "runtimes.")
+		base += tables(d.opts.DropIn, func(name string) bool { return strings.Contains(name, "runtimes.") })
+		files["60-added.toml"] = "version = 2\n" + tables(d.opts.DropIn, func(name string) bool { return !strings.Contains(name, "grpc.v1.cri") })
 	}
 	files["10-cri.toml"] = base
 	return files
 }
 
-// tables are the tables of a configuration whose names have the text in them, as somebody copies them into a file that has the others.
-func tables(config, text string) string {
+// tables are some tables of a configuration, as somebody copies them into a file that has others.
+func tables(config string, want func(name string) bool) string {
 	var b strings.Builder
 	keep := false
 	for _, line := range strings.SplitAfter(config, "\n") {
 		if strings.HasPrefix(line, "[") {
-			keep = strings.Contains(line, text)
+			keep = want(line)
 		}
 		if keep {
 			b.WriteString(line)
@@ -81,7 +77,7 @@ func tables(config, text string) string {
 
 func (d *Daemon) mainConfig() string {
 	nri := "" // a socket of its own; version 1.6 has none
-	if d.opts.Version != V16 {
+	if Series(d.opts.Version) != V16 {
 		nri = fmt.Sprintf("[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = false\n  socket_path = %q\n  plugin_path = %q\n  plugin_config_path = %q\n",
 			d.NRI(), d.path("nri/plugins"), d.path("nri/conf.d"))
 	}
@@ -132,7 +128,7 @@ func (r Runtime) toml(version string) string {
 	fmt.Fprintf(&b, "[%s.containerd.runtimes.%s]\n", cri, r.Handler)
 	line("runtime_type", r.Type)
 	line("runtime_path", r.Path)
-	if version != V16 {
+	if Series(version) == V2 {
 		line("sandboxer", r.Sandboxer)
 	}
 	line("snapshotter", r.Snapshotter)

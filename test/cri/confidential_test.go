@@ -232,9 +232,10 @@ func (w *secretPod) from(config *runtime.ContainerConfig, image string) {
 }
 
 // TestConfidential runs pods whose guest trusts nothing of this host but what the measured policy allows.
-func TestConfidential(t *testing.T) {
-	t.Parallel()
-	w := newSecretPod(t, containerd.V2)
+func TestConfidential(t *testing.T) { each(t, containerd.V16, confidentialPods) }
+
+func confidentialPods(t *testing.T, version string) {
+	w := newSecretPod(t, version)
 	t.Run("without initdata", func(t *testing.T) {
 		err := w.NewPod(t, handlerTPM, "bare").TryRun()
 		refused(t, err, "brings no initdata", "hint: `cloister initdata new`", "cloister.dev/initdata")

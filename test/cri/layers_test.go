@@ -17,7 +17,6 @@ import (
 
 	"github.com/cloister/cloister/internal/testregistry"
 	"github.com/cloister/cloister/test/containerd"
-	"github.com/cloister/cloister/test/vmtest"
 )
 
 // LayeredImage is an image of the registry that is on the node as block layers only.
@@ -73,10 +72,9 @@ func (c *Client) pullFor(t *testing.T, image, handler string) {
 }
 
 // TestHostLayers runs a pod in a virtual machine whose container's root is layers that the snapshotter has on the node.
-func TestHostLayers(t *testing.T) {
-	t.Parallel()
-	vmtest.Need(t)
-	containerd.Need(t)
+func TestHostLayers(t *testing.T) { each(t, "1.7", hostLayers) }
+
+func hostLayers(t *testing.T, version string) {
 	in := install(t)
 	dir := snapshotter(t)
 	registry, err := testregistry.Start(testregistry.Options{})
@@ -84,7 +82,7 @@ func TestHostLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = registry.Close() })
-	opts := in.handler(t, containerd.V2, "layers", "--snapshotter="+dir+"/s.sock")
+	opts := in.handler(t, version, "layers", "--snapshotter="+dir+"/s.sock")
 	opts.Mirrors = map[string]string{"registry.cloister.test": "http://" + registry.Addr()}
 	w := start(t, opts)
 	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
@@ -153,12 +151,11 @@ func edit(t *testing.T, pattern string, change func([]byte) []byte) (undo func()
 
 // TestSealedLayers runs a confidential pod whose container's root is a sealed layer: the node has ciphertext, and the guest opens it with a
 // key that it gets from the broker when it has proved what it is.
-func TestSealedLayers(t *testing.T) {
-	t.Parallel()
-	vmtest.Need(t)
-	containerd.Need(t)
+func TestSealedLayers(t *testing.T) { each(t, "1.7", sealedLayers) }
+
+func sealedLayers(t *testing.T, version string) {
 	dir := snapshotter(t)
-	w := newSecretPod(t, containerd.V2, "--snapshotter="+dir+"/s.sock")
+	w := newSecretPod(t, version, "--snapshotter="+dir+"/s.sock")
 	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
 		t.Fatal(err)
 	}

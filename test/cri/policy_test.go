@@ -7,9 +7,6 @@ import (
 	"testing"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/cloister/cloister/test/containerd"
-	"github.com/cloister/cloister/test/vmtest"
 )
 
 // generatedManifest is a pod as its owner writes it, without any Rego.
@@ -104,12 +101,11 @@ func generated(t *testing.T, w *secretPod, ref, layers string) {
 }
 
 // TestGeneratedPolicy runs a confidential pod whose layers are on the node, under the policy that was made of its manifest.
-func TestGeneratedPolicy(t *testing.T) {
-	t.Parallel()
-	vmtest.Need(t)
-	containerd.Need(t)
+func TestGeneratedPolicy(t *testing.T) { each(t, "1.7", generatedPolicy) }
+
+func generatedPolicy(t *testing.T, version string) {
 	dir := snapshotter(t)
-	w := newSecretPod(t, containerd.V2, "--snapshotter="+dir+"/s.sock")
+	w := newSecretPod(t, version, "--snapshotter="+dir+"/s.sock")
 	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
 		t.Fatal(err)
 	}

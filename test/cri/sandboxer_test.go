@@ -4,16 +4,14 @@ import (
 	"testing"
 
 	"github.com/cloister/cloister/test/containerd"
-	"github.com/cloister/cloister/test/vmtest"
 )
 
 // TestSandboxService has containerd ask the shim for the pod itself (sandboxer = "shim"): there is no pause container then.
-func TestSandboxService(t *testing.T) {
-	t.Parallel()
-	vmtest.Need(t)
-	containerd.Need(t)
+func TestSandboxService(t *testing.T) { each(t, "2", sandboxService) }
+
+func sandboxService(t *testing.T, version string) {
 	in := install(t)
-	opts := in.options(t, containerd.V2) // for pods of the shim's own containerd looks in PATH alone, whatever runtime_path says
+	opts := in.options(t, version) // for pods of the shim's own containerd looks in PATH alone, whatever runtime_path says
 	opts.DropIn = ""
 	opts.Runtimes = []containerd.Runtime{{Handler: "cloister", Type: "io.containerd.cloister.v2", ConfigPath: in.config, Sandboxer: "shim",
 		Annotations: []string{"io.katacontainers.*", "cloister.dev/*"}}}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cloister/cloister/test/containerd"
+	"github.com/cloister/cloister/test/vmtest"
 )
 
 // TestMain removes the kubelet's directory when the machine has no kubelet. Tests run two at a time: most of their time is one
@@ -62,7 +63,7 @@ func start(t *testing.T, opts containerd.Options) *Client {
 // TestRunc shows that the scenarios describe what runc does, so that they can be asked of another runtime.
 func TestRunc(t *testing.T) {
 	t.Parallel()
-	for _, version := range []string{containerd.V16, containerd.V2} {
+	for _, version := range containerd.Versions(t, containerd.V16, containerd.V2) {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
 			w := &world{Client: start(t, containerd.Options{Version: version, IPv6: true}), handler: "runc", runtime: "io.containerd.runc.v2"}
@@ -70,5 +71,15 @@ func TestRunc(t *testing.T) {
 				t.Run(s.name, func(t *testing.T) { s.run(t, w) })
 			}
 		})
+	}
+}
+
+// each runs a test of virtual machines on each version of containerd from a series on, one after the other.
+func each(t *testing.T, series string, test func(*testing.T, string)) {
+	t.Parallel()
+	vmtest.Need(t)
+	containerd.Need(t)
+	for _, version := range containerd.VersionsFrom(t, series) {
+		t.Run(version, func(t *testing.T) { test(t, version) })
 	}
 }

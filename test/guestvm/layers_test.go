@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/layerdisk"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -137,11 +138,7 @@ func tree(t *testing.T, name string, files map[string][]byte) string {
 
 // TestLayers runs containers whose root is layers that the host attaches.
 func TestLayers(t *testing.T) {
-	for _, tool := range []string{"mkfs.erofs", "veritysetup"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is missing; it comes with erofs-utils and cryptsetup-bin", tool)
-		}
-	}
+	needs.Programs(t, "mkfs.erofs", "veritysetup")
 	img := image(t)
 	program := filepath.Join(t.TempDir(), "probe")
 	goBuild(t, "./probe", program)
@@ -156,7 +153,7 @@ func TestLayers(t *testing.T) {
 	bottomDir := tree(t, "bottom", map[string][]byte{"probe": binary, "file": []byte("bottom"), "gone": []byte("bottom"), "dir/a": []byte("bottom"), "big": big})
 	middleDir := tree(t, "middle", map[string][]byte{"file": []byte("middle"), "gone": nil, "dir/b": []byte("middle"), "dir/large": big[:1<<20]})
 	if err := unix.Setxattr(filepath.Join(middleDir, "dir"), "trusted.overlay.opaque", []byte("y"), 0); err != nil {
-		t.Skipf("setting the mark of an opaque directory: %v", err)
+		needs.Missing(t, "the right to mark an opaque directory: %v", err)
 	}
 	layers := []verityLayer{makeLayer(t, tree(t, "top", map[string][]byte{"file": []byte("top")})), makeLayer(t, middleDir), makeLayer(t, bottomDir)}
 	changed := []verityLayer{layers[0], layers[2].flip(t, mark)}

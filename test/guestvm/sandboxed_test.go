@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -29,7 +30,7 @@ func daemon(t *testing.T, dir string) string {
 	program, err := exec.LookPath("/usr/libexec/virtiofsd")
 	if err != nil {
 		if program, err = exec.LookPath("/usr/lib/qemu/virtiofsd"); err != nil {
-			t.Skip("needs virtiofsd")
+			needs.Missing(t, "virtiofsd: %v", err)
 		}
 		args = []string{"--socket-path=" + sock, "-o", "source=" + dir + ",sandbox=chroot"}
 	}
@@ -63,7 +64,7 @@ func TestSandboxed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("mkfs.ext4", "-q", plain).CombinedOutput(); err != nil {
-		t.Skipf("needs mkfs.ext4: %v %s", err, out)
+		needs.Missing(t, "mkfs.ext4: %v %s", err, out)
 	}
 	v := start(t, img, "cloister.sandboxed cloister.initdata=required agent.hotplug_timeout=20",
 		"-chardev", "socket,id=fs,path="+daemon(t, share), "-device", "vhost-user-fs-pci,chardev=fs,tag=kataShared,addr=3",

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/qemu"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // BenchmarkFirstAnswer is the time from starting a VM to the first answer of its guest, by machine and firmware.
@@ -18,7 +19,7 @@ func BenchmarkFirstAnswer(b *testing.B) {
 	image := probeImage(b)
 	small, err := os.Stat("/usr/share/qemu/qboot.rom")
 	if err != nil || small.Size() == 0 {
-		b.Skip("qboot is not there")
+		needs.Missing(b, "qboot (package qemu-system-data)")
 	}
 	for _, v := range []struct {
 		name string

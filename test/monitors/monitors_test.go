@@ -23,6 +23,7 @@ import (
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/cloudhypervisor/chtest"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/fakeguest"
 	"github.com/cloister/cloister/test/remotehypervisor"
 )
@@ -81,9 +82,7 @@ func kvmHost(t *testing.T) doctor.Host {
 
 // TestMonitors makes a sandbox with each kind of monitor, by its configuration, and runs a container in it.
 func TestMonitors(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("the monitor's control group needs root")
-	}
+	needs.Root(t, "the monitor's control group")
 	kinds, err := kinds()
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cloister/cloister/host/network"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestDescription compares what the agent is told with what is in the namespace, and then with what the guest made of it.
@@ -115,10 +116,7 @@ func messages(g network.Guest) (all []proto.Message) {
 // TestQEMU gives the files to the monitor that takes them in the end. The machine is not started, so that it costs no emulation.
 func TestQEMU(t *testing.T) {
 	need(t)
-	program, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Skip("qemu-system-x86_64 is missing; `make deps` installs it")
-	}
+	program := needs.Program(t, "qemu-system-x86_64")
 	for _, model := range models {
 		ctx := testContext(t)
 		ns := newNetns(t, "pod")

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 const cniPath = "/usr/lib/cni"
@@ -20,31 +22,14 @@ const cniPath = "/usr/lib/cni"
 // need skips a test when something for it is missing and says what. In CI, as root, everything has to be there.
 func need(t testing.TB) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
-	missing := func(what string) {
-		t.Helper()
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is missing, in CI everything has to be there", what)
-		}
-		t.Skipf("%s is missing; `make test-deps` installs it", what)
-	}
+	needs.Root(t, "network namespaces")
 	for _, plugin := range []string{"bridge", "ptp", "portmap", "host-local", "macvlan"} {
-		if _, err := os.Stat(filepath.Join(cniPath, plugin)); err != nil {
-			missing("the CNI plugin " + plugin)
-		}
+		needs.Files(t, filepath.Join(cniPath, plugin))
 	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		missing("/dev/net/tun")
-	}
-	for _, program := range []string{"ip", "tc", "iptables"} {
-		if _, err := exec.LookPath(program); err != nil {
-			missing(program)
-		}
-	}
+	needs.Files(t, "/dev/net/tun")
+	needs.Programs(t, "ip", "tc", "iptables")
 	if err := onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }); err != nil {
-		missing("the right to make network namespaces (" + err.Error() + ")")
+		needs.Missing(t, "the right to make network namespaces: %v", err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cloister/cloister/host/network"
 	"github.com/cloister/cloister/host/portforward"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestMostInterfaces has as many interfaces as a pod may have, each on a network of its own.
@@ -102,7 +103,7 @@ func TestKinds(t *testing.T) {
 			}
 			words := strings.Fields(probe)
 			if out, err := lan.command("", nil, words[0], words[1:]...); err != nil {
-				t.Skipf("this kernel has no %s: %v %s", kind, err, out)
+				needs.Optional(t, "this kernel has no %s: %v %s", kind, err, out)
 			}
 			if kind == "ipvlan" {
 				lan.run("ip link del probe\nip addr add 10.82.0.1/24 dev eth0")

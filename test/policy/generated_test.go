@@ -33,7 +33,9 @@ func (oneImage) Image(context.Context, string, imagesource.Need) (*imagesource.I
 type declared struct {
 	Name     string
 	OCI      *agent.Spec
+	volumes  map[string]string // of mounts that are disks, by destination
 	Storages []struct {
+		Volume                 string
 		Driver, Source, FSType string
 		MountPoint             string   `json:"mount_point"`
 		DriverOptions          []string `json:"driver_options"`
@@ -47,7 +49,82 @@ type declared struct {
 
 var genuine = strings.NewReplacer("$(sandbox-name)", "web-bcdf-ghjkl", "$(host-name)", "web-bcdf-ghjkl", "$$", "$")
 
-const disk = "02/05"
+// disks is where an honest host attaches the volumes.
+var disks = map[string]string{"scratch": "02/05", "other": "02/06", "third": "02/07"}
+
+// diskAt is the directory of a disk in the guest.
+func diskAt(disk string) string {
+	return "/run/kata-containers/sandbox/storage/" + base64.URLEncoding.EncodeToString([]byte(disk))
+}
+
+// generated is a policy made of a manifest, and what an honest host knows of the pod's containers by their names.
+type generated struct {
+	policy string
+	pod    map[string]declared
+	caps   []string
+}
+
+func (g *generated) request(t *testing.T, name, id string) *agent.CreateContainerRequest {
+	t.Helper()
+	return honest(t, g.pod[name], g.caps, id)
+}
+
+func (g *generated) engine(t *testing.T) *gate.Engine {
+	t.Helper()
+	e, err := gate.New(g.policy, gate.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func generate(t *testing.T, manifest string, images imagesource.Source, change func(*genpolicy.Settings)) *generated {
+	t.Helper()
+	set, err := kubernetes.Parse([]kubernetes.Input{{Name: "pod.yaml", Data: []byte(manifest)}}, nil, kubernetes.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, err := genpolicy.DefaultSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if change != nil {
+		change(settings)
+	}
+	r, err := genpolicy.Generate(t.Context(), set, set.Workloads[0], genpolicy.Options{Settings: settings, Rules: genpolicy.Rules(), Images: images, Namespace: "shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, data, _ := strings.Cut(r.Policy, "\npolicy_data := ")
+	data = regexp.MustCompile(`"type_":`).ReplaceAllString(data, `"type":`)
+	var all struct {
+		Containers []declared
+		Common     struct {
+			DefaultCaps []string `json:"default_caps"`
+		}
+	}
+	var mounts struct {
+		Containers []struct {
+			OCI struct {
+				Mounts []struct{ Destination, Volume string }
+			}
+		}
+	}
+	for _, v := range []any{&all, &mounts} {
+		if err := json.Unmarshal([]byte(data), v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := &generated{policy: r.Policy, pod: map[string]declared{}, caps: all.Common.DefaultCaps}
+	for i, d := range all.Containers {
+		d.volumes = map[string]string{}
+		for _, m := range mounts.Containers[i].OCI.Mounts {
+			d.volumes[m.Destination] = m.Volume
+		}
+		g.pod[d.Name] = d
+	}
+	return g
+}
 
 // honest is the request of a runtime that does what the pod says.
 func honest(t *testing.T, d declared, all []string, id string) *agent.CreateContainerRequest {
@@ -79,14 +156,15 @@ func honest(t *testing.T, d declared, all []string, id string) *agent.CreateCont
 			*set = all
 		}
 	}
-	storage := "/run/kata-containers/sandbox/storage/" + base64.URLEncoding.EncodeToString([]byte(disk))
 	for _, m := range o.Mounts {
 		base, shared := strings.CutPrefix(m.Source, "$(sfprefix)")
 		switch {
 		case shared:
 			m.Source = kubepod.SharedDir + id + "-0123456789abcdef-" + strings.TrimSuffix(strings.ReplaceAll(base, `\`, ""), "$")
 		case m.Source == "":
-			m.Source = storage
+			m.Source = diskAt(disks[d.volumes[m.Destination]])
+		case d.volumes[m.Destination] != "": // a directory of it
+			m.Source = diskAt(disks[d.volumes[m.Destination]]) + strings.TrimSuffix(m.Source[strings.LastIndex(m.Source, "+")+1:], "$")
 		default:
 			m.Source = strings.Trim(m.Source, "^$")
 		}
@@ -97,7 +175,7 @@ func honest(t *testing.T, d declared, all []string, id string) *agent.CreateCont
 			out.FsGroup = &agent.FSGroup{GroupId: s.FSGroup.GroupID}
 		}
 		if s.Driver == "" {
-			out.Driver, out.Source, out.MountPoint = "blk", disk, storage
+			out.Driver, out.Source, out.MountPoint = "blk", disks[s.Volume], diskAt(disks[s.Volume])
 		}
 		req.Storages = append(req.Storages, out)
 	}
@@ -116,43 +194,11 @@ func TestGeneratedPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := kubernetes.Parse([]kubernetes.Input{{Name: "web.yaml", Data: text}}, nil, kubernetes.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	settings, err := genpolicy.DefaultSettings()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := genpolicy.Generate(t.Context(), set, set.Workloads[0], genpolicy.Options{Settings: settings, Rules: genpolicy.Rules(), Images: oneImage{}, Namespace: "shop"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	engine := func() *gate.Engine {
-		e, err := gate.New(r.Policy, gate.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return e
-	}
-	_, data, _ := strings.Cut(r.Policy, "\npolicy_data := ")
-	data = regexp.MustCompile(`"type_":`).ReplaceAllString(data, `"type":`)
-	var all struct {
-		Containers []declared
-		Common     struct {
-			DefaultCaps []string `json:"default_caps"`
-		}
-	}
-	if err := json.Unmarshal([]byte(data), &all); err != nil {
-		t.Fatal(err)
-	}
-	pod := map[string]declared{}
-	for _, d := range all.Containers {
-		pod[d.Name] = d
-	}
+	g := generate(t, string(text), oneImage{}, nil)
+	engine := func() *gate.Engine { return g.engine(t) }
 	id := map[string]string{"": kubepod.SandboxID, "migrate": kubepod.ID(1), "proxy": kubepod.ID(2), "nginx": kubepod.ID(3)}
 	create := func(name string) *agent.CreateContainerRequest {
-		return honest(t, pod[name], all.Common.DefaultCaps, id[name])
+		return g.request(t, name, id[name])
 	}
 	start := func(name string) *agent.StartContainerRequest {
 		return &agent.StartContainerRequest{ContainerId: id[name]}
@@ -245,7 +291,7 @@ func TestGeneratedPolicy(t *testing.T) {
 		"root":           {"nginx", func() proto.Message { r := create("nginx"); r.OCI.Process.User.UID = 0; return r }()},
 		"a signal":       {"", &agent.SignalProcessRequest{ContainerId: id["nginx"], Signal: 1}},
 		"logs":           {"", &agent.SetPolicyRequest{Policy: "package agent_policy"}},
-		"a second nginx": {"", honest(t, pod["nginx"], all.Common.DefaultCaps, kubepod.ID(9))},
+		"a second nginx": {"", g.request(t, "nginx", kubepod.ID(9))},
 	} {
 		e := engine()
 		until(e, tc.moment)

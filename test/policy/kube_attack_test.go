@@ -280,14 +280,14 @@ func TestKubernetesLayerAttacks(t *testing.T) {
 		{"layers swapped", func(r req) {
 			r.Storages[0].Options[7], r.Storages[1].Options[7] = r.Storages[1].Options[7], r.Storages[0].Options[7]
 		}, ""},
-		{"two root hashes", add("X-kata.dmverity.roothash=" + three), "roots_of"},
+		{"two root hashes", add("X-kata.dmverity.roothash=" + three), "storages[0].options"},
 		{"unknown option", add("X-kata.mount-flags=exec"), "X-kata.mount-flags=exec"},
 		{"option twice", add("X-kata.dmverity.hashoffset=4096"), "options"},
 		{"two hash offsets", add("X-kata.dmverity.hashoffset=8192"), ""},
 		{"without verity", func(r req) { r.Storages[0].Options = slices.Delete(r.Storages[0].Options, 4, 5) }, ""},
-		{"layer dropped", func(r req) { r.Storages = r.Storages[:1] }, "count(others)"},
+		{"layer dropped", func(r req) { r.Storages = r.Storages[:1] }, "count(layers): got 1, expected 2"},
 		{"layer twice", func(r req) { r.Storages[1] = r.Storages[0] }, ""},
-		{"layer added", func(r req) { r.Storages = append(r.Storages, proto.CloneOf(r.Storages[0])) }, "count(others)"},
+		{"layer added", func(r req) { r.Storages = append(r.Storages, proto.CloneOf(r.Storages[0])) }, "count(layers): got 3, expected 2"},
 		{"image pulled beside the layers", func(r req) {
 			r.Storages = append(r.Storages, &agent.Storage{Driver: "image_guest_pull", Source: web.Annotations()["io.kubernetes.cri.image-name"].(string), Fstype: "overlay", MountPoint: r.OCI.Root.Path})
 		}, ""},

@@ -28,6 +28,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/ended"
 )
 
@@ -59,10 +60,7 @@ func Start(t testing.TB) *Server {
 	t.Helper()
 	bin := programs()
 	if bin == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("no PostgreSQL server here: install the distribution's package postgresql")
-		}
-		t.Skip("no PostgreSQL server here: install the distribution's package postgresql")
+		needs.Missing(t, "a PostgreSQL server (package postgresql)")
 	}
 	s := &Server{t: t, bin: bin}
 	s.asPostgres()
@@ -122,7 +120,7 @@ func (s *Server) asPostgres() {
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
-		s.t.Skipf("PostgreSQL does not run as root, and there is nobody else: %v", err)
+		needs.Missing(s.t, "a user for PostgreSQL, which does not run as root: %v", err)
 	}
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
 	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)

@@ -19,7 +19,7 @@ import (
 //
 //	go test -run '^$' -bench Unpack -benchtime 5x ./test/snapshotter
 func BenchmarkUnpack(b *testing.B) {
-	for _, version := range []string{containerd.V16, containerd.V2} {
+	for _, version := range containerd.Versions(b, containerd.V16, containerd.V2) {
 		b.Run(version, func(b *testing.B) {
 			n := start(b, version)
 			var all []v1.Layer
@@ -37,7 +37,7 @@ func BenchmarkUnpack(b *testing.B) {
 			for _, snapshotter := range []string{name, "overlayfs"} {
 				b.Run(snapshotter, func(b *testing.B) {
 					pull := []string{"images", "pull", "--plain-http", "--snapshotter", snapshotter}
-					if version == containerd.V2 {
+					if containerd.Series(version) == containerd.V2 {
 						pull = append(pull, "--local")
 					}
 					b.SetBytes(4 * 50 << 20)

@@ -47,16 +47,20 @@ type node struct {
 	done    chan struct{}
 }
 
-// configure gives containerd what an installation of the snapshotter adds. In 1.6 all pods use it; in 2.x those of a handler, which is
+// configure gives containerd what an installation of the snapshotter adds. In 1.6 all pods use it; in later versions those of a handler, which is
 // made one of runc here: the command prints it for virtual machines.
 func (n *node) configure(opts *containerd.Options) {
-	if opts.Version == containerd.V16 {
+	if containerd.Series(opts.Version) == containerd.V16 {
 		opts.Main = fmt.Sprintf("[proxy_plugins.%s]\n  type = \"snapshot\"\n  address = %q\n", name, n.path("s.sock"))
 		opts.Snapshotter = name
 		return
 	}
 	n.handler = "blocks"
-	cmd := exec.CommandContext(n.t.Context(), "go", "run", "./cmd/cloister", "config", "containerd", "--snapshotter="+n.path("s.sock"), "--handler", n.handler+"=")
+	args := []string{"run", "./cmd/cloister", "config", "containerd", "--for", opts.Version, "--snapshotter=" + n.path("s.sock"), "--handler", n.handler + "="}
+	if containerd.OneConfigVersion(opts.Version) {
+		args = append(args, "--config-version", "2")
+	}
+	cmd := exec.CommandContext(n.t.Context(), "go", args...)
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
 	if err != nil {

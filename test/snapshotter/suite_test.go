@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -13,14 +12,13 @@ import (
 	_ "github.com/containerd/containerd/v2/pkg/testutil" // has the flag -test.root, which the suite reads
 
 	"github.com/cloister/cloister/host/snapshotter"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestContainerdSuite is what containerd asks of each snapshotter. Under the name overlayfs it does not rename directories of lower
 // layers, which overlayfs does not do here as there.
 func TestContainerdSuite(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts, which needs root")
-	}
+	needs.Root(t, "mounts")
 	testsuite.SnapshotterSuite(t, "overlayfs", func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		cfg := snapshotter.Default()
 		cfg.Root, cfg.Containerd = filepath.Join(root, "root"), filepath.Join(root, "none.sock")

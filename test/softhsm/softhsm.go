@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 const (
@@ -36,7 +38,7 @@ type HSM struct {
 func New(t testing.TB) *HSM {
 	t.Helper()
 	if _, err := os.Stat(Module); err != nil {
-		missing(t, "softhsm2", err)
+		needs.Missing(t, "softhsm2: %v", err)
 	}
 	dir := t.TempDir()
 	h := &HSM{Dir: filepath.Join(dir, "tokens"), PINFile: filepath.Join(dir, "pin")}
@@ -87,7 +89,7 @@ func Helper(t testing.TB) string {
 		cc = "gcc"
 	}
 	if _, err := exec.LookPath(strings.Fields(cc)[0]); err != nil {
-		missing(t, "gcc", err)
+		needs.Missing(t, "gcc: %v", err)
 	}
 	_, file, _, _ := runtime.Caller(0)
 	out := filepath.Join(t.TempDir(), "cloister-pkcs11")
@@ -106,12 +108,4 @@ func (h *HSM) Run(t testing.TB, helper, command string, more ...string) (string,
 	args := append([]string{command, "--module", Module, "--token-label", Label, "--pin-file", h.PINFile}, more...)
 	out, err := exec.Command(helper, args...).CombinedOutput()
 	return string(out), err
-}
-
-func missing(t testing.TB, program string, err error) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is not installed: %v", program, err)
-	}
-	t.Skipf("%s is not installed: %v", program, err)
 }

@@ -23,6 +23,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // commandTimeout bounds one TPM command; making a key on a busy machine is the slowest.
@@ -41,11 +43,7 @@ type TPM struct {
 // test ends. The test is skipped when swtpm is not installed.
 func Start(t testing.TB) *TPM {
 	t.Helper()
-	for _, tool := range []string{"swtpm", "swtpm_setup", "swtpm_localca"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("no software TPM: %v", err)
-		}
-	}
+	needs.Programs(t, "swtpm", "swtpm_setup", "swtpm_localca")
 	// Not t.TempDir: its paths can be longer than the tools allow.
 	dir, err := os.MkdirTemp("/tmp", "tpm")
 	if err != nil {

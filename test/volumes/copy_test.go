@@ -18,6 +18,7 @@ import (
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/share"
 	"github.com/cloister/cloister/host/volume"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -47,9 +48,7 @@ func publish(t *testing.T, dir, stamp, value string) {
 // TestConfigMapNeverMissing: a program in a confidential pod reads a ConfigMap all the time while it changes, and always finds one of its
 // versions whole.
 func TestConfigMapNeverMissing(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("the guest gives files to their owners, which needs root")
-	}
+	needs.Root(t, "giving files to their owners")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	layout := guestagent.DefaultLayout()

@@ -7,6 +7,8 @@ default fragments_loaded := []
 
 default LoadPolicyFragmentRequest := false
 
+default UndoFailedRequests := true
+
 declared_fragments := object.get(policy_data, "fragments", [])
 
 LoadPolicyFragmentRequest if {

@@ -27,6 +27,7 @@ import (
 	"github.com/cloister/cloister/host/shim/events"
 	"github.com/cloister/cloister/host/shim/stats"
 	"github.com/cloister/cloister/host/shim/stdio"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // fakeTask is a task service for a real containerd: a container says hello and ends with 3, or, if its name begins with slow, with 137 when it
@@ -282,9 +283,7 @@ func (d *daemon) until(good func(string) bool, args ...string) {
 
 // TestContainerd runs the shim under the containerd in PATH and the one in the directory CLOISTER_TEST_CONTAINERD.
 func TestContainerd(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needs.Root(t, "containerd")
 	var bins []string
 	for _, dir := range append(filepath.SplitList(os.Getenv("CLOISTER_TEST_CONTAINERD")), "") {
 		if path, err := exec.LookPath(filepath.Join(dir, "containerd")); err == nil {
@@ -293,7 +292,7 @@ func TestContainerd(t *testing.T) {
 		}
 	}
 	if len(bins) == 0 {
-		t.Skip("needs containerd")
+		needs.Missing(t, "containerd")
 	}
 	if len(bins) > 1 {
 		t.Run("update", func(t *testing.T) { acrossAnUpdate(t, bins[len(bins)-1], bins[0]) })

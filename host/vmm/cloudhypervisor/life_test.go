@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/cloister/cloister/host/process"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/cloudhypervisor/chtest"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // ended waits for the end of a VM and returns its reason.
@@ -215,10 +215,7 @@ func TestCleanStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A process that lost its supervisor looks like this: the name, and the directory in the environment.
-	sleep, err := exec.LookPath("sleep")
-	if err != nil {
-		t.Skip("sleep is not installed")
-	}
+	sleep := needs.Program(t, "sleep")
 	program := filepath.Join(base, "cloud-hypervisor")
 	text, err := os.ReadFile(sleep)
 	if err == nil {

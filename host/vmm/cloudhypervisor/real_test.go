@@ -15,16 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestReal drives the real program, where it is installed and has KVM. Its guest only sleeps.
 func TestReal(t *testing.T) {
 	program, err := exec.LookPath("cloud-hypervisor")
 	if err != nil {
-		t.Skip("cloud-hypervisor is not installed")
+		needs.Optional(t, "cloud-hypervisor is not installed, which Debian 12 does not have")
 	}
 	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil {
-		t.Skipf("/dev/kvm: %v", err)
+		needs.Optional(t, "no KVM here: %v", err)
 	}
 	cfg, ctx := testConfig(t), testContext(t)
 	cfg.Program, cfg.MaxVCPUs, cfg.MaxMemoryMiB, cfg.Balloon = program, 4, 1024, true
@@ -68,7 +69,7 @@ func makeTap(t *testing.T) *os.File {
 	t.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		t.Skipf("/dev/net/tun: %v", err)
+		needs.Missing(t, "taps: %v", err)
 	}
 	f := os.NewFile(uintptr(fd), "tap")
 	t.Cleanup(func() { f.Close() })
@@ -78,7 +79,7 @@ func makeTap(t *testing.T) *os.File {
 	}
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		t.Skipf("making a tap: %v", err)
+		needs.Missing(t, "the right to make taps: %v", err)
 	}
 	return f
 }

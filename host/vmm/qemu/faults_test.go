@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestStartFaults: what is missing or broken outside is named, and nothing is left.
@@ -104,7 +105,7 @@ func children(t *testing.T) []string {
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skipf("making a small file system: %v", err)
+		needs.Missing(t, "the right to mount: %v", err)
 	}
 	defer func() {
 		if err := unix.Unmount(dir, 0); err != nil {
@@ -141,7 +142,7 @@ func TestNetNS(t *testing.T) {
 	}()
 	there := <-made
 	if there.err != nil {
-		t.Skipf("making a network namespace: %v", there.err)
+		needs.Missing(t, "the right to make network namespaces: %v", there.err)
 	}
 	vm := plugVM(t, func(c *vmm.Config) { c.NetNS, c.UserNetwork = there.path, true })
 	want, err := os.Readlink(there.path)

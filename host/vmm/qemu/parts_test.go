@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/yamux"
 
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func TestValidateReportsAll(t *testing.T) {
@@ -107,10 +108,7 @@ func TestCleanStale(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	tail, err := exec.LookPath("tail")
-	if err != nil {
-		t.Skip("tail is not installed")
-	}
+	tail := needs.Program(t, "tail")
 	start := func(name, arg string) *exec.Cmd {
 		cmd := &exec.Cmd{Path: tail, Args: []string{name, "-f", arg}}
 		if err := cmd.Start(); err != nil {

@@ -4,6 +4,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // TestVCPUThreads asks a real QEMU: with emulation one thread runs all processors.
@@ -45,7 +47,7 @@ func TestHugepagesThatAreNotThere(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(hugepages); err == nil {
-		t.Skip("this host has huge pages")
+		needs.Optional(t, "this host has huge pages")
 	}
 	cfg := testConfig(t)
 	cfg.TPM, cfg.Hugepages = nil, true

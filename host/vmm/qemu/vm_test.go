@@ -7,7 +7,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/vmm"
+	"github.com/cloister/cloister/internal/needs"
 )
 
 const ovmf = "/usr/share/OVMF/"
@@ -23,14 +23,8 @@ const ovmf = "/usr/share/OVMF/"
 // testConfig is a VM without a kernel: its firmware runs and finds nothing to boot.
 func testConfig(t *testing.T) vmm.Config {
 	t.Helper()
-	for _, p := range []string{"qemu-system-x86_64", "swtpm", "swtpm_setup", "swtpm_localca"} {
-		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("%s is not installed", p)
-		}
-	}
-	if _, err := os.Stat(ovmf + "OVMF_CODE_4M.fd"); err != nil {
-		t.Skip("OVMF is not installed")
-	}
+	needs.Programs(t, "qemu-system-x86_64", "swtpm", "swtpm_setup", "swtpm_localca")
+	needs.Files(t, ovmf+"OVMF_CODE_4M.fd")
 	base := t.TempDir()
 	return vmm.Config{
 		Name: "test", Dir: filepath.Join(base, "vm"), ConsoleLog: filepath.Join(base, "console.log"),

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 // Taps makes a tap with several queues in a network namespace of its own, which ends with the test.
@@ -32,7 +34,7 @@ func Taps(t testing.TB, name string, queues int) []*os.File {
 		}
 	})
 	if err := <-done; err != nil {
-		t.Skipf("making a tap: %v", err)
+		needs.Missing(t, "the right to make taps: %v", err)
 	}
 	return files
 }

@@ -2,8 +2,8 @@
 // fatal or flood, as package vmmtest asks of a guest.
 //
 // On port 1024 each line gets a line: "state" what there is of devices, as JSON; "wait KIND KEY" the same once a disk with this serial, or
-// a card with this address, is there ("gone KIND KEY": is not); "size N M" once there are N processors online and M MiB of memory; and any
-// other line itself.
+// a card with this address, is there ("gone KIND KEY": is not); "size N M" once there are N processors online and M MiB of memory; "table
+// NAME" the bytes of an ACPI table in hexadecimal; and any other line itself.
 package main
 
 import (

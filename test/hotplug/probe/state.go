@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +42,12 @@ func reply(line string) string {
 		cpus, _ := strconv.Atoi(words[1])
 		mib, _ := strconv.Atoi(words[2])
 		check = func(s state) bool { return s.CPUs >= cpus && s.MiB >= mib }
+	case len(words) == 2 && words[0] == "table":
+		b, err := os.ReadFile("/sys/firmware/acpi/tables/" + filepath.Base(words[1]))
+		if err != nil {
+			return "error: " + err.Error()
+		}
+		return hex.EncodeToString(b)
 	default:
 		return line
 	}

@@ -5,11 +5,13 @@ import (
 	"crypto/sha256"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/cloister/cloister/internal/needs"
 )
 
 func TestSum(t *testing.T) {
 	if !Available() {
-		t.Skip("the processor has no SHA extensions")
+		needs.Optional(t, "the processor has no SHA extensions")
 	}
 	random := rand.NewChaCha8([32]byte{1})
 	for prefix := range maxPrefix + 1 {
@@ -30,7 +32,7 @@ func TestSum(t *testing.T) {
 
 func BenchmarkSum(b *testing.B) {
 	if !Available() {
-		b.Skip("the processor has no SHA extensions")
+		needs.Optional(b, "the processor has no SHA extensions")
 	}
 	data, salt := make([]byte, 8192), make([]byte, 32)
 	var dst [64]byte

@@ -1,0 +1,81 @@
+package genpolicy
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cloister/cloister/author/imagesource"
+)
+
+// TestRequired has the variables and mounts that the host must not leave out.
+func TestRequired(t *testing.T) {
+	set := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {A: \"1\", B: \"2\", 3C: \"3\"}\n---\n"
+	pod := strings.NewReplacer("%SPEC", "volumes: [{name: v, emptyDir: {}}, {name: w, emptyDir: {}}, {name: h, hostPath: {path: /dev/kvm}}]", "%C", strings.Join([]string{
+		"tty: true", "envFrom: [{configMapRef: {name: c}}, {prefix: P_, configMapRef: {name: c}}, {secretRef: {name: no, optional: true}}]",
+		"env: [{name: B, value: x}, {name: N, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: O, valueFrom: {secretKeyRef: {name: no, key: k, optional: true}}}]",
+		"volumeMounts: [{name: v, mountPath: /v/}, {name: v, mountPath: w, subPath: x}, {name: w, mountPath: /etc/hosts}, {name: h, mountPath: /dev/kvm}]",
+	}, ", ")).Replace(onePod)
+	odd := fakeImages{"registry.example/app:1": {Digest: "sha256:" + strings.Repeat("a", 64),
+		Config: imagesource.Config{Entrypoint: []string{"/x"}, Env: []string{"IMAGE=1", "B=image", "GONE"}}}}
+	r, err := generate(t, set+pod, Options{Images: odd})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := dataOf(t, r.Policy).Containers[1]
+	if want := []string{"IMAGE", "B", "A", "P_3C", "P_A", "P_B", "N"}; !slices.Equal(c.RequiredEnv, want) {
+		t.Errorf("variables %q, want %q", c.RequiredEnv, want)
+	}
+	for _, v := range []string{defaultPath, "3C=3", "B=x", "TERM=xterm", "HOSTNAME=$(host-name)"} { // containerd, kubelet
+		if !slices.Contains(c.OCI.Process.Env, v) {
+			t.Errorf("%s is not allowed: %q", v, c.OCI.Process.Env)
+		}
+	}
+	if slices.Contains(c.OCI.Process.Env, "GONE=") {
+		t.Error("a variable that the runtime takes away is allowed")
+	}
+	if want := []string{"/v", "/w", "/etc/hosts"}; !slices.Equal(c.RequiredMounts, want) {
+		t.Errorf("mounts %q, want %q", c.RequiredMounts, want)
+	}
+	var volumes []string
+	for _, s := range c.Storages {
+		volumes = append(volumes, s.Volume)
+	}
+	for _, m := range c.OCI.Mounts {
+		volumes = append(volumes, m.Volume)
+	}
+	volumes = slices.DeleteFunc(volumes, func(v string) bool { return v == "" })
+	if want := []string{"v", "w", "w", "v", "v"}; !slices.Equal(volumes, want) {
+		t.Errorf("volumes %q, want %q", volumes, want)
+	}
+	if len(r.Warnings) != 2 {
+		t.Errorf("warnings %v", r.Warnings)
+	}
+}
+
+// TestSealedImages are for layers of the host only.
+func TestSealedImages(t *testing.T) {
+	sealed := fakeImages{"registry.example/app:1": {Digest: "sha256:" + strings.Repeat("a", 64), Config: imagesource.Config{Entrypoint: []string{"/x"}},
+		Layers: []imagesource.Layer{{Root: strings.Repeat("1", 64), HashOffset: 4096, KeyID: "kbs:///default/image-key/a"}}}}
+	pod := strings.NewReplacer("%SPEC", "restartPolicy: Always", "%C", "tty: true").Replace(onePod) + "  - {name: b, image: registry.example/app:1}\n"
+	_, err := generate(t, pod, Options{Images: sealed})
+	if err == nil || !strings.Contains(err.Error(), "--layers host") || strings.Count(err.Error(), "sealed") != 1 {
+		t.Errorf("an image that no guest can pull: %v", err)
+	}
+	s := settings(t)
+	s.SetLayers(LayersVerity)
+	r, err := generate(t, pod, Options{Images: sealed, Settings: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := dataOf(t, r.Policy).Containers[1].Storages[0].Options
+	for _, o := range []string{"X-kata.dmverity.hashoffset=4096", "X-cloister.sealed.key-id=kbs:///default/image-key/a"} {
+		if !slices.Contains(options, o) {
+			t.Errorf("the layer's options lack %s: %q", o, options)
+		}
+	}
+	sealed["registry.example/app:1"].Layers[0].HashOffset = 0
+	if _, err := generate(t, pod, Options{Images: sealed, Settings: s}); err == nil {
+		t.Error("a layer without a hash offset is bound")
+	}
+}
