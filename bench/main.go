@@ -23,17 +23,19 @@ func main() {
 	defer stop()
 	bin := flag.String("bin", "bin", "folder of the built binaries")
 	runs := flag.Int("runs", 3, "boots of each kind; the median counts")
-	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, policy, boot, sandbox, kernel and layers, separated by commas")
+	what := flag.String("what", "broker,verify,boot", "what to measure, of broker, beside, verify, policy, generate, boot, sandbox, kernel and layers, separated by commas")
 	var pods sandboxOptions
 	flag.StringVar(&pods.shim, "shim", "", "-what sandbox: `program` of the shim (default: the one in the folder of -bin)")
 	flag.IntVar(&pods.pods, "pods", 50, "-what sandbox: pods that are started and deleted in a row")
 	flag.Int64Var(&pods.bytes, "bytes", 64<<20, "-what sandbox: bytes that go through a process's streams")
 	var o other
 	flag.StringVar(&o.URL, "beside", "",
-		"`URL` of another key broker of this protocol on this machine: -what broker and -what beside measure ours beside it")
+		"what is measured beside ours: for -what broker and beside the `URL` of another key broker on this machine, for -what generate the path of a genpolicy")
 	flag.StringVar(&o.Certificate, "beside-certificate", "", "PEM `file` with its certificate")
 	flag.StringVar(&o.Token, "beside-admin-token", "", "`file` with its administrator's token")
 	flag.IntVar(&o.PID, "beside-pid", 0, "its process `id`")
+	var g generateOptions
+	flag.StringVar(&g.Files, "beside-files", "", "for -what generate: `folder` of the genpolicy-settings.json and rules.rego of the other program")
 	step := flag.String("layer-step", "", "for -what layers, which starts itself with it: do `one thing` with two files")
 	flag.Parse()
 	if *step != "" {
@@ -43,14 +45,15 @@ func main() {
 		}
 		return
 	}
-	if err := run(ctx, *bin, *runs, strings.Split(*what, ","), o, pods); err != nil {
+	g.Program = o.URL
+	if err := run(ctx, *bin, *runs, strings.Split(*what, ","), o, g, pods); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin string, runs int, what []string, o other, pods sandboxOptions) error {
-	if o.URL != "" && o.PID == 0 {
+func run(ctx context.Context, bin string, runs int, what []string, o other, g generateOptions, pods sandboxOptions) error {
+	if o.URL != "" && o.PID == 0 && (slices.Contains(what, "broker") || slices.Contains(what, "beside")) {
 		return errors.New("-beside needs -beside-pid, the process whose time and memory are compared")
 	}
 	for _, name := range what {
@@ -87,6 +90,12 @@ func run(ctx context.Context, bin string, runs int, what []string, o other, pods
 				return err
 			}
 			w.Flush()
+		case "generate":
+			w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+			if err := runGenerate(ctx, w, bin, runs, g); err != nil {
+				return err
+			}
+			w.Flush()
 		case "boot":
 			if err := runBoot(ctx, bin, runs); err != nil {
 				return err
@@ -109,7 +118,7 @@ func run(ctx context.Context, bin string, runs int, what []string, o other, pods
 			}
 			w.Flush()
 		default:
-			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, policy, boot, sandbox, kernel or layers", name)
+			return fmt.Errorf("there is no benchmark %q, want broker, beside, verify, policy, generate, boot, sandbox, kernel or layers", name)
 		}
 	}
 	return nil

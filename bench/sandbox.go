@@ -7,10 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
-
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/sandbox"
@@ -26,7 +25,13 @@ create_container = "5m"
 
 [network]
 model = "none"
+
+[sandbox]
+template = "off"
 `
+
+// templateConfig is the same with templates.
+var templateConfig = strings.Replace(sandboxConfig, `"off"`, `"on"`, 1)
 
 // sandboxOptions are the flags of -what sandbox.
 type sandboxOptions struct {
@@ -49,6 +54,16 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 	}
 	defer s.close()
 
+	warm, err := newShims(o.shim, templateConfig)
+	if err != nil {
+		return err
+	}
+	defer warm.close()
+	if err := b.prepareTemplate(ctx, warm); err != nil {
+		return err
+	}
+
+	var restored, warmPods []time.Duration
 	var shell, made, pods, containers, execs []time.Duration
 	var memory []uint64
 	var out, in float64   // MB/s
@@ -61,8 +76,21 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 		if err != nil {
 			return fmt.Errorf("shell init, run %d: %w", i+1, err)
 		}
+		fromTemplate, err := b.templated(ctx, warm)
+		if err != nil {
+			return fmt.Errorf("sandbox from a template, run %d: %w", i+1, err)
+		}
 		began := time.Now()
-		p, err := s.start(ctx)
+		p, err := warm.start(ctx)
+		if err != nil {
+			return fmt.Errorf("pod from a template, run %d: %w", i+1, err)
+		}
+		warmPod := time.Since(began)
+		if err := p.stop(ctx); err != nil {
+			return fmt.Errorf("pod from a template, run %d: %w", i+1, err)
+		}
+		began = time.Now()
+		p, err = s.start(ctx)
 		if err != nil {
 			return fmt.Errorf("pod, run %d: %w", i+1, err)
 		}
@@ -96,15 +124,24 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 		if err := errors.Join(err, p.stop(ctx)); err != nil {
 			return fmt.Errorf("pod, run %d: %w", i+1, err)
 		}
-		fmt.Printf("run %d: shell init %.2fs, sandbox %.2fs, pod by the shim %.2fs\n", i+1, base.Seconds(), took.Seconds(), pod.Seconds())
+		fmt.Printf("run %d: shell init %.2fs, sandbox %.2fs, from a template %.2fs, pod by the shim %.2fs, from a template %.2fs\n", i+1,
+			base.Seconds(), took.Seconds(), fromTemplate.Seconds(), pod.Seconds(), warmPod.Seconds())
+		restored, warmPods = append(restored, fromTemplate), append(warmPods, warmPod)
 		shell, made, pods = append(shell, base), append(made, took), append(pods, pod)
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
 	base := median(shell).Seconds()
 	fmt.Fprintln(w, "\nwhat\ttime\tratio\tbudget")
 	fmt.Fprintf(w, "same VMM, devices and kernel, a shell as init\t%.2fs\t1.00\t\n", base)
-	fmt.Fprintf(w, "sandbox ready for containers\t%.2fs\t%.2f\t1.15\n", median(made).Seconds(), median(made).Seconds()/base)
-	fmt.Fprintf(w, "pod: shim started, sandbox made, pause container runs\t%.2fs\t%.2f\t\n", median(pods).Seconds(), median(pods).Seconds()/base)
+	for _, row := range []struct {
+		what, budget string
+		took         []time.Duration
+	}{
+		{"sandbox ready for containers, booted", "1.15", made}, {"sandbox ready for containers, from a template", "1.15", restored},
+		{"pod: shim started, sandbox made, pause container runs; booted", "", pods}, {"the same from a template", "", warmPods},
+	} {
+		fmt.Fprintf(w, "%s\t%.2fs\t%.2f\t%s\n", row.what, median(row.took).Seconds(), median(row.took).Seconds()/base, row.budget)
+	}
 	fmt.Fprintf(w, "container started in a sandbox that is there\t%.3fs\t%.2f\t\n", median(containers).Seconds(), median(containers).Seconds()/base)
 	fmt.Fprintf(w, "exec of true, until its exit code is there\t%.3fs\t%.3f\t\n", median(execs).Seconds(), median(execs).Seconds()/base)
 	fmt.Fprintln(w, "\nwhat\tfigure\t\t")
@@ -114,11 +151,13 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if err := s.row(ctx, o.pods); err != nil {
+	if err := warm.row(ctx, o.pods); err != nil {
 		return err
 	}
-	if left := s.belongings(); len(left) > 0 {
-		return fmt.Errorf("left behind are %d things, such as %v", len(left), left[:min(len(left), 10)])
+	for _, s := range []*shims{s, warm} {
+		if left := s.belongings(); len(left) > 0 {
+			return fmt.Errorf("left behind are %d things, such as %v", len(left), left[:min(len(left), 10)])
+		}
 	}
 	fmt.Println("nothing is left of any of them")
 	return nil
@@ -168,9 +207,7 @@ func (b *boots) sandbox(ctx context.Context, config string, look func(dir string
 	began := time.Now()
 	s, err := sandbox.Create(ctx, sandbox.Config{
 		Namespace: shimNamespace, ID: id, Runtime: e,
-		Spec: &specs.Spec{Version: specs.Version, Process: &specs.Process{Args: []string{"/pause"}, Cwd: "/"},
-			Annotations: map[string]string{annotationKind: "sandbox", annotationSandbox: id},
-			Linux:       &specs.Linux{CgroupsPath: "/" + shimNamespace + "/" + id}},
+		Spec: podOf(id),
 		StartVM: func(ctx context.Context, c vmm.Config) (vmm.Machine, error) {
 			used = c
 			vm, err := qemu.Start(ctx, c)

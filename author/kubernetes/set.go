@@ -84,9 +84,9 @@ type File struct {
 type Set struct {
 	Files     []*File
 	Workloads []*Workload
-	Warnings  []string // about ignored fields
 	// Passed are the runtimeClassNames of the pods that Options.RuntimeClasses left out: sorted, each once, "" for none.
 	Passed []string
+	Warnings  []string // about ignored fields
 
 	configMaps map[string]*ConfigMap // by namespace/name
 	secrets    map[string]*Secret

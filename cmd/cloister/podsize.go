@@ -52,11 +52,12 @@ func readPodSizes(file string) ([]podSize, error) {
 		if len(w.Spec.Containers) == 0 {
 			continue
 		}
+		object := printable(w.Object())
 		request, err := podRequest(&w.Spec)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", file, printable(w.Object()), err)
 		}
-		found = append(found, podSize{printable(w.Object()), w.Template.Annotations, request})
+		found = append(found, podSize{object, w.Template.Annotations, request})
 	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("%s has no pod with containers", file)

@@ -64,7 +64,16 @@ type Sandbox struct {
 	// StaticSizing plugs nothing later. Confidential sandboxes never do.
 	StaticSizing bool
 	Hugepages    bool
+	// Template is one of the Template constants.
+	Template string
 }
+
+// Whether sandboxes start from templates.
+const (
+	TemplateAuto = "auto"
+	TemplateOn   = "on"
+	TemplateOff  = "off"
+)
 
 // Whether containers' seccomp profiles reach the guest.
 const (
@@ -170,7 +179,7 @@ type Annotations struct {
 // Default is the configuration of a node without a file.
 func Default() Config {
 	return Config{
-		Sandbox: Sandbox{TEE: TEENone, VCPUs: 1, MemoryMiB: 512, MemoryBlockMiB: 128},
+		Sandbox: Sandbox{TEE: TEENone, VCPUs: 1, MemoryMiB: 512, MemoryBlockMiB: 128, Template: TemplateAuto},
 		Guest:   Guest{Seccomp: SeccompAuto},
 		VMM: VMM{Kind: "qemu", Accel: "auto", RemoteSocket: "/run/peerpod/hypervisor.sock",
 			SNPPolicy: 0x30000},
@@ -197,6 +206,15 @@ func (c *Config) Seccomp() bool {
 		return !c.Confidential() && c.VMM.Kind != "remote"
 	}
 	return c.Guest.Seccomp == SeccompOn
+}
+
+// UseTemplate says whether a sandbox starts from a template where it can, with this accelerator, after "auto" has been decided: under
+// emulation, where it was measured. A confidential one never does.
+func (c *Config) UseTemplate(accel string) bool {
+	if c.Confidential() {
+		return false
+	}
+	return c.Sandbox.Template == TemplateOn || c.Sandbox.Template == TemplateAuto && accel == "tcg"
 }
 
 // SharedFS is the shared file system after "auto" has been decided.

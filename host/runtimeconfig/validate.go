@@ -58,6 +58,7 @@ func (c *Config) validate(at func(key string) string) error {
 	}{
 		{"storage.shared_fs", c.SharedFS() != SharedFSNone, "shows the guest's files to the host: want \"none\""},
 		{"storage.emptydir", c.EmptyDir() != EmptyDirSealed, "leaves the guest's data readable on the host: want \"block-encrypted\""},
+		{"sandbox.template", c.Sandbox.Template == TemplateOn, "lets guests begin as copies of another: want \"off\" or \"auto\""},
 		{"guest.image", c.Guest.Image != "" && c.Guest.VerityParams == "" && c.VMM.Kind != "remote",
 			"is a disk that the host can change and nothing measures: want guest.verity_params beside it"},
 	} {
@@ -118,7 +119,7 @@ func (c *Config) checkMonitor(fault faulter) {
 		{"storage.shared_fs", remote && c.SharedFS() != SharedFSNone}, {"sandbox.hugepages", remote && c.Sandbox.Hugepages},
 		{"sandbox.tee", remote && c.Sandbox.TEE == TEEAuto}, {"vmm.gpus", !remote && c.VMM.GPUs > 0},
 		{"vmm.gpu_model", !remote && c.VMM.GPUModel != ""}, {"vmm.cpu_features", c.VMM.Kind != "qemu" && c.VMM.CPUFeatures != ""},
-		{"cgroup.pin_vcpus", c.VMM.Kind != "qemu" && c.Cgroup.PinVCPUs},
+		{"sandbox.template", c.VMM.Kind != "qemu" && c.Sandbox.Template == TemplateOn}, {"cgroup.pin_vcpus", c.VMM.Kind != "qemu" && c.Cgroup.PinVCPUs},
 	} {
 		if x.bad {
 			fault(x.key, "cannot be had with vmm.kind %q", c.VMM.Kind)

@@ -20,7 +20,6 @@ import (
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/host/vmm/cloudhypervisor"
 	"github.com/cloister/cloister/host/vmm/qemu"
-	pb "github.com/cloister/cloister/wire/agent"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -227,8 +226,17 @@ func (s *Sandbox) monitor(ctx context.Context) (func(context.Context) (vmm.Machi
 			return nil, fmt.Errorf("virtual machine monitor %q: want qemu, cloud-hypervisor or remote", kind)
 		}
 	}
+	if s.templated, err = s.planTemplate(cfg); err != nil {
+		s.log.Warn("no template can be used", "sandbox", s.cfg.ID, "error", err)
+	}
 	return func(ctx context.Context) (vmm.Machine, error) {
 		defer closeTaps()
+		if vm, err := s.restore(ctx, start, s.templated); vm != nil || err != nil {
+			return vm, err
+		}
+		if cfg.Share != nil { // it may have been made anew
+			cfg.Share.Socket = s.share.Socket()
+		}
 		return start(ctx, cfg)
 	}, nil
 }
@@ -249,6 +257,9 @@ func machine[M vmm.Machine](start func(context.Context, vmm.Config) (M, error)) 
 
 // waitGuest connects to the agent and waits for its first answer.
 func (s *Sandbox) waitGuest(ctx context.Context) error {
+	if s.agent != nil {
+		return nil // it has started from a template, and answered
+	}
 	ready, cancel := context.WithTimeout(ctx, s.runtime.Timeouts.Boot)
 	defer cancel()
 	late := func(err error) error {
@@ -263,15 +274,7 @@ func (s *Sandbox) waitGuest(ctx context.Context) error {
 		}
 		return err
 	}
-	conn, err := s.vm.Dial(ready, agent.PortAgent)
-	if err != nil {
-		return late(fmt.Errorf("connecting to the guest's agent: %w", err))
-	}
-	s.agent = agent.New(conn, s.gone, s.durations.Interceptor())
-	err = s.agent.Call(ready, 0, "waiting for the guest", func(c context.Context) error {
-		_, err := s.agent.Health.Check(c, &pb.CheckRequest{})
-		return err
-	})
+	err := s.firstAnswer(ready)
 	if err == nil {
 		s.ready = time.Now()
 	}

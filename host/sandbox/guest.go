@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -105,6 +106,7 @@ func (s *Sandbox) KeepsOutput() bool { return s.keepsOutput }
 
 // watch starts what runs beside the calls until the sandbox ends.
 func (s *Sandbox) watch() {
+	s.makeTemplate()
 	s.workers.Go(s.watchOOM)
 	s.workers.Go(s.collectLog)
 	s.workers.Go(s.watchHealth)
@@ -155,6 +157,9 @@ func (s *Sandbox) collectLog() {
 	stop := context.AfterFunc(s.background, func() { conn.Close() })
 	defer stop()
 	boot := s.trace.GuestLog(s.ready)
+	if s.restored {
+		boot = io.Discard // what it says is about the boot of the template
+	}
 	r := bufio.NewReaderSize(conn, maxGuestLine)
 	for {
 		line, err := r.ReadSlice('\n')

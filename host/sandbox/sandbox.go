@@ -46,6 +46,9 @@ type Config struct {
 	Host doctor.Host
 	// StartVM replaces the monitor that the configuration names; tests use it.
 	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
+	// Self is this program, when its main function calls template.Command; empty is a sandbox without templates. Templates is where they
+	// are; empty is template.Root.
+	Self, Templates string
 	// OOM is called when a container has run out of memory.
 	OOM func(containerID string)
 }
@@ -65,10 +68,13 @@ type Sandbox struct {
 	share   *share.Share
 	volumes *volume.Set
 	vm      vmm.Machine
-	agent   *agent.Client
-	forward *portforward.Forwarder // nil without
-	trace   *trace.Recorder
-	manage  *manage.Server // nil without
+	// templated is the template that the VM could have started from.
+	templated templated
+	restored  bool // it has
+	agent     *agent.Client
+	forward   *portforward.Forwarder // nil without
+	trace     *trace.Recorder
+	manage    *manage.Server // nil without
 	// durations are how long the guest takes to answer, for the metrics.
 	durations manage.Durations
 	ready     time.Time // when the guest gave its first answer

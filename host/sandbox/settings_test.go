@@ -147,6 +147,7 @@ func rows() map[string]row {
 		"sandbox.memory_block_mib":    {other: "512"},
 		"sandbox.static_sizing":       {other: "true"},
 		"sandbox.hugepages":           {other: "true"},
+		"sandbox.template":            {test: "../../test/guestvm/template_test.go TestSandboxFromTemplate"},
 
 		"guest.kernel":        {other: `"@/kernel2"`},
 		"guest.initrd":        {base: "guest.initrd = \"@/initrd\"\n", other: `"@/initrd2"`},

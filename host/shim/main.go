@@ -14,6 +14,7 @@ import (
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/shim/bootstrap"
 	"github.com/cloister/cloister/host/shim/events"
+	"github.com/cloister/cloister/host/template"
 )
 
 // runtimeName is how containerd's configuration names the runtime.
@@ -27,6 +28,9 @@ const killed = 128 + 9
 
 // Main is the program containerd-shim-cloister-v2.
 func Main(ctx context.Context, args []string, version string) int {
+	if status, ok := template.Command(args); ok {
+		return status
+	}
 	return bootstrap.Main(ctx, args, os.Getenv, bootstrap.Std(args), bootstrap.Handlers{
 		Name: runtimeName, Version: version, Features: ociFeatures(), Serve: serve, Delete: remove,
 	})
@@ -43,12 +47,17 @@ func serve(ctx context.Context, server *bootstrap.Server) error {
 	publisher := events.New(events.Config{
 		Namespace: p.Namespace, TTRPCAddress: p.TTRPCAddress, Address: p.Address, PublishBinary: p.PublishBinary, Log: log,
 	})
+	self, err := os.Executable()
+	if err != nil {
+		log.Warn("no templates can be used", "error", err)
+	}
 	service := New(Config{
+		Self:      self,
 		Namespace: p.Namespace, ID: p.SandboxID, Logger: log, Level: level, Options: p.Options, Exit: server.Shutdown,
 		Events: logged{publisher, log},
 	})
 	server.Idle(idleTime, service.Busy)
-	err := server.Run(ctx, func(srv *ttrpc.Server) error {
+	err = server.Run(ctx, func(srv *ttrpc.Server) error {
 		bootstrap.RegisterTask(srv, service)
 		api.RegisterTTRPCSandboxService(srv, &Pod{service: service})
 		return nil

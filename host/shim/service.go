@@ -44,6 +44,8 @@ type Config struct {
 	Exit func()
 	// Root is the folder of all sandboxes; empty is sandbox.Root.
 	Root string
+	// Self is this program; see sandbox.Config.
+	Self string
 	// StartVM replaces the virtual machine monitor; tests use it.
 	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 }

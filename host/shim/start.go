@@ -63,7 +63,7 @@ func (s *Service) makePod(ctx context.Context, cfg podConfig, options *anypb.Any
 	}
 	return sandbox.Create(ctx, sandbox.Config{
 		Root: s.cfg.Root, Namespace: s.cfg.Namespace, ID: s.cfg.ID, Spec: cfg.spec, NetNS: cfg.netns, DNS: cfg.dns, Runtime: effective, Logger: s.log,
-		StartVM: s.cfg.StartVM, OOM: s.oom,
+		StartVM: s.cfg.StartVM, OOM: s.oom, Self: s.cfg.Self,
 	})
 }
 

@@ -90,6 +90,13 @@ type Config struct {
 	// Balloon lets the host take back free memory of the guest (free page reporting).
 	Balloon bool `json:"balloon,omitempty"`
 
+	// Template, when not empty, is the directory of a template of this VM (see package qemu) that it starts from. Never for one that is
+	// measured or confidential.
+	Template string `json:"template,omitempty"`
+	// MemoryCopier is the program, with its first arguments, that copies a template's memory in the place of this process, so that
+	// the memory is charged to where Started moves it.
+	MemoryCopier []string `json:"-"`
+
 	// NetNS is the network namespace the monitor runs in; empty is ours. A monitor with tap file descriptors needs none.
 	NetNS string `json:"-"`
 	// Started, when not nil, is called with the process number of each process of the VM before the guest runs, for example to

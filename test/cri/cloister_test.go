@@ -38,7 +38,7 @@ type installation struct {
 	bin, config string
 }
 
-func install(t *testing.T) installation {
+func install(t testing.TB) installation {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -68,7 +68,7 @@ boot = "2m" # other tests may keep this machine busy
 }
 
 // options are those of a containerd with the runtime table that `cloister config containerd` prints.
-func (in installation) options(t *testing.T, version string) containerd.Options {
+func (in installation) options(t testing.TB, version string) containerd.Options {
 	t.Helper()
 	opts := in.handler(t, version, "cloister")
 	opts.Env = []string{"CLOISTER_RUNTIME_CONFIG=" + in.config}
@@ -77,7 +77,7 @@ func (in installation) options(t *testing.T, version string) containerd.Options 
 
 // handler are the options with a handler of another name, which finds its configuration by the table alone. There may be more flags for
 // the command that prints the table.
-func (in installation) handler(t *testing.T, version, name string, flags ...string) containerd.Options {
+func (in installation) handler(t testing.TB, version, name string, flags ...string) containerd.Options {
 	t.Helper()
 	args := append([]string{"config", "containerd", "--for", version, "--handler", name + "=" + in.config}, flags...)
 	if containerd.OneConfigVersion(version) {

@@ -38,7 +38,7 @@ const theSecret = "only for the measured pod"
 // handlerTPM is the runtime handler of confidential pods.
 const handlerTPM = "cloister-tpm"
 
-func newSecretPod(t *testing.T, version string, flags ...string) *secretPod {
+func newSecretPod(t testing.TB, version string, flags ...string) *secretPod {
 	vmtest.Need(t)
 	containerd.Need(t)
 	root, err := filepath.Abs("../..")
@@ -57,7 +57,7 @@ func newSecretPod(t *testing.T, version string, flags ...string) *secretPod {
 		t.Fatal(err)
 	}
 	// The bridge, by whose address the guest knows the registry, comes with the first pod: so it listens on all addresses.
-	registry, err := testregistry.Start(testregistry.Options{Addr: "0.0.0.0:0"})
+	registry, err := testregistry.Start(testregistry.Options{Addr: "0.0.0.0:0", Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func newSecretPod(t *testing.T, version string, flags ...string) *secretPod {
 }
 
 // startBroker starts a broker that believes this host's software TPMs, with one secret.
-func (w *secretPod) startBroker(t *testing.T, root string) {
+func (w *secretPod) startBroker(t testing.TB, root string) {
 	t.Helper()
 	program := filepath.Join(w.dir, "cloister-broker")
 	if err := os.WriteFile(program, containerd.GoProgram(t, root, "./cmd/cloister-broker"), 0o755); err != nil {
@@ -135,7 +135,7 @@ func (w *secretPod) startBroker(t *testing.T, root string) {
 }
 
 // run runs the user's program and returns what it printed.
-func (w *secretPod) run(t *testing.T, args ...string) string {
+func (w *secretPod) run(t testing.TB, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), w.cli, args...)
 	cmd.Dir = w.dir
@@ -149,7 +149,7 @@ func (w *secretPod) run(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-func (w *secretPod) file(t *testing.T, name, text string) string {
+func (w *secretPod) file(t testing.TB, name, text string) string {
 	t.Helper()
 	path := filepath.Join(w.dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
@@ -211,7 +211,7 @@ func resources() *runtime.LinuxContainerResources {
 }
 
 // initdata is the annotation with a policy, and the path of the pod's manifest with it.
-func (w *secretPod) initdata(t *testing.T, policy string) (annotation, pod string) {
+func (w *secretPod) initdata(t testing.TB, policy string) (annotation, pod string) {
 	t.Helper()
 	pod = w.file(t, "pod.yaml", fmt.Sprintf(manifest, ""))
 	annotation = strings.TrimSpace(w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "policy.rego", policy), "--insecure-registry", w.address,

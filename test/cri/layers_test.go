@@ -23,7 +23,7 @@ import (
 const LayeredImage = "registry.cloister.test/layered:1"
 
 // snapshotter starts cloister-snapshotter for a containerd that is not there yet; its socket is linked to c.sock in the folder.
-func snapshotter(t *testing.T) (dir string) {
+func snapshotter(t testing.TB) (dir string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "cri-layers")
 	if err != nil {
@@ -63,12 +63,17 @@ func snapshotter(t *testing.T) (dir string) {
 }
 
 // pullFor pulls an image as the kubelet does for pods of a handler.
-func (c *Client) pullFor(t *testing.T, image, handler string) {
+func (c *Client) pullFor(t testing.TB, image, handler string) {
 	t.Helper()
-	if _, err := c.Images.PullImage(call(t), &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: image, RuntimeHandler: handler},
-		SandboxConfig: &runtime.PodSandboxConfig{Annotations: map[string]string{"io.containerd.cri.runtime-handler": handler}}}); err != nil {
+	if _, err := c.Images.PullImage(call(t), pullRequest(image, handler)); err != nil {
 		t.Fatalf("pulling %s for %s: %v", image, handler, err)
 	}
+}
+
+// pullRequest is what the kubelet asks of CRI for pods of a handler.
+func pullRequest(image, handler string) *runtime.PullImageRequest {
+	return &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: image, RuntimeHandler: handler},
+		SandboxConfig: &runtime.PodSandboxConfig{Annotations: map[string]string{"io.containerd.cri.runtime-handler": handler}}}
 }
 
 // TestHostLayers runs a pod in a virtual machine whose container's root is layers that the snapshotter has on the node.

@@ -49,7 +49,7 @@ func scenarios() []scenario {
 }
 
 // start starts a daemon of a version with the images that scenarios use.
-func start(t *testing.T, opts containerd.Options) *Client {
+func start(t testing.TB, opts containerd.Options) *Client {
 	t.Helper()
 	d := containerd.Start(t, opts)
 	root, err := filepath.Abs(".")

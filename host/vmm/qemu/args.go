@@ -21,12 +21,14 @@ type bootFiles struct {
 	smallFirmware       string
 	qmp, console, agent int
 	tpm, share, vsock   int
+	memory              int // the guest's memory, when it is a file of ours
 	cid                 uint32
 	nics                []nicFiles
 	isBlockDevice       map[string]bool // by path, of ExtraDisks
 	sev                 sevBits
 	quoteSocket         bool // the host has a socket of the quote service for TDX
 	paused              bool // the guest runs when it is told to
+	incoming            bool // the state of the machine comes later, from a template
 }
 
 // nicFiles are the descriptors of a card's queues.
@@ -88,6 +90,9 @@ func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 	if f.paused {
 		a.add("-S")
 	}
+	if f.incoming {
+		a.add("-incoming", "defer")
+	}
 	a.plugBridge() // before devices that take the next free slot
 	if c.Vsock {
 		a.device("vhost-vsock", fmt.Sprintf("vhostfd=%d", f.vsock), fmt.Sprintf("guest-cid=%d", f.cid))
@@ -116,7 +121,7 @@ func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 	if err := a.drives(); err != nil {
 		return nil, err
 	}
-	if c.Kernel != "" {
+	if c.Kernel != "" && !f.incoming { // what has started needs it no more
 		a.add("-kernel", c.Kernel)
 		if c.Initrd != "" {
 			a.add("-initrd", c.Initrd)
@@ -157,7 +162,7 @@ func (a *argList) machine() string {
 }
 
 func (a *argList) memoryLink() string {
-	if a.c.Share == nil && a.c.TEE == nil && !a.c.Hugepages {
+	if a.f.memory == 0 && a.c.Share == nil && a.c.TEE == nil && !a.c.Hugepages {
 		return ""
 	}
 	return ",memory-backend=mem"
@@ -176,6 +181,8 @@ func (a *argList) size() {
 	}
 	a.add("-smp", smp, "-m", mem)
 	switch {
+	case a.f.memory != 0:
+		a.add("-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=/proc/self/fd/%d,share=on", c.MemoryMiB, a.f.memory))
 	case c.Hugepages:
 		// All of it at the start: a page that is missing later would kill the VM while it runs.
 		share := ""

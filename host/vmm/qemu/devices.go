@@ -83,7 +83,7 @@ func joinInts(fds []int) string {
 func (a *argList) shareAndBalloon() {
 	if a.c.Share != nil {
 		a.add("-chardev", fmt.Sprintf("socket,id=share,fd=%d", a.f.share))
-		a.device("vhost-user-fs", "chardev=share", "tag="+a.c.Share.Tag, "queue-size=1024")
+		a.device("vhost-user-fs", "chardev=share", "tag="+a.c.Share.Tag, fmt.Sprintf("queue-size=%d", shareQueue))
 	}
 	if a.c.Balloon {
 		a.device("virtio-balloon", "free-page-reporting=on", "deflate-on-oom=on")

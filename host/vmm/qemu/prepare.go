@@ -80,15 +80,9 @@ func (v *VM) outside(ctx context.Context, cfg *vmm.Config, boot *bootFiles, in *
 		v.vsock = newVsockPort(cid)
 	}
 	if cfg.Share != nil {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", cfg.Share.Socket)
+		f, err := connectShare(ctx, cfg.Share)
 		if err != nil {
-			return fmt.Errorf("connecting to the server of the shared directory: %w", err)
-		}
-		f, err := conn.(*net.UnixConn).File()
-		conn.Close()
-		if err != nil {
-			return fmt.Errorf("connecting to the server of the shared directory: %w", err)
+			return err
 		}
 		boot.share = in.own(f)
 	}

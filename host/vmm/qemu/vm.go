@@ -50,6 +50,7 @@ type VM struct {
 	atStart map[string]bool // disks and cards that are there since the start
 	plug    plugState
 
+	moves       chan string // how the reading or writing of the machine's state goes
 	conns       []io.Closer
 	consoleDone chan struct{}
 	stopping    atomic.Bool
@@ -61,7 +62,13 @@ type VM struct {
 }
 
 // Start starts the VM. ctx bounds the start only; the VM lives until it ends by itself, is stopped, or this process ends.
-func Start(ctx context.Context, cfg vmm.Config) (_ *VM, err error) {
+//
+// With Template it goes on where that one was saved, with its own copy of the memory; the guest runs then, with the clock and the state of
+// the random number generator that it had: whoever starts it has to set both.
+func Start(ctx context.Context, cfg vmm.Config) (*VM, error) { return startWith(ctx, cfg, nil) }
+
+// startWith starts a VM whose memory is the given file, unless that is nil.
+func startWith(ctx context.Context, cfg vmm.Config, memory *os.File) (_ *VM, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -78,19 +85,38 @@ func Start(ctx context.Context, cfg vmm.Config) (_ *VM, err error) {
 	}
 	v := &VM{
 		name: cfg.Name, dir: cfg.Dir, exited: make(chan struct{}), consoleDone: make(chan struct{}),
-		noPlug: whyNoPlug(&cfg), noDisks: whyNoDisks(&cfg), atStart: coldDevices(&cfg), plug: plugState{resize: make(chan struct{}, 1)},
+		noPlug: whyNoPlug(&cfg), noDisks: whyNoDisks(&cfg), atStart: coldDevices(&cfg), plug: plugState{resize: make(chan struct{}, 1)}, moves: make(chan string, 16),
 	}
-	if err := v.start(ctx, &cfg); err != nil {
+	if err := v.start(ctx, &cfg, memory); err != nil {
 		v.abandon()
 		return nil, fmt.Errorf("starting virtual machine %s: %w", cfg.Name, err)
 	}
 	return v, nil
 }
 
-func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
+func (v *VM) start(ctx context.Context, cfg *vmm.Config, memory *os.File) error {
 	boot, err := prepareFiles(cfg)
 	if err != nil {
 		return err
+	}
+	began := *cfg // what QEMU starts with
+	var from *template
+	var copying *memoryCopy
+	if cfg.Template != "" {
+		if from, err = openTemplate(cfg); err != nil {
+			return err
+		}
+		defer from.close()
+		if memory, err = newMemory(cfg.MemoryMiB); err != nil {
+			return err
+		}
+		defer memory.Close()
+		if copying, err = copyTemplate(from, memory, cfg.MemoryCopier, cfg.Started); err != nil {
+			return err
+		}
+		defer copying.end()
+		began, boot.incoming = templateShape(cfg), true
+		v.atStart = coldDevices(&began)
 	}
 	logName := cfg.ConsoleLog
 	if logName == "" {
@@ -114,12 +140,15 @@ func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
 		}
 		boot.tpm = in.own(qemuEnd)
 	}
-	if err := v.outside(ctx, cfg, boot, in); err != nil {
+	if err := v.outside(ctx, &began, boot, in); err != nil {
 		return err
 	}
+	if memory != nil {
+		boot.memory = in.lend(memory)
+	}
 	// The guest waits where somebody has to look at the VM before it runs.
-	boot.paused = cfg.Started != nil || cfg.TEE != nil
-	args, err := qemuArgs(cfg, boot)
+	boot.paused = cfg.Started != nil || cfg.TEE != nil || from != nil
+	args, err := qemuArgs(&began, boot)
 	if err != nil {
 		return err
 	}
@@ -145,7 +174,7 @@ func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
 		return v.explainStart(err)
 	}
 	if boot.paused {
-		if err := v.letRun(hctx, cfg); err != nil {
+		if err := v.letRun(hctx, cfg, from, copying); err != nil {
 			return err
 		}
 	}
@@ -154,7 +183,7 @@ func (v *VM) start(ctx context.Context, cfg *vmm.Config) error {
 }
 
 // letRun lets a paused guest run, once what was asked for it is there.
-func (v *VM) letRun(ctx context.Context, cfg *vmm.Config) error {
+func (v *VM) letRun(ctx context.Context, cfg *vmm.Config, from *template, copying *memoryCopy) error {
 	if cfg.TEE != nil {
 		if err := v.confirmTEE(ctx, cfg.TEE.Kind); err != nil {
 			return err
@@ -168,6 +197,11 @@ func (v *VM) letRun(ctx context.Context, cfg *vmm.Config) error {
 			if err := cfg.Started(p.PID()); err != nil {
 				return fmt.Errorf("taking over process %d: %w", p.PID(), err)
 			}
+		}
+	}
+	if from != nil {
+		if err := v.restore(ctx, cfg, from, copying); err != nil {
+			return err
 		}
 	}
 	if err := v.qmp.execute(ctx, "cont"); err != nil {
@@ -229,6 +263,17 @@ func (v *VM) explainStart(err error) error {
 func (v *VM) event(name string, data json.RawMessage) {
 	if name == "DEVICE_DELETED" {
 		v.plug.deleted(data)
+	}
+	if name == "MIGRATION" {
+		var d struct {
+			Status string `json:"status"`
+		}
+		if json.Unmarshal(data, &d) == nil {
+			select {
+			case v.moves <- d.Status:
+			default: // nobody waits
+			}
+		}
 	}
 	if name != "SHUTDOWN" {
 		return

@@ -27,6 +27,8 @@ func main() {
 		case "who":
 			host, _ := os.Hostname()
 			fmt.Println(os.Getpid(), os.Getuid(), host)
+		case "time":
+			fmt.Println(time.Now().Unix())
 		case "cat":
 			b, err := os.ReadFile(value)
 			fmt.Println(strings.TrimSpace(string(b)), err)
