@@ -152,7 +152,7 @@ func origin(p *Policy, c *containerData, m mountData) string {
 		if f.Destination != m.Destination {
 			continue
 		}
-		what := fmt.Sprintf("%s %s", safe(f.Kind), safe(f.Volume))
+		what := strings.TrimSpace(safe(f.Kind) + " " + safe(f.Volume))
 		if f.Bound && p.bindsFiles() {
 			return fmt.Sprintf("%s, %d files bound by digest", what, len(f.Entries))
 		}

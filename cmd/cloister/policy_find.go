@@ -164,3 +164,23 @@ func policiesOf(objects []map[string]any) ([]foundPolicy, error) {
 	}
 	return found, nil
 }
+
+// nothingSelected is the error when no pod gets a policy. Who forgot a class, or misspelt it, must not deploy what came in.
+func nothingSelected(passed, wanted []string) error {
+	if len(passed) == 0 {
+		return errors.New("the manifests have nothing that makes pods")
+	}
+	found := make([]string, len(passed))
+	for i, class := range passed {
+		if found[i] = printable(class); class == "" {
+			found[i] = "none"
+		}
+	}
+	if len(found) > maxNamed {
+		found = append(found[:maxNamed], fmt.Sprintf("%d more", len(found)-maxNamed))
+	}
+	return hint(fmt.Errorf("no pod has a runtimeClassName that starts with %s", strings.Join(wanted, " or ")), "the pods have: %s", strings.Join(found, ", "))
+}
+
+// maxNamed bounds lists in errors.
+const maxNamed = 10

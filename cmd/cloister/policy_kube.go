@@ -220,26 +220,6 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 	return f.deliver(a, set, results, base, out)
 }
 
-// nothingSelected is the error when no pod gets a policy. Who forgot a class, or misspelt it, must not deploy what came in.
-func nothingSelected(passed, wanted []string) error {
-	if len(passed) == 0 {
-		return errors.New("the manifests have nothing that makes pods")
-	}
-	found := make([]string, len(passed))
-	for i, class := range passed {
-		if found[i] = printable(class); class == "" {
-			found[i] = "none"
-		}
-	}
-	if len(found) > maxNamed {
-		found = append(found[:maxNamed], fmt.Sprintf("%d more", len(found)-maxNamed))
-	}
-	return hint(fmt.Errorf("no pod has a runtimeClassName that starts with %s", strings.Join(wanted, " or ")), "the pods have: %s", strings.Join(found, ", "))
-}
-
-// maxNamed bounds lists in errors.
-const maxNamed = 10
-
 // parsePolicyRules finds what the guest would stop for.
 func parsePolicyRules(rules string) error {
 	if err := parsePolicy(rules); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/cloister/cloister/guest/container"
 	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/guest/reap"
+	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -51,7 +52,7 @@ ContainerExited := {"allowed": true, "ops": [
 func lives(t *testing.T) (a *Agent, e *gate.Engine, client agent.AgentServiceService, state string) {
 	t.Helper()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		t.Skip("becoming a subreaper:", err)
+		needs.Missing(t, "the right to become a subreaper: %v", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	reaper := reap.New(discard())

@@ -299,8 +299,3 @@ func TestVeritysetup(t *testing.T) {
 		}
 	}
 }
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
