@@ -278,6 +278,7 @@ table[index] := t if {
 		"required_names": {name | some name in object.get(c, "required_env", [])} - {env_name(v) | some v in env; not has_placeholder(v)},
 		"required_mounts": {d | some d in object.get(c, "required_mounts", [])},
 		"volume_at": {m.destination: m.volume | some m in mounts},
+		"directories": object.get(c, "directories", []),
 		"storages": [storage_entry(s) | some s in c.storages; not is_layer(s)],
 		"layers": {place: layer |
 			some s in c.storages
@@ -914,7 +915,7 @@ disk_mount_point(s) := concat("/", [common.spath, base64url.encode(s.source)])
 right_storages(t, pod, disks) if {
 	layers := [s | some s in input.storages; is_lower(s)]
 	right_layers(layers, t)
-	others := [s | some s in input.storages; s.driver != "image_guest_pull"; not is_lower(s)]
+	others := [s | some s in input.storages; s.driver != "image_guest_pull"; not is_lower(s); not is_directory(s, t)]
 	count(others) == count(t.storages)
 	every i in others {
 		some s in t.storages
@@ -926,6 +927,21 @@ right_storages(t, pod, disks) if {
 	}
 	single := [s | some s in others; not s.shared]
 	count({[s.driver, s.source, s.mount_point] | some s in single}) == count(single)
+}
+
+# The directory of a volume that a sub-path mounts. Where that is, its mount is judged by.
+is_directory(s, t) if {
+	s.driver == "local"
+	some m in input.OCI.Mounts
+	m.source == s.mount_point
+	some p in t.directories
+	m.destination == p.destination
+	s.source == "local"
+	s.fstype == "local"
+	s.options == p.options
+	count(s.driver_options) == 0
+	is_null(s.fs_group)
+	s.shared == false
 }
 
 right_storage(i, p, pod, disks) if {

@@ -105,6 +105,11 @@ func onDisk(from, to string) func(createRequest) {
 	}
 }
 
+// part is what has the guest make a directory for a sub-path.
+func part(at string, options ...string) *agent.Storage {
+	return &agent.Storage{Driver: "local", Source: "local", Fstype: "local", Options: options, MountPoint: at}
+}
+
 // copyConf copies the files of the two ConfigMaps of container a.
 func copyConf(t *testing.T, e *gate.Engine, id string) {
 	t.Helper()
@@ -155,6 +160,15 @@ func TestGeneratedRequired(t *testing.T) {
 				}
 			}
 		}, []string{"source"}},
+		{"directory elsewhere", func(r createRequest) {
+			r.Storages = append(r.Storages, part("/run/kata-containers/sandbox/storage/x", "mode=0777"))
+		}, []string{"count(others)"}},
+		{"directory of all", func(r createRequest) {
+			r.Storages = append(r.Storages, part(mountAt(r, "/part").Source, "mode=04777"))
+		}, []string{"count(others)"}},
+		{"directory that is no sub-path", func(r createRequest) {
+			r.Storages = append(r.Storages, part(mountAt(r, "/scratch").Source, "mode=0777"))
+		}, []string{"count(others)"}},
 		{"other directory of the volume", func(r createRequest) { mountAt(r, "/part").Source = diskAt(disks["scratch"]) + "/whole" }, []string{"source"}},
 		{"swap", func(r createRequest) {
 			r.OCI.Linux.Resources = &agent.LinuxResources{Memory: &agent.LinuxMemory{Swappiness: 100}}
@@ -200,6 +214,7 @@ func TestGeneratedRequired(t *testing.T) {
 		"limits": func(r createRequest) {
 			r.OCI.Linux.Resources = &agent.LinuxResources{Memory: &agent.LinuxMemory{Limit: 1 << 30, Swap: 1 << 30}, CPU: &agent.LinuxCPU{Shares: 2, Quota: 1000, Period: 10000, Cpus: "0"}}
 		},
+		"a directory":  func(r createRequest) { r.Storages = append(r.Storages, part(mountAt(r, "/part").Source, "mode=0777")) },
 		"another disk": onDisk(disks["scratch"], "03"),
 	} {
 		t.Run(name, func(t *testing.T) {
