@@ -103,6 +103,9 @@ func (m *mounts) volumes() {
 		case !strings.HasPrefix(vm.MountPath, "/"): // as the kubelet does
 			destination = path.Clean("/" + vm.MountPath)
 		}
+		if raw := "/" + strings.TrimPrefix(vm.MountPath, "/"); raw != destination {
+			m.g.warn(vm.At, where+".mountPath", "containerd keeps the path as it is written, and a policy that has %s would refuse it; write %s", destination, destination)
+		}
 		if destination == "/" {
 			m.g.fail(vm.At, where+".mountPath", "a volume cannot replace the root file system")
 			continue

@@ -19,11 +19,15 @@ func kubeLarge(n int) (kubepod.Object, *kubepod.Container) {
 	list := []*kubepod.Container{kubepod.Pause()}
 	for i := range n {
 		c := kubepod.Workload(fmt.Sprintf("c%d", i))
+		var names []string
 		for k := range 20 {
+			names = append(names, fmt.Sprintf("SETTING_%d", k))
 			v := fmt.Sprintf("SETTING_%d=value-%d-%d", k, i, k)
 			c.Env = append(c.Env, v)
 			c.Process()["Env"] = append(c.Process()["Env"].([]string), v)
 		}
+		c.Entry["required_env"] = append([]string{"PATH", "MODE", "POD", "IP"}, names...)
+		c.Entry["required_mounts"] = []string{"/var/run/secrets/kubernetes.io/serviceaccount"}
 		for k := range 10 {
 			c.Env = append(c.Env, fmt.Sprintf("APP%d_SERVICE_HOST=10.0.0.%d", k, k))
 		}
