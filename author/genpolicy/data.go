@@ -131,7 +131,8 @@ type mount struct {
 	Source      string   `json:"source"`
 	Type        string   `json:"type_"`
 	Options     []string `json:"options"`
-	Volume      string   `json:"volume,omitempty"` // its disk: that of the storages with this volume
+	Written     string   `json:"written,omitempty"` // how the manifest writes the destination, if otherwise
+	Volume      string   `json:"volume,omitempty"`  // its disk: that of the storages with this volume
 }
 
 type linux struct {

@@ -103,9 +103,6 @@ func (m *mounts) volumes() {
 		case !strings.HasPrefix(vm.MountPath, "/"): // as the kubelet does
 			destination = path.Clean("/" + vm.MountPath)
 		}
-		if raw := "/" + strings.TrimPrefix(vm.MountPath, "/"); raw != destination {
-			m.g.warn(vm.At, where+".mountPath", "containerd keeps the path as it is written, and a policy that has %s would refuse it; write %s", destination, destination)
-		}
 		if destination == "/" {
 			m.g.fail(vm.At, where+".mountPath", "a volume cannot replace the root file system")
 			continue
@@ -117,6 +114,13 @@ func (m *mounts) volumes() {
 		seen[destination] = true
 		m.dropFiles(destination)
 		m.volume(where, vm, destination)
+		if raw := "/" + strings.TrimPrefix(vm.MountPath, "/"); raw != destination { // containerd leaves it so
+			for i := range m.list {
+				if m.list[i].Destination == destination {
+					m.list[i].Written = raw
+				}
+			}
+		}
 		if !m.mayBeDevice(vm) {
 			m.required = append(m.required, destination)
 		}

@@ -237,7 +237,7 @@ table[index] := t if {
 	process := c.OCI.Process
 	env := object.get(process, "Env", [])
 	args := object.get(process, "Args", [])
-	mounts := object.get(c.OCI, "Mounts", [])
+	mounts := spelled(object.get(c.OCI, "Mounts", []), c)
 	t := {
 		"root": anchored(c.OCI.Root.Path),
 		"annotations": {k: v | some k, v in annotations; not k in special_annotations},
@@ -278,7 +278,8 @@ table[index] := t if {
 		"required_names": {name | some name in object.get(c, "required_env", [])} - {env_name(v) | some v in env; not has_placeholder(v)},
 		"required_mounts": {d | some d in object.get(c, "required_mounts", [])},
 		"volume_at": {m.destination: m.volume | some m in mounts},
-		"directories": object.get(c, "directories", []),
+		"plain": {m.written: m.destination | some m in object.get(c.OCI, "Mounts", [])},
+		"directories": spelled(object.get(c, "directories", []), c),
 		"storages": [storage_entry(s) | some s in c.storages; not is_layer(s)],
 		"layers": {place: layer |
 			some s in c.storages
@@ -286,10 +287,18 @@ table[index] := t if {
 			some place, layer in layer_forms(s)
 		},
 		"layer_count": count([s | some s in c.storages; is_layer(s)]),
-		"files": [object.union(f, {"alone": count(contents_of[f.base]) == 1}) | some f in object.get(c, "files", []); f.bound],
+		"files": [object.union(f, {"alone": count(contents_of[f.base]) == 1}) | some f in spelled(object.get(c, "files", []), c); f.bound],
 		"before": before(c),
 	}
 }
+
+# Runtimes leave a destination as the manifest writes it, with a slash at its end, say. What is about it is there for both.
+spelled(list, c) := array.concat(list, [object.union(x, {"destination": m.written}) |
+	some m in object.get(c.OCI, "Mounts", [])
+	m.written
+	some x in list
+	x.destination == m.destination
+])
 
 is_layer(s) if s.driver == "erofs-verity-layer"
 
@@ -851,7 +860,7 @@ right_namespaces(i, p) if {
 
 # A destination that is mounted twice would show the second only, so no two mounts share one.
 right_mounts(i, t, pod) if {
-	destinations := {m.destination | some m in i}
+	destinations := {object.get(t.plain, m.destination, m.destination) | some m in i}
 	count(destinations) == count(i)
 	every m in ({m | some m in i} - t.mounts) {
 		some p in t.mounts_at[m.destination]
