@@ -85,8 +85,8 @@ type Set struct {
 	Files     []*File
 	Workloads []*Workload
 	// Passed are the runtimeClassNames of the pods that Options.RuntimeClasses left out: sorted, each once, "" for none.
-	Passed []string
-	Warnings  []string // about ignored fields
+	Passed   []string
+	Warnings []string // about ignored fields
 
 	configMaps map[string]*ConfigMap // by namespace/name
 	secrets    map[string]*Secret

@@ -60,7 +60,7 @@ func TestComputeAllWorkloads(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: " + name + "}\nspec:\n  template:\n    metadata: {annotations: {cloister.dev/initdata: " + initdata.EncodeAnnotation(raw) + "}}\n    spec: {containers: [{name: a}]}\n"
+		return "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: " + name + "}\nspec:\n  template:\n    metadata: {annotations: {cloister.dev/initdata: " + initdata.EncodeAnnotation(raw) + "}}\n    spec: {containers: [{name: a, image: b}]}\n"
 	}
 	one, two := pod("one", "package agent_policy\n"), pod("two", "package agent_policy\n# another\n")
 	compute := func(manifest string) map[string][]string {
