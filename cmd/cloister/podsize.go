@@ -55,7 +55,7 @@ func readPodSizes(file string) ([]podSize, error) {
 		object := printable(w.Object())
 		request, err := podRequest(&w.Spec)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", file, printable(w.Object()), err)
+			return nil, fmt.Errorf("%s: %s: %w", file, object, err)
 		}
 		found = append(found, podSize{object, w.Template.Annotations, request})
 	}
