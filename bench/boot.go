@@ -41,6 +41,7 @@ type boots struct {
 	binary int64 // bytes
 	n      int
 	last   boot
+	cpu    time.Duration // processor time of the last sandbox or shell until it was ready: the monitor, this process and those it has ended
 }
 
 type boot struct {

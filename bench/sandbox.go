@@ -63,7 +63,7 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 		return err
 	}
 
-	var restored, warmPods []time.Duration
+	var restored, warmPods, shellCPU, madeCPU, restoredCPU []time.Duration
 	var shell, made, pods, containers, execs []time.Duration
 	var memory []uint64
 	var out, in float64   // MB/s
@@ -72,14 +72,17 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 		if err != nil {
 			return fmt.Errorf("sandbox, run %d: %w", i+1, err)
 		}
+		madeCPU = append(madeCPU, b.cpu)
 		base, err := b.shellIn(ctx, *vm)
 		if err != nil {
 			return fmt.Errorf("shell init, run %d: %w", i+1, err)
 		}
+		shellCPU = append(shellCPU, b.cpu)
 		fromTemplate, err := b.templated(ctx, warm)
 		if err != nil {
 			return fmt.Errorf("sandbox from a template, run %d: %w", i+1, err)
 		}
+		restoredCPU = append(restoredCPU, b.cpu)
 		began := time.Now()
 		p, err := warm.start(ctx)
 		if err != nil {
@@ -144,6 +147,14 @@ func runSandbox(ctx context.Context, bin string, runs int, o sandboxOptions) err
 	}
 	fmt.Fprintf(w, "container started in a sandbox that is there\t%.3fs\t%.2f\t\n", median(containers).Seconds(), median(containers).Seconds()/base)
 	fmt.Fprintf(w, "exec of true, until its exit code is there\t%.3fs\t%.3f\t\n", median(execs).Seconds(), median(execs).Seconds()/base)
+	fmt.Fprintln(w, "\nprocessor time until ready, which other work changes less\ttime\tratio\t")
+	cpu := median(shellCPU).Seconds()
+	for _, row := range []struct {
+		what string
+		took []time.Duration
+	}{{"a shell as init", shellCPU}, {"sandbox, booted", madeCPU}, {"sandbox, from a template", restoredCPU}} {
+		fmt.Fprintf(w, "%s\t%.2fs\t%.2f\t\n", row.what, median(row.took).Seconds(), median(row.took).Seconds()/cpu)
+	}
 	fmt.Fprintln(w, "\nwhat\tfigure\t\t")
 	fmt.Fprintf(w, "standard output of a process\t%.1f MB/s\t\t\n", out)
 	fmt.Fprintf(w, "standard input of a process\t%.1f MB/s\t\t\n", in)
@@ -204,6 +215,7 @@ func (b *boots) sandbox(ctx context.Context, config string, look func(dir string
 	b.n++
 	id := fmt.Sprintf("bench-%d-in-%d", os.Getpid(), b.n)
 	var used vmm.Config
+	spent := spentHere()
 	began := time.Now()
 	s, err := sandbox.Create(ctx, sandbox.Config{
 		Namespace: shimNamespace, ID: id, Runtime: e,
@@ -221,6 +233,7 @@ func (b *boots) sandbox(ctx context.Context, config string, look func(dir string
 		return nil, 0, err
 	}
 	took := time.Since(began)
+	b.spent(spent, s.PID())
 	clean, end := context.WithTimeout(context.WithoutCancel(ctx), bootDeadline)
 	defer end()
 	if look != nil {
@@ -238,6 +251,7 @@ func (b *boots) shellIn(ctx context.Context, c vmm.Config) (time.Duration, error
 	c.Dir = filepath.Join(b.dirs.Run, c.Name)
 	c.ConsoleLog, c.Started, c.Share, c.NICs = "", nil, nil, nil
 	c.Initrd = filepath.Join(b.tmp, "shell.img")
+	spent := spentHere()
 	began := time.Now()
 	vm, err := qemu.Start(ctx, c)
 	if err != nil {
@@ -247,5 +261,7 @@ func (b *boots) shellIn(ctx context.Context, c vmm.Config) (time.Duration, error
 	if _, err := consoleLine(ctx, vm, shellReady); err != nil {
 		return 0, err
 	}
-	return time.Since(began), nil
+	took := time.Since(began)
+	b.spent(spent, vm.PID())
+	return took, nil
 }

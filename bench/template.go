@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/sandbox"
@@ -54,12 +55,14 @@ func (b *boots) templated(ctx context.Context, s *shims) (time.Duration, error) 
 	}
 	b.n++
 	id := fmt.Sprintf("bench-%d-in-%d", os.Getpid(), b.n)
+	spent := spentHere()
 	began := time.Now()
 	box, err := sandbox.Create(ctx, sandbox.Config{Namespace: shimNamespace, ID: id, Runtime: e, Spec: podOf(id), Self: s.program})
 	if err != nil {
 		return 0, err
 	}
 	took := time.Since(began)
+	b.spent(spent, box.PID())
 	started := box.FromTemplate()
 	clean, end := context.WithTimeout(context.WithoutCancel(ctx), bootDeadline)
 	defer end()
@@ -68,6 +71,24 @@ func (b *boots) templated(ctx context.Context, s *shims) (time.Duration, error) 
 		err = errors.Join(err, errors.New("it has booted"))
 	}
 	return took, err
+}
+
+// spentHere is the processor time of this process and of its children that have ended.
+func spentHere() time.Duration {
+	var own, children unix.Rusage
+	_, _ = unix.Getrusage(unix.RUSAGE_SELF, &own), unix.Getrusage(unix.RUSAGE_CHILDREN, &children)
+	return time.Duration(own.Utime.Nano() + own.Stime.Nano() + children.Utime.Nano() + children.Stime.Nano())
+}
+
+// spent notes the processor time since spentHere gave before, with that of a monitor that runs; 0 when it cannot be read.
+func (b *boots) spent(before time.Duration, monitor int) {
+	b.cpu = spentHere() - before
+	vm, err := processTime(monitor)
+	if err != nil {
+		b.cpu = 0
+		return
+	}
+	b.cpu += vm
 }
 
 // podOf is the specification of a pod without anything.

@@ -187,7 +187,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 		Name: c.Name, SandboxPidns: g.w.Spec.ShareProcessNamespace, ExecCommands: execCommands(c), Signals: g.signals(path, c, img),
 		Files: m.files, Storages: m.storages, Devices: slices.Concat(m.devices, g.vfio(path, c)), AnnoPatterns: g.vfioPatterns(g.gpus(path, c) > 0),
 		OCI:         oci{Version: g.s.Kata.OCIVersion, Process: p, Root: r, Mounts: m.list, Annotations: annotations, Linux: g.linux(t, c.Security.Privileged, false)},
-		RequiredEnv: text.required, RequiredMounts: m.required,
+		RequiredEnv: text.required, RequiredMounts: m.required, Directories: m.parts,
 	}
 	entry.AnnoPatterns[`^io\.kubernetes\.container\.terminationMessagePath$`] = `^/.*$`
 	entry.AnnoPatterns[`^io\.kubernetes\.container\.terminationMessagePolicy$`] = `^(File|FallbackToLogsOnError)$`

@@ -45,8 +45,9 @@ type container struct {
 	Restarts bool        `json:"restarts"`
 	Files    []fileMount `json:"files"`
 
-	RequiredEnv    []string `json:"required_env"`
-	RequiredMounts []string `json:"required_mounts"`
+	RequiredEnv    []string    `json:"required_env"`
+	RequiredMounts []string    `json:"required_mounts"`
+	Directories    []directory `json:"directories,omitempty"`
 }
 
 // Kinds of containers.
@@ -63,6 +64,12 @@ type imageRef struct {
 	Digests   []string `json:"digests"`
 	Names     []string `json:"names"`
 	ByTag     bool     `json:"by_tag"`
+}
+
+// directory is one of a volume in the guest, which a sub-path mounts and the host has the guest make.
+type directory struct {
+	Destination string   `json:"destination"` // of the mount, which has its source
+	Options     []string `json:"options"`
 }
 
 type fileMount struct {
@@ -124,7 +131,8 @@ type mount struct {
 	Source      string   `json:"source"`
 	Type        string   `json:"type_"`
 	Options     []string `json:"options"`
-	Volume      string   `json:"volume,omitempty"` // its disk: that of the storages with this volume
+	Written     string   `json:"written,omitempty"` // how the manifest writes the destination, if otherwise
+	Volume      string   `json:"volume,omitempty"`  // its disk: that of the storages with this volume
 }
 
 type linux struct {

@@ -30,6 +30,10 @@
 //	                 given, a token)
 //	containers[].required_env    names of variables that must be there: all of the image and the manifest
 //	containers[].required_mounts destinations that must be mounted: the volumeMounts of the manifest
+//	containers[].directories     {destination, options}: a mount of a sub-path of an emptyDir, and the options of a storage of
+//	                             driver "local" at its source by which the host may have the guest make that directory
+//	containers[].OCI.Mounts[].written
+//	                             how the manifest writes the destination where that is another way ("/data/"): requests may, too
 //	containers[].OCI.Mounts[].volume, containers[].storages[].volume
 //	                             name of the volume of a mount that is a disk, or a directory of one, and of that disk's
 //	                             storage: a volume has one disk in all containers, and a disk is one volume

@@ -25,7 +25,7 @@ func (e *environment) always() []string {
 	return slices.DeleteFunc(slices.Clone(e.names), func(name string) bool { return e.left[name] })
 }
 
-// oldName is a name that every kubelet takes from a ConfigMap or Secret as a whole; those before 1.34 leave out others.
+// oldName is a name that every kubelet takes from a ConfigMap or Secret as a whole; older ones leave out others.
 var oldName = regexp.MustCompile(`^[-._a-zA-Z][-._a-zA-Z0-9]*$`)
 
 func (e *environment) set(name, value string) {

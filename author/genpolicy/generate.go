@@ -222,6 +222,10 @@ func (g *generator) containers() []container {
 	return slices.Concat(out, inits, rest)
 }
 
+// imagesAtOnce bounds the images that are asked for at the same time: most of it is waiting for registries. How many layers are read at
+// once, the source bounds.
+const imagesAtOnce = 16
+
 // fetch gets all images of the pod; those that fail are problems of their containers.
 func (g *generator) fetch(ctx context.Context) error {
 	g.images = map[string]*imagesource.Image{}
@@ -246,7 +250,7 @@ func (g *generator) fetch(ctx context.Context) error {
 	}
 	answers := make([]answer, len(jobs))
 	done := make(chan int)
-	limit := make(chan struct{}, 4)
+	limit := make(chan struct{}, imagesAtOnce)
 	started := map[string]int{}
 	running := 0
 	for i, j := range jobs {

@@ -23,6 +23,7 @@ type mounts struct {
 	devices  []device
 	files    []fileMount
 	required []string // destinations of the manifest's mounts
+	parts    []directory
 }
 
 // set replaces the mount at the destination of m, or adds m.
@@ -113,6 +114,13 @@ func (m *mounts) volumes() {
 		seen[destination] = true
 		m.dropFiles(destination)
 		m.volume(where, vm, destination)
+		if raw := "/" + strings.TrimPrefix(vm.MountPath, "/"); raw != destination { // containerd leaves it so
+			for i := range m.list {
+				if m.list[i].Destination == destination {
+					m.list[i].Written = raw
+				}
+			}
+		}
 		if !m.mayBeDevice(vm) {
 			m.required = append(m.required, destination)
 		}
@@ -206,6 +214,9 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 		return
 	}
 	kind := m.g.s.cluster.EmptyDir
+	if sub != "" && (e.Medium == "Memory" || kind != emptyDirShared) {
+		m.parts = append(m.parts, directory{destination, m.partOptions()})
+	}
 	switch {
 	case strings.HasPrefix(e.Medium, "HugePages"):
 		m.g.fail(vm.At, where, "huge pages are not supported")
@@ -284,6 +295,14 @@ func (m *mounts) fsgid() []string {
 		return []string{"fsgid=" + itoa(int(*gid))}
 	}
 	return nil
+}
+
+// partOptions are those of the directory that the kubelet makes for a sub-path: it has the mode of an emptyDir.
+func (m *mounts) partOptions() []string {
+	if gid := m.fsgid(); gid != nil {
+		return append([]string{"mode=02777"}, gid...)
+	}
+	return []string{"mode=0777"}
 }
 
 func (v volume) storage(mountPoint string) storage {

@@ -245,7 +245,7 @@ table[index] := t if {
 	process := c.OCI.Process
 	env := object.get(process, "Env", [])
 	args := object.get(process, "Args", [])
-	mounts := object.get(c.OCI, "Mounts", [])
+	mounts := spelled(object.get(c.OCI, "Mounts", []), c)
 	t := {
 		"root": anchored(c.OCI.Root.Path),
 		"annotations": {k: v | some k, v in annotations; not k in special_annotations},
@@ -286,6 +286,8 @@ table[index] := t if {
 		"required_names": {name | some name in object.get(c, "required_env", [])} - {env_name(v) | some v in env; not has_placeholder(v)},
 		"required_mounts": {d | some d in object.get(c, "required_mounts", [])},
 		"volume_at": {m.destination: m.volume | some m in mounts},
+		"plain": {m.written: m.destination | some m in object.get(c.OCI, "Mounts", [])},
+		"directories": spelled(object.get(c, "directories", []), c),
 		"storages": [storage_entry(s) | some s in c.storages; not is_layer(s)],
 		"layers": {place: layer |
 			some s in c.storages
@@ -293,10 +295,18 @@ table[index] := t if {
 			some place, layer in layer_forms(s)
 		},
 		"layer_count": count([s | some s in c.storages; is_layer(s)]),
-		"files": [object.union(f, {"alone": count(contents_of[f.base]) == 1}) | some f in object.get(c, "files", []); f.bound],
+		"files": [object.union(f, {"alone": count(contents_of[f.base]) == 1}) | some f in spelled(object.get(c, "files", []), c); f.bound],
 		"before": before(c),
 	}
 }
+
+# Runtimes leave a destination as the manifest writes it, with a slash at its end, say. What is about it is there for both.
+spelled(list, c) := array.concat(list, [object.union(x, {"destination": m.written}) |
+	some m in object.get(c.OCI, "Mounts", [])
+	m.written
+	some x in list
+	x.destination == m.destination
+])
 
 is_layer(s) if s.driver == "erofs-verity-layer"
 
@@ -858,7 +868,7 @@ right_namespaces(i, p) if {
 
 # A destination that is mounted twice would show the second only, so no two mounts share one.
 right_mounts(i, t, pod) if {
-	destinations := {m.destination | some m in i}
+	destinations := {object.get(t.plain, m.destination, m.destination) | some m in i}
 	count(destinations) == count(i)
 	every m in ({m | some m in i} - t.mounts) {
 		some p in t.mounts_at[m.destination]
@@ -922,7 +932,7 @@ disk_mount_point(s) := concat("/", [common.spath, base64url.encode(s.source)])
 right_storages(t, pod, disks) if {
 	layers := [s | some s in input.storages; is_lower(s)]
 	right_layers(layers, t)
-	others := [s | some s in input.storages; s.driver != "image_guest_pull"; not is_lower(s)]
+	others := [s | some s in input.storages; s.driver != "image_guest_pull"; not is_lower(s); not is_directory(s, t)]
 	count(others) == count(t.storages)
 	every i in others {
 		some s in t.storages
@@ -934,6 +944,21 @@ right_storages(t, pod, disks) if {
 	}
 	single := [s | some s in others; not s.shared]
 	count({[s.driver, s.source, s.mount_point] | some s in single}) == count(single)
+}
+
+# The directory of a volume that a sub-path mounts. Where that is, its mount is judged by.
+is_directory(s, t) if {
+	s.driver == "local"
+	some m in input.OCI.Mounts
+	m.source == s.mount_point
+	some p in t.directories
+	m.destination == p.destination
+	s.source == "local"
+	s.fstype == "local"
+	s.options == p.options
+	count(s.driver_options) == 0
+	is_null(s.fs_group)
+	s.shared == false
 }
 
 right_storage(i, p, pod, disks) if {

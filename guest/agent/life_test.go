@@ -254,3 +254,19 @@ func TestLastWordsAreTheContainersOwn(t *testing.T) {
 		}
 	}
 }
+
+// TestStoragesAreReleasedOnce removes a container while it is being removed: what it shares with others stays theirs.
+func TestStoragesAreReleasedOnce(t *testing.T) {
+	a, _ := copier(t)
+	ready := make(chan struct{})
+	close(ready)
+	a.storages["/shared"] = &storage{refs: 2, ready: ready, undo: func() error { t.Error("a storage in use was released"); return nil }}
+	a.storages["/own"] = &storage{refs: 1, ready: ready, undo: func() error { return a.dropContainer("c1") }}
+	a.containers["c1"] = &entry{storages: []string{"/own", "/shared"}}
+	if err := a.dropContainer("c1"); err != nil {
+		t.Fatal(err)
+	}
+	if st := a.storages["/shared"]; st == nil || st.refs != 1 {
+		t.Errorf("the storage of another container: %+v", st)
+	}
+}

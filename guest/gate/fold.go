@@ -14,7 +14,7 @@ import (
 )
 
 // foldTime bounds what is computed when a policy is loaded. What is not ready by then is computed for each request.
-const foldTime = 5 * time.Second
+const foldTime = 20 * time.Second
 
 // A policy has constants: policy_data, and what its rules make of that alone. Both are kept out of the compiler, which
 // copies and walks all that it is given, and are put into the compiled rules afterwards. Equal parts are there once.

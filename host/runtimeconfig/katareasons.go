@@ -30,7 +30,7 @@ func reasons() []reason {
 		{"hooks of the host do not run in the guest", "guest_hook_path"},
 		{"policies and initdata come with the pod", "policy initdata"},
 		{"the network namespace of the pod is always used", "disable_new_netns dan_conf"},
-		{"VMs are not made from templates", "template_path vm_cache_number vm_cache_endpoint"},
+		{"templates have one place and are made by the shims (sandbox.template)", "template_path vm_cache_number vm_cache_endpoint"},
 		{"NUMA nodes of the host are not shown to guests", "enable_numa numa_mapping"},
 		{"there is no jailer", "jailer_path valid_jailer_paths"},
 		{"asset hashes are in the guest image's manifest", "kernel_hash image_hash initrd_hash firmware_hash asset_hash_type"},

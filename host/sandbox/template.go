@@ -15,10 +15,6 @@ import (
 	pb "github.com/cloister/cloister/wire/agent"
 )
 
-// restoreTimeout bounds the start from a template, up to the guest's first answers. It takes far less than a boot, and what takes longer
-// is given up for one.
-const restoreTimeout = 20 * time.Second
-
 // seedSize is how many random bytes a guest from a template gets.
 const seedSize = 64
 
@@ -56,7 +52,8 @@ func (s *Sandbox) restore(ctx context.Context, start starter, t templated) (vmm.
 		return nil, nil
 	}
 	err := s.step(ctx, "template", func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+		// It takes far less than a boot, also on a busy host; what takes this long is given up for one.
+		ctx, cancel := context.WithTimeout(ctx, s.runtime.Timeouts.Boot/2)
 		defer cancel()
 		cfg := t.vm
 		cfg.Template, cfg.MemoryCopier = dir, template.Copier(s.cfg.Self)

@@ -79,6 +79,11 @@ func OneConfigVersion(version string) bool {
 	return strings.HasPrefix(version, "2.0.") || strings.HasPrefix(version, "2.1.") || strings.HasPrefix(version, "2.2.")
 }
 
+// Binary is the program of a version.
+func Binary(t testing.TB, version string) string {
+	return filepath.Join(binaries(t, version), "containerd")
+}
+
 // binaries is the folder with containerd, ctr and runc's shim of a version.
 func binaries(t testing.TB, version string) string {
 	t.Helper()

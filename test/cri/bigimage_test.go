@@ -102,3 +102,21 @@ func pushBig(t testing.TB, registry string, size int64) string {
 	}
 	return "/big@" + digest.String()
 }
+
+// TestBigLayer has the same layer twice, and another size.
+func TestBigLayer(t *testing.T) {
+	t.Parallel()
+	sum := func(size int64) v1.Hash {
+		l, err := bigLayer(filepath.Join(t.TempDir(), "layer"), size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.size < size {
+			t.Errorf("a layer of %d bytes has %d", size, l.size)
+		}
+		return l.hash
+	}
+	if first, again := sum(1e6), sum(1e6); first != again || first == sum(3e6) {
+		t.Error("layers have to be the same in each run, and another for another size")
+	}
+}

@@ -20,6 +20,7 @@ func kills(t *testing.T, w *world) {
 	}
 	for _, victim := range victims {
 		t.Run(victim, func(t *testing.T) {
+			w.mayLeave(t, "containerd-shim")
 			p := w.NewPod(t, w.handler, "victim").Run()
 			k := p.RunContainer(t, Shell("main", Sleeper))
 			stream := make(chan error, 1)
@@ -50,7 +51,25 @@ func kills(t *testing.T, w *world) {
 		})
 	}
 	for _, step := range steps() {
-		t.Run("containerd at "+step.name, func(t *testing.T) { killedAt(t, w, step) })
+		t.Run("containerd at "+step.name, func(t *testing.T) {
+			w.mayLeave(t, step.name)
+			killedAt(t, w, step)
+		})
+	}
+}
+
+// mayLeave skips what containerd 2.0 to 2.3 do not clean with runc. When a pod's shim is dead they have its program delete the sandbox, and
+// not the pod's other containers, of which runc's record and cgroup stay; with 2.0 and 2.1 also when they are killed while a container
+// starts. Our runtime's delete of a sandbox is for all of the pod, so that this is asked of it with every version.
+func (w *world) mayLeave(t *testing.T, step string) {
+	t.Helper()
+	v := w.Daemon.Version
+	if w.virtual() || !strings.HasPrefix(v, "2.") {
+		return
+	}
+	old := strings.HasPrefix(v, "2.0.") || strings.HasPrefix(v, "2.1.")
+	if step == "containerd-shim" && (old || strings.HasPrefix(v, "2.2.") || strings.HasPrefix(v, "2.3.")) || step == "start container" && old {
+		t.Skipf("containerd %s leaves a container of runc here", v)
 	}
 }
 

@@ -1,8 +1,11 @@
 package cri
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cloister/cloister/test/containerd"
@@ -22,6 +25,11 @@ func TestVersions(t *testing.T) {
 	for _, program := range []string{"containerd-shim-cloister-v2", "cloister"} {
 		if err := os.WriteFile(filepath.Join(in.bin, program), containerd.GoProgram(t, root, "./cmd/"+program), 0o755); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for _, version := range containerd.Versions(t, containerd.V2) {
+		if containerd.Series(version) == containerd.V2 {
+			t.Run("configuration of "+version, func(t *testing.T) { mergedConfig(t, in, version) })
 		}
 	}
 	const missing = "/nowhere/vmlinuz"
@@ -44,5 +52,33 @@ func TestVersions(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// mergedConfig has containerd merge a node's configuration with the file that the command prints, in each version that it may have.
+func mergedConfig(t *testing.T, in installation, version string) {
+	for schema, plugin := range map[string]string{"2": "io.containerd.grpc.v1.cri", "3": "io.containerd.cri.v1.runtime"} {
+		dir := t.TempDir()
+		printed, err := exec.CommandContext(t.Context(), filepath.Join(in.bin, "cloister"), "config", "containerd", "--for", version,
+			"--config-version", schema, "--snapshotter").Output()
+		if err != nil {
+			t.Fatalf("cloister config containerd: %v", err)
+		}
+		node := fmt.Sprintf("version = %s\nimports = [%q]\n[plugins.%q.containerd.runtimes.before]\nruntime_type = \"io.containerd.runc.v2\"\n",
+			schema, filepath.Join(dir, "cloister.toml"), plugin)
+		for name, text := range map[string]string{"cloister.toml": string(printed), "config.toml": node} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dump, err := exec.CommandContext(t.Context(), containerd.Binary(t, version), "--config", filepath.Join(dir, "config.toml"), "config", "dump").Output()
+		if err != nil {
+			t.Fatalf("containerd config dump: %v", err)
+		}
+		for _, want := range []string{"runtimes.before]", "runtimes.cloister]", "runtime_platforms.cloister]", "[proxy_plugins.cloister]", "[proxy_plugins.cloister-diff]"} {
+			if !strings.Contains(string(dump), want) {
+				t.Errorf("with files of version %s containerd %s has no %s:\n%s", schema, version, want, dump)
+			}
+		}
 	}
 }

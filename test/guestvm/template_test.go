@@ -249,6 +249,10 @@ func TestSandboxFromTemplate(t *testing.T) {
 	if !second.FromTemplate() {
 		t.Error("booted beside a template")
 	}
+	// What the copy of the memory takes is the pod's, not the shim's.
+	if stats, err := second.HostStats(ctx); err != nil || stats.Memory < 100<<20 {
+		t.Errorf("the pod's control group: %+v, %v", stats, err)
+	}
 	stop(second)
 
 	// A template of which half is gone: the pod boots, and the template is not tried again.

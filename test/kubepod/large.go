@@ -13,11 +13,15 @@ func Large(n int) (Object, *Container) {
 	list := []*Container{Pause()}
 	for i := range n {
 		c := Workload(fmt.Sprintf("c%d", i))
+		required := []string{"PATH", "MODE", "POD", "IP"}
 		for k := range 20 {
+			required = append(required, fmt.Sprintf("SETTING_%d", k))
 			v := fmt.Sprintf("SETTING_%d=value-%d-%d", k, i, k)
 			c.Env = append(c.Env, v)
 			c.Process()["Env"] = append(c.Process()["Env"].([]string), v)
 		}
+		c.Entry["required_env"] = required
+		c.Entry["required_mounts"] = []string{"/var/run/secrets/kubernetes.io/serviceaccount"}
 		for k := range 10 {
 			c.Env = append(c.Env, fmt.Sprintf("APP%d_SERVICE_HOST=10.0.0.%d", k, k))
 		}

@@ -9,38 +9,18 @@
 package sgx
 
 import (
-	"bytes"
 	"context"
-	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/cloister/cloister/broker/verifier/dcap"
 	"github.com/cloister/cloister/tee/quote"
 )
 
 // Options is what evidence is held against.
-type Options struct {
-	// ExpectedReportData is what the quote must be bound to, padded with zeros to 64 bytes. It must be given unless Offline.
-	ExpectedReportData []byte
-	// InitDataDigest, padded with zeros to 64 bytes, must be CONFIGID. Nil leaves CONFIGID to the policy.
-	InitDataDigest []byte
-	// Now is the time certificates and collateral are checked at. It must be set.
-	Now time.Time
-	// Collateral delivers what Intel publishes.
-	Collateral dcap.Source
-	// AllowNoCollateral: see dcap.Options.
-	AllowNoCollateral bool
-	// Root is the trust anchor, nil for Intel's. Other values are for tests.
-	Root *x509.Certificate
-	// Offline allows ExpectedReportData to be absent, for looking at saved evidence: it may be a replay. What is given is
-	// checked.
-	Offline bool
-}
+type Options = dcap.EvidenceOptions
 
 // Verify checks evidence and returns its claims.
 func Verify(ctx context.Context, raw json.RawMessage, o Options) (map[string]any, error) {
@@ -53,28 +33,20 @@ func Verify(ctx context.Context, raw json.RawMessage, o Options) (map[string]any
 	if err := json.Unmarshal(raw, &e); err != nil {
 		return nil, fmt.Errorf("reading evidence: %w", err)
 	}
-	if n := len(e.Quote); n == 0 || n > base64.StdEncoding.EncodedLen(quote.MaxSize) {
-		return nil, fmt.Errorf("quote has %d characters, expected 1 to %d", n, base64.StdEncoding.EncodedLen(quote.MaxSize))
-	}
-	b, err := base64.StdEncoding.DecodeString(e.Quote)
-	if err != nil {
-		return nil, fmt.Errorf("reading quote: %w", err)
-	}
-	q, out, err := verifyQuote(ctx, b, dcap.Options{
-		Now: o.Now, Collateral: o.Collateral, AllowNoCollateral: o.AllowNoCollateral, Root: o.Root,
-	})
+	b, err := dcap.Decode("quote", e.Quote, quote.MaxSize)
 	if err != nil {
 		return nil, err
 	}
-	if len(o.ExpectedReportData) > 0 {
-		const meaning = "the quote was made for another session, key or set of devices"
-		if err := same("report_data", q.Enclave.ReportData, o.ExpectedReportData, meaning); err != nil {
-			return nil, err
-		}
+	q, out, err := verifyQuote(ctx, b, o.Quote())
+	if err != nil {
+		return nil, err
+	}
+	if err := o.BoundReportData(q.Enclave.ReportData); err != nil {
+		return nil, err
 	}
 	if o.InitDataDigest != nil {
 		const meaning = "the init data sent is not what the enclave was made with"
-		if err := same("config_id", q.Enclave.ConfigID, o.InitDataDigest, meaning); err != nil {
+		if err := dcap.Bound("config_id", q.Enclave.ConfigID, o.InitDataDigest, meaning); err != nil {
 			return nil, err
 		}
 	}
@@ -101,19 +73,6 @@ func verifyQuote(ctx context.Context, raw []byte, o dcap.Options) (*quote.Quote,
 		return nil, nil, err
 	}
 	return q, claims(q, r), nil
-}
-
-// same compares a field with a value padded with zeros.
-func same(field string, got, value []byte, meaning string) error {
-	if len(value) > len(got) {
-		return fmt.Errorf("value for %s has %d bytes, expected at most %d", field, len(value), len(got))
-	}
-	want := make([]byte, len(got))
-	copy(want, value)
-	if !bytes.Equal(got, want) {
-		return fmt.Errorf("%s = %x, expected %x: %s", field, got, want, meaning)
-	}
-	return nil
 }
 
 func claims(q *quote.Quote, r *dcap.Result) map[string]any {

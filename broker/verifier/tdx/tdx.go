@@ -13,13 +13,10 @@ package tdx
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/cloister/cloister/broker/verifier/dcap"
 	"github.com/cloister/cloister/tee/eventlog"
@@ -32,27 +29,7 @@ const (
 )
 
 // Options is what evidence is held against.
-type Options struct {
-	// ExpectedReportData is what the quote must be bound to, padded with zeros to 64 bytes. It must be given unless Offline.
-	ExpectedReportData []byte
-	// InitDataDigest, padded with zeros or cut to 48 bytes, must be MRCONFIGID. Nil leaves MRCONFIGID to the policy.
-	InitDataDigest []byte
-	// Now is the time certificates and collateral are checked at. It must be set.
-	Now time.Time
-	// Collateral delivers what Intel publishes.
-	Collateral dcap.Source
-	// AllowNoCollateral: see dcap.Options.
-	AllowNoCollateral bool
-	// Root is the trust anchor, nil for Intel's. Other values are for tests.
-	Root *x509.Certificate
-	// Offline allows ExpectedReportData to be absent, for looking at saved evidence: it may be a replay. What is given is
-	// checked.
-	Offline bool
-}
-
-func (o Options) dcap() dcap.Options {
-	return dcap.Options{Now: o.Now, Collateral: o.Collateral, AllowNoCollateral: o.AllowNoCollateral, Root: o.Root}
-}
+type Options = dcap.EvidenceOptions
 
 // evidence is what a guest sends.
 type evidence struct {
@@ -69,24 +46,21 @@ func Verify(ctx context.Context, raw json.RawMessage, o Options) (map[string]any
 	if err := json.Unmarshal(raw, &e); err != nil {
 		return nil, fmt.Errorf("reading evidence: %w", err)
 	}
-	b, err := decode("quote", e.Quote, quote.MaxSize)
+	b, err := dcap.Decode("quote", e.Quote, quote.MaxSize)
 	if err != nil {
 		return nil, err
 	}
-	q, claims, err := verifyQuote(ctx, b, o.dcap())
+	q, claims, err := verifyQuote(ctx, b, o.Quote())
 	if err != nil {
 		return nil, err
 	}
-	if len(o.ExpectedReportData) > 0 {
-		if err := checkReportData(q.TD.ReportData, o.ExpectedReportData); err != nil {
+	if err := o.BoundReportData(q.TD.ReportData); err != nil {
+		return nil, err
+	}
+	if d := o.InitDataDigest; d != nil {
+		const meaning = "the init data sent is not what the TD was launched with"
+		if err := dcap.Bound("mr_config_id", q.TD.MRConfigID, d[:min(len(d), len(q.TD.MRConfigID))], meaning); err != nil {
 			return nil, err
-		}
-	}
-	if o.InitDataDigest != nil {
-		want := make([]byte, len(q.TD.MRConfigID))
-		copy(want, o.InitDataDigest)
-		if !bytes.Equal(q.TD.MRConfigID, want) {
-			return nil, fmt.Errorf("mr_config_id = %x, expected %x: the init data sent is not what the TD was launched with", q.TD.MRConfigID, want)
 		}
 	}
 	if e.EventLog != nil && *e.EventLog != "" {
@@ -133,36 +107,9 @@ func verifyQuote(ctx context.Context, raw []byte, o dcap.Options) (*quote.Quote,
 	return q, claims, nil
 }
 
-// checkReportData compares the 64 bytes of a report with what is expected, padded with zeros.
-func checkReportData(got, expected []byte) error {
-	if len(expected) > len(got) {
-		return fmt.Errorf("expected report data has %d bytes, a quote holds %d", len(expected), len(got))
-	}
-	want := make([]byte, len(got))
-	copy(want, expected)
-	if !bytes.Equal(got, want) {
-		return fmt.Errorf("report_data = %x, expected %x: the quote was made for another session, key or set of devices", got, want)
-	}
-	return nil
-}
-
-func decode(name, text string, limit int) ([]byte, error) {
-	if text == "" {
-		return nil, fmt.Errorf("%s is missing", name)
-	}
-	if len(text) > base64.StdEncoding.EncodedLen(limit) {
-		return nil, fmt.Errorf("%s has %d characters, more than %d bytes have", name, len(text), limit)
-	}
-	b, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-	return b, nil
-}
-
 // checkEventLog replays the log and returns its claims.
 func checkEventLog(text string, rtmr [][]byte) ([]any, error) {
-	b, err := decode("cc_eventlog", text, maxLog)
+	b, err := dcap.Decode("cc_eventlog", text, maxLog)
 	if err != nil {
 		return nil, err
 	}
