@@ -99,6 +99,7 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 	if got := module.Package.Path.String(); got != packagePath {
 		return nil, fmt.Errorf("policy package is %s, expected agent_policy", strings.TrimPrefix(got, "data."))
 	}
+	module.Comments = nil // nothing reads them
 	constants := takeConstants(module, data)
 	c, err := compileModule(module, version, constants)
 	if err != nil {

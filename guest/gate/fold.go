@@ -124,11 +124,58 @@ func fold(c *ast.Compiler, module *ast.Module, version ast.RegoVersion, constant
 		r.Body, r.Else = ast.NewBody(ast.NewExpr(ast.BooleanTerm(true))), nil
 		return false
 	})
+	dropUnused(folded)
+	dropLocations(folded)
 	c, err := compileModule(folded, version, constants)
 	if err != nil {
 		return nil, fmt.Errorf("with the policy's tables computed: %w", err)
 	}
 	return c, nil
+}
+
+// dropUnused takes functions out of a module that nothing calls any more: those that only made tables. A function is never
+// asked for by name, other than a rule.
+func dropUnused(module *ast.Module) {
+	functions := map[string][]*ast.Rule{}
+	var todo []*ast.Rule
+	for _, r := range module.Rules {
+		if len(r.Head.Args) > 0 {
+			functions[ruleGroup(r)] = append(functions[ruleGroup(r)], r)
+		} else {
+			todo = append(todo, r)
+		}
+	}
+	// Any name that a rule mentions counts as called. It may stand alone, or behind data and the package.
+	used := func(name string) {
+		todo = append(todo, functions[name]...)
+		delete(functions, name)
+	}
+	for len(todo) > 0 {
+		r := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		ast.WalkTerms(r, func(t *ast.Term) bool {
+			switch v := t.Value.(type) {
+			case ast.Var:
+				used(string(v))
+			case ast.String:
+				used(string(v))
+			}
+			return false
+		})
+	}
+	module.Rules = slices.DeleteFunc(module.Rules, func(r *ast.Rule) bool { return len(r.Head.Args) > 0 && functions[ruleGroup(r)] != nil })
+}
+
+// dropLocations leaves every term with the place of its expression: nothing tells people of a smaller one, and each takes
+// as much memory as the term.
+func dropLocations(module *ast.Module) {
+	for _, r := range module.Rules {
+		ast.WalkTerms(r, func(t *ast.Term) bool { t.Location = r.Location; return false })
+		ast.WalkExprs(r, func(x *ast.Expr) bool {
+			ast.WalkTerms(x, func(t *ast.Term) bool { t.Location = x.Location; return false })
+			return false
+		})
+	}
 }
 
 // values evaluates rules without input, all in one query, so that what one of them needs of another is computed once. If

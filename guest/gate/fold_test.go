@@ -116,3 +116,49 @@ func TestPureGroups(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// TestDropUnused: functions that only made tables go, those that are called in any way stay, and denials keep their lines.
+func TestDropUnused(t *testing.T) {
+	const text = `package agent_policy
+
+import rego.v1
+
+default StartContainerRequest := false
+
+table := {n: twice(n) | some n in [1, 2]}
+
+twice(n) := n * 2
+
+plain(id) if right[id]
+
+right[id] if some id in ["a", "b"]
+
+named(id) if id != "c"
+
+StartContainerRequest if {
+	table[1] == 2
+	plain(input.container_id)
+	data.agent_policy.named(input.container_id)
+}
+`
+	e, err := New(text, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := map[string]bool{}
+	for _, r := range e.policy.compiler.Modules["policy"].Rules {
+		kept[ruleGroup(r)] = true
+	}
+	for name, want := range map[string]bool{"twice": false, "plain": true, "named": true, "table": true, "right": true} {
+		if kept[name] != want {
+			t.Errorf("%s is kept: %v", name, kept[name])
+		}
+	}
+	if err := e.Allow(t.Context(), "StartContainerRequest", &agent.StartContainerRequest{ContainerId: "a"}); err != nil {
+		t.Error(err)
+	}
+	err = e.Allow(t.Context(), "StartContainerRequest", &agent.StartContainerRequest{ContainerId: "x"})
+	if err == nil || !strings.Contains(err.Error(), "policy line 11: plain(id) if right[id]") && !strings.Contains(err.Error(), "policy line 11: right[id]") {
+		t.Errorf("got %v", err)
+	}
+}
