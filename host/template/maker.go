@@ -84,10 +84,6 @@ func (s *Store) Begin(self, name string, vm vmm.Config) (done <-chan struct{}, e
 }
 
 func makeOrdered(in io.Reader) error {
-	// It and its children work when nobody else wants to.
-	if err := unix.Setpriority(unix.PRIO_PGRP, 0, 19); err != nil {
-		return fmt.Errorf("lowering the priority: %w", err)
-	}
 	text, err := io.ReadAll(io.LimitReader(in, maxOrder))
 	if err != nil {
 		return fmt.Errorf("reading the order: %w", err)
@@ -95,6 +91,13 @@ func makeOrdered(in io.Reader) error {
 	var o order
 	if err := json.Unmarshal(text, &o); err != nil {
 		return fmt.Errorf("reading the order: %w", err)
+	}
+	// It and its children work when nobody else wants to, and go first when memory is short.
+	if err := unix.Setpriority(unix.PRIO_PGRP, 0, 19); err != nil {
+		return fmt.Errorf("lowering the priority: %w", err)
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil {
+		return fmt.Errorf("lowering the priority: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), makeTimeout)
 	defer cancel()
