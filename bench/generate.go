@@ -309,7 +309,7 @@ func generateImages(ctx context.Context, registry string) (manifest string, size
 			return "", 0, err
 		}
 		if image, err = mutate.Config(image, v1.Config{Entrypoint: []string{"/app"}, Env: []string{"PATH=/usr/bin:/bin", fmt.Sprint("OF=", n)},
-			WorkingDir: fmt.Sprintf("/work/of-%d", n), User: "app"}); err != nil {
+			WorkingDir: fmt.Sprintf("/work/of-%d", n)}); err != nil {
 			return "", 0, err
 		}
 		file, err := image.ConfigFile()
