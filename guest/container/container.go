@@ -266,6 +266,10 @@ func (c *Container) discard(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
 	var errs []error
+	// An earlier try may have got as far as removing it.
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return fmt.Errorf("deleting container %s: %w", c.ID, err)
+	}
 	if err := c.rt.runc.call(ctx, c.dir, nil, "delete", "--force", c.ID); err != nil {
 		errs = append(errs, fmt.Errorf("deleting container %s: %w", c.ID, err))
 	}
@@ -277,7 +281,11 @@ func (c *Container) discard(ctx context.Context) error {
 		p.close()
 	}
 	if c.unstage != nil {
-		errs = append(errs, c.unstage())
+		if err := c.unstage(); err != nil {
+			errs = append(errs, err)
+		} else {
+			c.unstage = nil
+		}
 	}
 	if err := RemoveTree(c.dir); err != nil {
 		errs = append(errs, fmt.Errorf("removing the state of container %s: %w", c.ID, err))

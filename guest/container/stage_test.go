@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister/cloister/guest/reap"
 	"github.com/cloister/cloister/internal/needs"
 )
 
@@ -240,5 +242,35 @@ func TestRemoveTreeSparesMounts(t *testing.T) {
 	}
 	if _, err := os.Stat(file); err != nil {
 		t.Errorf("the volume's file is gone: %v", err)
+	}
+}
+
+func TestDiscardAgain(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "runc")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n[ -e "+dir+"/failed ] && exit 0\ntouch "+dir+"/failed\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	reaper := reap.New(slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan struct{})
+	go func() { defer close(served); _ = reaper.Serve(ctx) }()
+	t.Cleanup(func() { stop(); <-served })
+	undone := 0
+	c := &Container{
+		ID: "a", dir: filepath.Join(dir, "a"), procs: map[string]*Process{}, unstage: func() error { undone++; return nil },
+		rt: &Runtime{reaper: reaper, runc: &runc{reaper: reaper, path: program, root: dir}},
+	}
+	if err := c.discard(t.Context()); err == nil {
+		t.Fatal("a delete that the runtime refused is no error")
+	}
+	if err := c.discard(t.Context()); err != nil {
+		t.Fatal("the second try:", err)
+	}
+	if undone != 1 {
+		t.Errorf("binds were taken back %d times", undone)
+	}
+	if _, err := os.Stat(c.dir); err == nil {
+		t.Error("the container's directory is left")
 	}
 }
