@@ -1160,6 +1160,7 @@ StartContainerRequest := {"allowed": true, "ops": [{
 }]} if {
 	index := known(input.container_id)
 	data.pstate[sprintf("live:%d", [index])] == input.container_id
+	not data.pstate[sprintf("started:%d", [index])]
 }
 
 # Not a request: the guest says so itself when the first process of a container has ended.
@@ -1173,6 +1174,13 @@ ContainerExited := {"allowed": true, "ops": ops} if {
 		],
 		[{"op": "add", "path": sprintf("/pstate/finished:%d", [index]), "value": true} | input.status == 0],
 	)
+}
+
+# One that was killed before its start can not be started any more, and so never counts as one that runs.
+ContainerExited := {"allowed": true, "ops": [{"op": "remove", "path": sprintf("/pstate/live:%d", [index])}]} if {
+	index := known(input.container_id)
+	data.pstate[sprintf("live:%d", [index])] == input.container_id
+	not data.pstate[sprintf("started:%d", [index])]
 }
 
 # Removing a container retires its id and forgets its volumes.
@@ -1434,6 +1442,13 @@ declared_content(base, below) := concat("", ["link:", input.symlink_target]) if 
 	some f in bound_files[base]
 	not f.single
 	proper_link(f, below, input.symlink_target)
+	not replaces_files(below)
+}
+
+# A link takes the place of a directory with all that was copied into it.
+replaces_files(below) if {
+	some path, _ in data.pstate[concat("", ["tree:", volume.root])]
+	startswith(path, concat("", [below, "/"]))
 }
 
 proper_directory(_, "") := true

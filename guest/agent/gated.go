@@ -80,6 +80,9 @@ func restedUpon(fullMethod string) bool {
 // takes no wishes, is not asked about.
 func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
 	var pending sync.RWMutex
+	// Files are copied one after the other: the decision about a copy that fails can only be taken back when none about the same volume
+	// was made after it.
+	var copying sync.Mutex
 	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (_ any, err error) {
 		defer func() {
 			if err != nil {
@@ -89,6 +92,10 @@ func gated(gate Gate, log *slog.Logger) ttrpc.UnaryServerInterceptor {
 		}()
 		if strings.HasPrefix(info.FullMethod, healthPrefix) || decidedLater(info.FullMethod) {
 			return method(ctx, unmarshal)
+		}
+		if info.FullMethod == agentPrefix+"CopyFile" {
+			copying.Lock()
+			defer copying.Unlock()
 		}
 		if restedUpon(info.FullMethod) {
 			pending.RLock()

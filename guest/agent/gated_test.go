@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -228,6 +229,54 @@ RemoveContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": concat
 		if status.Code(first) == codes.PermissionDenied || status.Code(second) != codes.PermissionDenied {
 			t.Errorf("a create that leaves something (%s): got %v, then %v", name, first, second)
 		}
+	}
+}
+
+// counting is a gate that allows all and tells of each decision.
+type counting struct {
+	recordingGate
+	begun chan struct{}
+}
+
+// slowCopies is a service whose copies wait for the decision about the next one.
+type slowCopies struct {
+	agent.AgentServiceService
+	begun chan struct{}
+	two   atomic.Bool
+}
+
+func (c *counting) Begin(context.Context, string, proto.Message) (func(context.Context) error, error) {
+	c.begun <- struct{}{}
+	return func(context.Context) error { return nil }, nil
+}
+
+func (c *slowCopies) CopyFile(context.Context, *agent.CopyFileRequest) (*emptypb.Empty, error) {
+	<-c.begun // its own
+	select {
+	case <-c.begun:
+		c.two.Store(true)
+		c.begun <- struct{}{}
+	case <-time.After(100 * time.Millisecond):
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// TestCopiesOneByOne: what was decided about a copy can be taken back when it fails, as nothing about the same files was decided since.
+func TestCopiesOneByOne(t *testing.T) {
+	begun := make(chan struct{}, 2)
+	c := &slowCopies{begun: begun}
+	client := agent.NewAgentServiceClient(serve(t, &counting{begun: begun}, c))
+	var copies sync.WaitGroup
+	for range 2 {
+		copies.Go(func() {
+			if _, err := client.CopyFile(t.Context(), &agent.CopyFileRequest{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	copies.Wait()
+	if c.two.Load() {
+		t.Error("a copy was decided on while another was made")
 	}
 }
 

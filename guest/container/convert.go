@@ -157,6 +157,10 @@ func (c *converter) mounts(in []*agent.Mount) []MountSpec {
 		c.note(err)
 		out = append(out, spec)
 	}
+	// What is mounted at a directory hides what was mounted below it before, so the order is not the host's to choose.
+	slices.SortStableFunc(out, func(a, b MountSpec) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
 	return out
 }
 

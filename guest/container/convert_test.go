@@ -81,6 +81,27 @@ func TestConvert(t *testing.T) {
 	}
 }
 
+// TestParentsAreMountedFirst: what the host names last does not hide what is mounted below it.
+func TestParentsAreMountedFirst(t *testing.T) {
+	s := spec()
+	shared := "/run/kata-containers/shared/containers/"
+	s.Mounts = nil
+	for _, d := range []string{"/data/a/b", "/data/conf", "/data//", "/other/x", "/data/a"} {
+		s.Mounts = append(s.Mounts, &agent.Mount{Destination: d, Source: shared + "v", Type: "bind", Options: []string{"rbind"}})
+	}
+	out, err := Convert(s, place())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range out.Mounts {
+		got = append(got, m.Destination)
+	}
+	if want := []string{"/data", "/data/conf", "/other/x", "/data/a", "/data/a/b"}; !slices.Equal(got, want) {
+		t.Errorf("mounted in the order %v, want %v", got, want)
+	}
+}
+
 // TestSafeSysctls accepts what a pod may set, and names what it may not.
 func TestSafeSysctls(t *testing.T) {
 	for _, key := range []string{

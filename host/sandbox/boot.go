@@ -71,6 +71,10 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 		}
 	}
 	if s.tee == runtimeconfig.TEENone {
+		if len(s.cfg.Runtime.Initdata) > 0 {
+			return vmm.Config{}, errors.New("the pod brings initdata, with a policy that a sandbox without protection does not enforce (hint: " +
+				"give the pod a runtime class for confidential pods, or take the annotation away)")
+		}
 		cfg.Cmdline = strings.ReplaceAll(cfg.Cmdline, "cloister.initdata=required", sandboxedWord)
 		if !strings.Contains(cfg.Cmdline, sandboxedWord) {
 			cfg.Cmdline = words(cfg.Cmdline, sandboxedWord)

@@ -78,7 +78,9 @@ func effective(t *testing.T, dir string, text, dropIn string) (*runtimeconfig.Ef
 // observe is everything that a configuration makes of a pod before anything of it runs, as text.
 func observe(t *testing.T, e *runtimeconfig.Effective, limited bool) string {
 	t.Helper()
-	e.Initdata = []byte("version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"policy.rego\" = \"package agent_policy\"\n")
+	if e.Config.Sandbox.TEE != runtimeconfig.TEENone {
+		e.Initdata = []byte("version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"policy.rego\" = \"package agent_policy\"\n")
+	}
 	s := &Sandbox{
 		cfg: Config{
 			Root: "/r", Namespace: "n", ID: "pod", Runtime: e, Host: teeHost(t),

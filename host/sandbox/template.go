@@ -72,6 +72,9 @@ func (s *Sandbox) restore(ctx context.Context, start starter, t templated) (vmm.
 		s.ready, s.restored = time.Now(), true
 		return s.vm, nil
 	}
+	// A guest that does not answer is the template's fault, and so is what the monitor says of it; a network card or a limit is the pod's.
+	broken := (*qemu.TemplateError)(nil)
+	faulty := (s.vm != nil || errors.As(err, &broken)) && s.outOfMemory() == nil
 	if err := s.undoRestore(ctx); err != nil {
 		return nil, err
 	}
@@ -79,6 +82,9 @@ func (s *Sandbox) restore(ctx context.Context, start starter, t templated) (vmm.
 		return nil, err
 	}
 	s.log.Warn("the virtual machine cannot start from its template, and boots", "sandbox", s.cfg.ID, "template", t.key, "error", err)
+	if !faulty {
+		return nil, nil
+	}
 	if err := t.store.Failed(t.key, err); err != nil {
 		s.log.Warn("removing a template that does not work", "sandbox", s.cfg.ID, "error", err)
 	}

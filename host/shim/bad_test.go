@@ -2,6 +2,7 @@ package shim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/fakeguest"
+	"github.com/cloister/cloister/wire/initdata"
 )
 
 // TestBundles has bundles that are wrong, as the pod's first container and in a pod that runs: a clear error each, and the pod goes on.
@@ -108,11 +110,16 @@ func TestNode(t *testing.T) {
 		lines, words []string
 		vm           func(context.Context, vmm.Config) (vmm.Machine, error)
 		annotation   string
+		value        string // of it, else an absurd number
 	}{
 		"no configuration file": {words: []string{"none.toml"}},
 		"unknown key":           {lines: []string{"guest.colour = 1"}, words: []string{"colour"}},
 		"no confidential files": {lines: []string{`sandbox.tee = "snp"`}, words: []string{"snp"}},
 		"no initdata":           {lines: []string{`sandbox.tee = "tpm"`}, words: []string{"initdata"}},
+		"initdata for nothing": {
+			annotation: "cloister.dev/initdata", words: []string{"initdata", "does not enforce", "hint:"},
+			value: initdata.EncodeAnnotation([]byte("version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"policy.rego\" = \"package agent_policy\"\n")),
+		},
 		"no monitor": {words: []string{"creating sandbox pod", "qemu is not there"}, vm: func(context.Context, vmm.Config) (vmm.Machine, error) {
 			return nil, errors.New("qemu is not there")
 		}},
@@ -129,7 +136,7 @@ func TestNode(t *testing.T) {
 			}
 			spec := specOf("sandbox")
 			if c.annotation != "" {
-				spec.Annotations[c.annotation] = "99999999999999999999"
+				spec.Annotations[c.annotation] = cmp.Or(c.value, "99999999999999999999")
 			}
 			_, err := e.service.Create(testContext(t), &task.CreateTaskRequest{ID: "pod", Bundle: e.bundle(spec)})
 			wantCode(t, err, codes.Unknown, c.words...)

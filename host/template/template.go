@@ -28,6 +28,8 @@ const (
 	most = 3
 	// share is the part of the free space that a new one may take.
 	share = 4
+	// idle is how long one has to be unused before another takes its place: pods of many shapes would else make them in turns.
+	idle = 10 * time.Minute
 	// again is how long one that failed is left alone.
 	again = time.Hour
 
@@ -50,6 +52,8 @@ func New(root string) *Store {
 var (
 	// ErrBusy means that somebody else makes a template on this node.
 	ErrBusy = errors.New("another template is being made")
+	// ErrFull means that there are as many templates as there may be, and that all are in use.
+	ErrFull = errors.New("there is no room for another template")
 	// ErrFailed means that this template could not be made or used a short while ago.
 	ErrFailed = errors.New("this template failed a short while ago")
 
@@ -155,7 +159,7 @@ func (s *Store) Make(ctx context.Context, name string, save func(ctx context.Con
 }
 
 // tidy removes what was left unfinished, old marks, and the templates that were not used for longest, so that there is room for one more.
-// The lock is held.
+// ErrFull: there is none. The lock is held.
 func (s *Store) tidy() error {
 	entries, err := os.ReadDir(s.root)
 	if err != nil {
@@ -176,6 +180,9 @@ func (s *Store) tidy() error {
 	}
 	slices.SortFunc(whole, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
 	for _, info := range whole[min(len(whole), most-1):] {
+		if time.Since(info.ModTime()).Abs() < idle {
+			return ErrFull
+		}
 		errs = append(errs, os.RemoveAll(filepath.Join(s.root, info.Name())))
 	}
 	if err := errors.Join(errs...); err != nil {

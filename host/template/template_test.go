@@ -50,7 +50,10 @@ func TestFewAreKept(t *testing.T) {
 		if err := s.Make(t.Context(), name(i), write); err != nil {
 			t.Fatal(err)
 		}
-		old := time.Now().Add(time.Duration(i-10) * time.Minute)
+		if err := s.Make(t.Context(), name(i), write); err != nil { // it is there
+			t.Fatal(err)
+		}
+		old := time.Now().Add(time.Duration(i-2*most)*time.Minute - idle)
 		if err := os.Chtimes(filepath.Join(s.root, name(i)), old, old); err != nil {
 			t.Fatal(err)
 		}
@@ -60,6 +63,12 @@ func TestFewAreKept(t *testing.T) {
 	}
 	if err := s.Make(t.Context(), name(99), write); err != nil {
 		t.Fatal(err)
+	}
+	if s.Find(name(2)) == "" {
+		t.Fatal("not found")
+	}
+	if err := s.Make(t.Context(), name(100), write); !errors.Is(err, ErrFull) {
+		t.Errorf("one more than there may be, while all are used: %v", err)
 	}
 	for i, want := range map[int]bool{0: true, 1: false, 2: true, 99: true} {
 		if got := s.Find(name(i)) != ""; got != want {

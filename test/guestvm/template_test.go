@@ -2,10 +2,12 @@ package guestvm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -255,6 +257,22 @@ func TestSandboxFromTemplate(t *testing.T) {
 	}
 	stop(second)
 
+	// A template that is whole for all one can see, and whose guest never answers: what was started of it ends, and the pod boots.
+	if out, err := exec.CommandContext(ctx, "cp", "-a", dir, base+"/copy").CombinedOutput(); err != nil { // it keeps holes
+		t.Fatalf("%v: %s", err, out)
+	}
+	hollow(t, dir)
+	empty := create("empty")
+	if empty.FromTemplate() || store.Find(key) != "" {
+		t.Error("a template without memory was used, or kept")
+	}
+	_, done = empty.Template()
+	<-done
+	stop(empty)
+	if err := errors.Join(os.Remove(base+"/templates/"+key+".failed"), os.Rename(base+"/copy", dir)); err != nil {
+		t.Fatal(err)
+	}
+
 	// A template of which half is gone: the pod boots, and the template is not tried again.
 	if err := os.Truncate(dir+"/state", 1000); err != nil {
 		t.Fatal(err)
@@ -268,5 +286,24 @@ func TestSandboxFromTemplate(t *testing.T) {
 	stop(third)
 	if entries, err := os.ReadDir(base + "/templates"); err != nil || len(entries) != 2 { // the lock and the mark
 		t.Errorf("left of templates: %v, %v", entries, err)
+	}
+}
+
+// hollow makes all of a template's memory zeros, with the sum that fits.
+func hollow(t *testing.T, dir string) {
+	t.Helper()
+	info, err := os.Stat(dir + "/memory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var facts map[string]any
+	text, err := os.ReadFile(dir + "/template.json")
+	if err := errors.Join(err, json.Unmarshal(text, &facts)); err != nil {
+		t.Fatal(err)
+	}
+	facts["memory_sum"] = 0
+	text, err = json.Marshal(facts)
+	if err := errors.Join(err, os.WriteFile(dir+"/template.json", text, 0o600), os.Truncate(dir+"/memory", 0), os.Truncate(dir+"/memory", info.Size())); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -54,19 +54,29 @@ func TestKubernetesLife(t *testing.T) {
 	mustAllow(t, e, setup.Request(id(1)))
 	mustDeny(t, e, setup.Request(id(1)))
 	mustDeny(t, e, setup.Request(id(2)))
-	exited(t, e, id(1), 0) // it was not started, so nothing has ended
 	mustDeny(t, e, side.Request(id(3)))
 	mustAllow(t, e, &agent.StartContainerRequest{ContainerId: id(1)})
+	mustDeny(t, e, &agent.StartContainerRequest{ContainerId: id(1)})
 	exited(t, e, id(1), 1)
 	mustDeny(t, e, side.Request(id(3))) // it has failed
 	mustAllow(t, e, &agent.RemoveContainerRequest{ContainerId: id(1)})
 	mustDeny(t, e, setup.Request(id(4))) // and may not be tried again
+	// One that is killed before its start has neither ended well nor run.
+	e = kubeEngine(t, ours(kubepod.Data(p, side, setup, web)))
+	mustAllow(t, e, kubepod.Sandbox())
+	mustAllow(t, e, setup.Request(id(1)))
+	exited(t, e, id(1), 0)
+	mustDeny(t, e, &agent.StartContainerRequest{ContainerId: id(1)})
+	mustDeny(t, e, side.Request(id(3)))
 	e = kubeEngine(t, ours(kubepod.Data(p, side, setup, web)))
 	mustAllow(t, e, kubepod.Sandbox())
 	mustAllow(t, e, setup.Request(id(1)))
 	mustAllow(t, e, &agent.StartContainerRequest{ContainerId: id(1)})
 	exited(t, e, id(1), 0)
-	mustDeny(t, e, web.Request(id(3))) // the sidecar is missing
+	mustAllow(t, e, side.Request(id(10)))
+	exited(t, e, id(10), 137)
+	mustDeny(t, e, &agent.StartContainerRequest{ContainerId: id(10)})
+	mustDeny(t, e, web.Request(id(3))) // the sidecar has not run
 	mustAllow(t, e, side.Request(id(2)))
 	mustDeny(t, e, web.Request(id(3)))
 	mustAllow(t, e, &agent.StartContainerRequest{ContainerId: id(2)})
@@ -209,6 +219,13 @@ func TestKubernetesBoundFiles(t *testing.T) {
 			t.Errorf("the state keeps %s", key)
 		}
 	}
+	// A link takes nothing away that was copied before.
+	e = start()
+	for _, r := range []*agent.CopyFileRequest{dir(conf), file(conf+"/mode", "hi"), dir(conf + "/sub"), file(conf+"/sub/x", "world"), file(one, "hi")} {
+		mustAllow(t, e, r)
+	}
+	mustDeny(t, e, link(conf+"/sub", "..data/sub"))
+	mustAllow(t, e, web.Request(id))
 	// Content for one container is not content for another.
 	e = start()
 	for _, r := range honest {

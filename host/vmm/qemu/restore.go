@@ -22,7 +22,7 @@ func (v *VM) restore(ctx context.Context, cfg *vmm.Config, t *template, copying 
 		return err
 	}
 	if err := v.moved(ctx); err != nil {
-		return err
+		return &TemplateError{err}
 	}
 	if cfg.Share != nil {
 		if err := v.addShare(ctx, cfg.Share); err != nil {

@@ -94,7 +94,8 @@ func TemplateKey(c vmm.Config) (string, error) {
 		if name == "" {
 			continue
 		}
-		// Reading all of them takes longer than a start; an update gives a file another number or time.
+		// Reading all of them takes longer than a start; an update gives a file another number or time,
+		// and the time of its last change is not for anybody to set.
 		info, err := os.Stat(name)
 		if err != nil {
 			return "", fmt.Errorf("naming the template of a virtual machine: %w", err)
@@ -103,7 +104,7 @@ func TemplateKey(c vmm.Config) (string, error) {
 		if !ok {
 			return "", fmt.Errorf("naming the template of a virtual machine: %s has no number", name)
 		}
-		fmt.Fprintf(sum, " %q %d %d %d %d", name, info.Size(), info.ModTime().UnixNano(), st.Dev, st.Ino)
+		fmt.Fprintf(sum, " %q %d %d %d %d %d", name, info.Size(), info.ModTime().UnixNano(), st.Dev, st.Ino, st.Ctim.Nano())
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:16]), nil
 }
@@ -133,12 +134,18 @@ type template struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// TemplateError is a start that failed by its template, and not by what this VM has of its own.
+type TemplateError struct{ Err error }
+
+func (e *TemplateError) Error() string { return e.Err.Error() }
+func (e *TemplateError) Unwrap() error { return e.Err }
+
 // openTemplate opens the template of a VM and checks that it is one, and the right one. Files that are open stay usable when somebody removes
 // the template.
 func openTemplate(c *vmm.Config) (_ *template, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("template %s: %w", c.Template, err)
+			err = &TemplateError{fmt.Errorf("template %s: %w", c.Template, err)}
 		}
 	}()
 	key, err := TemplateKey(*c)

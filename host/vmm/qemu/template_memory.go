@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"os/exec"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -185,10 +186,14 @@ func (m *memoryCopy) wait(ctx context.Context) error {
 	select {
 	case err := <-m.done:
 		m.done <- err
-		if err != nil {
-			return fmt.Errorf("copying the template's memory: %w", err)
+		if err == nil {
+			return nil
 		}
-		return nil
+		err = fmt.Errorf("copying the template's memory: %w", err)
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && !exit.Exited() {
+			return err // it was killed, for want of memory or with the pod
+		}
+		return &TemplateError{err}
 	case <-ctx.Done():
 		return fmt.Errorf("copying the template's memory: %w", ctx.Err())
 	}
