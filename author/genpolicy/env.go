@@ -84,7 +84,7 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	words := func(field string, list []string) {
 		for i, s := range list {
 			g.checkText(c.At, fmt.Sprintf("%s.%s[%d]", path, field, i), s)
-			args = append(args, escapeDollars(expand(s, own.values)))
+			args = append(args, escapeDollars(kubernetes.Expand(s, own.values)))
 		}
 	}
 	if len(c.Command) > 0 {
@@ -150,7 +150,7 @@ func (g *generator) variables(path string, c *kubernetes.Container) environment 
 		}
 		if v.ValueFrom == nil {
 			g.checkText(v.At, where+".value", v.Value)
-			env.set(v.Name, expand(v.Value, env.values))
+			env.set(v.Name, kubernetes.Expand(v.Value, env.values))
 			continue
 		}
 		if value, ok := g.envValue(where+".valueFrom", v); ok {
@@ -278,36 +278,4 @@ func (g *generator) field(where string, f *kubernetes.FieldRef) (string, bool) {
 func controllerLabel(key string) bool {
 	return slices.Contains([]string{"controller-revision-hash", "pod-template-hash", "job-name", "controller-uid"}, key) ||
 		strings.HasPrefix(key, "batch.kubernetes.io/") || strings.HasPrefix(key, "statefulset.kubernetes.io/") || strings.HasPrefix(key, "apps.kubernetes.io/")
-}
-
-// expand replaces $(NAME) by variables as Kubernetes does: $$ is a dollar, an unknown name stays.
-func expand(s string, values map[string]string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] != '$' || i+1 == len(s) {
-			b.WriteByte(s[i])
-			continue
-		}
-		switch s[i+1] {
-		case '$':
-			b.WriteByte('$')
-			i++
-		case '(':
-			end := strings.IndexByte(s[i:], ')')
-			if end < 0 {
-				b.WriteByte('$')
-				continue
-			}
-			name := s[i+2 : i+end]
-			if v, ok := values[name]; ok {
-				b.WriteString(v)
-			} else {
-				b.WriteString(s[i : i+end+1])
-			}
-			i += end
-		default:
-			b.WriteByte('$')
-		}
-	}
-	return b.String()
 }

@@ -263,16 +263,6 @@ func TestEmptyDirs(t *testing.T) {
 	}
 }
 
-// TestExpand has the examples of Kubernetes' documentation and odd ones.
-func TestExpand(t *testing.T) {
-	values := map[string]string{"A": "x", "B": "$(A)"}
-	for in, want := range map[string]string{"$(A)": "x", "$$(A)": "$(A)", "$(C)": "$(C)", "$(B)": "$(A)", "$": "$", "$(": "$(", "a$$b": "a$b", "$(A": "$(A", "$A": "$A", "$$$(A)": "$x"} {
-		if got := expand(in, values); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}
-
 // FuzzGenerate wants that no manifest makes the generator panic.
 func FuzzGenerate(f *testing.F) {
 	web, err := os.ReadFile("testdata/web.yaml")

@@ -261,7 +261,7 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 func (m *mounts) subPath(vm *kubernetes.VolumeMount) (pattern string, ok bool) {
 	sub := vm.SubPath
 	if vm.SubPathExpr != "" {
-		sub = expand(vm.SubPathExpr, m.values)
+		sub = kubernetes.Expand(vm.SubPathExpr, m.values)
 	}
 	for part := range strings.SplitSeq(path.Clean("/"+sub), "/") {
 		if part == "" {
