@@ -19,6 +19,8 @@ type Options struct {
 	Main     string            // tables that are added to the main configuration, such as those of proxy plugins
 
 	Snapshotter string // that of CRI; empty is containerd's default
+
+	MayLeave bool // what is left at the end is told and is no error: for runtimes of others that the test kills
 }
 
 // Runtime is one runtime handler of the CRI plugin. The fields are those of containerd's configuration.

@@ -66,7 +66,7 @@ func TestRunc(t *testing.T) {
 	for _, version := range containerd.Versions(t, containerd.V16, containerd.V2) {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			w := &world{Client: start(t, containerd.Options{Version: version, IPv6: true}), handler: "runc", runtime: "io.containerd.runc.v2"}
+			w := &world{Client: start(t, containerd.Options{Version: version, IPv6: true, MayLeave: true}), handler: "runc", runtime: "io.containerd.runc.v2"}
 			for _, s := range scenarios() {
 				t.Run(s.name, func(t *testing.T) { s.run(t, w) })
 			}
