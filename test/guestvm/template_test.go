@@ -78,7 +78,7 @@ func TestTemplate(t *testing.T) {
 		c := cfg
 		c.Name, c.Template, c.Share = fmt.Sprint("clone", i), saved, &vmm.Share{Tag: "kataShared", Socket: daemon(t, share)}
 		mac := fmt.Sprintf("02:00:00:00:35:%02x", i)
-		c.NICs = []vmm.NIC{{ID: "eth0", MAC: mac, Taps: vmmtest.Taps(t, fmt.Sprint("h35t", i), 1), MTU: 1400}}
+		c.NICs = []vmm.NIC{{ID: "eth0", MAC: mac, Taps: vmmtest.Taps(t, fmt.Sprint("cltpl", i), 1), MTU: 1400}}
 		var pids []int
 		c.Started = func(pid int) error { pids = append(pids, pid); return nil }
 		if i == 1 {
@@ -212,10 +212,10 @@ func TestSandboxFromTemplate(t *testing.T) {
 	create := func(id string) *sandbox.Sandbox {
 		t.Helper()
 		s, err := sandbox.Create(ctx, sandbox.Config{
-			Root: base + "/s", Namespace: "h35", ID: id, Runtime: e, Self: self, Templates: base + "/templates",
+			Root: base + "/s", Namespace: "templates", ID: id, Runtime: e, Self: self, Templates: base + "/templates",
 			Spec: &specs.Spec{Version: specs.Version, Process: &specs.Process{Args: []string{"/pause"}, Cwd: "/"},
 				Annotations: map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": id},
-				Linux:       &specs.Linux{CgroupsPath: "/h35/" + id}},
+				Linux:       &specs.Linux{CgroupsPath: "/cloister-templates/" + id}},
 		})
 		if err != nil {
 			t.Fatal(err)
