@@ -74,12 +74,12 @@ func runPolicy(ctx context.Context, w io.Writer, runs int) error {
 	fmt.Fprintf(w, "decision of a policy of 30 containers\tCloister\tOPA, %s\tratio\tbudget\n", whose)
 	create := kubepod.Ask{Name: "create container (last of the list)", Request: last.Request(id)}
 	for i, m := range append([]kubepod.Ask{create}, kubepod.Asks(last, id)...) {
-		// Nothing was created before the first, and the decision is taken back, so that it can be made again.
+		// Each decision is taken back, so that it can be made again; nothing was created before the first.
 		first, other, budget := i == 0, admitted, "50µs"
 		if first {
 			other, budget = fresh, "1ms"
 		}
-		a, b, err := beside(ctx, runs, func() error { return decide(ctx, e, m.Request, first) }, func() error { return other.decide(ctx, m.Request) })
+		a, b, err := beside(ctx, runs, func() error { return decide(ctx, e, m.Request) }, func() error { return other.decide(ctx, m.Request) })
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.Name, err)
 		}
@@ -100,10 +100,10 @@ func ask(ctx context.Context, e *gate.Engine, req proto.Message) error {
 	return e.Allow(ctx, policyinput.RuleName(req), req)
 }
 
-// decide makes one decision, and takes it back if the next one is to be the same.
-func decide(ctx context.Context, e *gate.Engine, req proto.Message, undo bool) error {
+// decide makes one decision and takes it back.
+func decide(ctx context.Context, e *gate.Engine, req proto.Message) error {
 	back, err := e.Begin(ctx, policyinput.RuleName(req), req)
-	if err != nil || !undo {
+	if err != nil {
 		return err
 	}
 	return back(ctx)
