@@ -515,6 +515,12 @@ plain_processor(i) if {
 
 # Streams that the host opens itself pass no rule for streams later.
 ports_allowed(i) if {
+	i.stdin_port == 0
+	i.stdout_port == 0
+	i.stderr_port == 0
+}
+
+ports_allowed(i) if {
 	port_allowed(i.stdin_port, "WriteStreamRequest")
 	port_allowed(i.stdout_port, "ReadStreamRequest")
 	port_allowed(i.stderr_port, "ReadStreamRequest")
@@ -1238,28 +1244,30 @@ SignalProcessRequest if {
 
 process_id("") := true
 
-process_id(exec_id) if regex.match(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`, exec_id)
+process_id(exec_id) if regex.match(process_pattern, exec_id)
+
+process_pattern := `^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`
 
 ExecProcessRequest if {
-	index := known(input.container_id)
-	p := containers[index]
+	created := data.pstate[concat("", ["container:", input.container_id])]
+	p := containers[created.index]
 	exec_command(input.process, p)
 	is_null(input.string_user)
-	process_id(input.exec_id)
-	not input.exec_id in {"", input.container_id}
+	regex.match(process_pattern, input.exec_id)
+	input.exec_id != input.container_id
 	ports_allowed(input)
 	input.process.SelinuxLabel == ""
 	input.process.ApparmorProfile == ""
 	input.process.User.Username == ""
-	right_identity(input.process, p.OCI.Process, table[index])
-	right_exec_env(input.process.Env, index)
+	right_identity(input.process, p.OCI.Process, table[created.index])
+	right_exec_env(input.process.Env, created)
 	no_capabilities(input.process.Capabilities)
 }
 
 # As the container was created with, or as it could have been.
-right_exec_env(i, _) if i == data.pstate[concat("", ["container:", input.container_id])].env
+right_exec_env(i, created) if i == created.env
 
-right_exec_env(i, index) if right_env(i, table[index], data.pstate.pinned)
+right_exec_env(i, created) if right_env(i, table[created.index], data.pstate.pinned)
 
 exec_command(i, _) if i.Args in defaults.ExecProcessRequest.allowed_commands
 
