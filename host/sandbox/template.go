@@ -94,7 +94,8 @@ func (s *Sandbox) restore(ctx context.Context, start starter, t templated) (vmm.
 // FromTemplate says whether the VM has started from a template.
 func (s *Sandbox) FromTemplate() bool { return s.restored }
 
-// undoRestore ends what was started from a template, and makes the shared directory anew: its server ends with the first VM.
+// undoRestore ends what was started from a template, and makes anew what served the first VM and serves no other: the shared directory, whose
+// server ends with it, and the back ends of its cards.
 func (s *Sandbox) undoRestore(ctx context.Context) error {
 	if s.agent != nil {
 		s.agent.Close()
@@ -109,6 +110,13 @@ func (s *Sandbox) undoRestore(ctx context.Context) error {
 			return err
 		}
 		s.vm = nil
+	}
+	if s.net != nil {
+		for _, i := range s.net.Interfaces() {
+			if err := i.RenewVhosts(); err != nil {
+				return err
+			}
+		}
 	}
 	if s.share == nil {
 		return nil
