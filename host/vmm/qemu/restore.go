@@ -22,6 +22,9 @@ func (v *VM) restore(ctx context.Context, cfg *vmm.Config, t *template, copying 
 		return err
 	}
 	if err := v.moved(ctx); err != nil {
+		if ctx.Err() != nil {
+			return err // the host is too busy, or nobody wants the VM any more
+		}
 		return &TemplateError{err}
 	}
 	if cfg.Share != nil {
