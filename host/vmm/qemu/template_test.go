@@ -247,27 +247,56 @@ func TestPingWaits(t *testing.T) {
 	}
 }
 
-// TestWhoseFault: a state that cannot be read is the template's fault; a host that is too slow, or a pod that nobody wants any more, is not.
-func TestWhoseFault(t *testing.T) {
+// monitor is one for v that takes every command. It returns their names.
+func monitor(t *testing.T, v *VM) <-chan string {
+	t.Helper()
 	ours, theirs, err := socketPair("qmp")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer theirs.Close()
-	go func() { // a monitor that takes every command
+	t.Cleanup(func() { ours.Close(); theirs.Close() })
+	names := make(chan string, 64)
+	go func() {
 		for commands := json.NewDecoder(theirs); ; {
 			var c struct {
-				ID uint64 `json:"id"`
+				Execute string `json:"execute"`
+				ID      uint64 `json:"id"`
 			}
 			if commands.Decode(&c) != nil {
 				return
 			}
+			names <- c.Execute
 			fmt.Fprintf(theirs, "{\"return\": {}, \"id\": %d}\n", c.ID)
 		}
 	}()
-	v := &VM{moves: make(chan string, 1), exited: make(chan struct{})}
 	v.qmp = newQMP(ours, v.event)
-	defer ours.Close()
+	return names
+}
+
+// TestShareThrownOut: a guest can throw out the shared directory that was plugged in; what comes later finds a place all the same.
+func TestShareThrownOut(t *testing.T) {
+	v := &VM{}
+	asked := monitor(t, v)
+	p, err := v.plug.reserve(shareKind, "kataShared")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.event("DEVICE_DELETED", []byte(`{"device": "`+p.device+`"}`))
+	if err := v.reap(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	if got := <-asked; got != "chardev-remove" {
+		t.Errorf("the monitor was asked for %s", got)
+	}
+	if v.plug.find(shareKind, "kataShared") != nil {
+		t.Error("its place is taken")
+	}
+}
+
+// TestWhoseFault: a state that cannot be read is the template's fault; a host that is too slow, or a pod that nobody wants any more, is not.
+func TestWhoseFault(t *testing.T) {
+	v := &VM{moves: make(chan string, 1), exited: make(chan struct{})}
+	monitor(t, v)
 	from := &template{state: holes(t, memoryPage), memory: holes(t, memoryPage)}
 	restore := func(ctx context.Context) (templates bool, err error) {
 		copied := &memoryCopy{done: make(chan error, 1)}
