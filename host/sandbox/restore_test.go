@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -105,5 +107,40 @@ func TestBootAfterTemplate(t *testing.T) {
 		if _, err := f.Stat(); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("the first back end is still open: %v", err)
 		}
+	}
+}
+
+// TestTemplateRemoved: templates may be removed at any time. One that went while a sandbox wanted to start from it is not noted as bad.
+func TestTemplateRemoved(t *testing.T) {
+	config := runtimeconfig.Default()
+	s := &Sandbox{runtime: &config, log: slog.New(slog.DiscardHandler), cfg: Config{Self: "/shim"}}
+	root, key := filepath.Join(t.TempDir(), "templates"), fmt.Sprintf("%032x", 1)
+	start := func(remove bool) string {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(root, key), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		vm, err := s.restore(t.Context(), func(_ context.Context, c vmm.Config) (vmm.Machine, error) {
+			if remove {
+				if err := os.RemoveAll(c.Template); err != nil {
+					t.Error(err)
+				}
+			}
+			return nil, &qemu.TemplateError{Err: fs.ErrNotExist}
+		}, templated{store: template.New(root), key: key})
+		if vm != nil || err != nil {
+			t.Fatalf("%v, %v", vm, err)
+		}
+		left, err := filepath.Glob(filepath.Join(root, "*.failed"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(left, " ")
+	}
+	if bad := start(true); bad != "" {
+		t.Errorf("noted as bad: %s", bad)
+	}
+	if start(false) == "" { // without its files
+		t.Error("one that is not whole is not noted as bad")
 	}
 }

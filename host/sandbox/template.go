@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/cloister/cloister/host/agent"
@@ -82,7 +84,7 @@ func (s *Sandbox) restore(ctx context.Context, start starter, t templated) (vmm.
 		return nil, err
 	}
 	s.log.Warn("the virtual machine cannot start from its template, and boots", "sandbox", s.cfg.ID, "template", t.key, "error", err)
-	if !faulty {
+	if _, gone := os.Lstat(dir); !faulty || errors.Is(gone, fs.ErrNotExist) { // one that was removed meanwhile was not bad
 		return nil, nil
 	}
 	if err := t.store.Failed(t.key, err); err != nil {
