@@ -24,6 +24,7 @@ type Interface struct {
 type files struct {
 	mu           sync.Mutex
 	taps, vhosts []*os.File
+	vhost        string // the device of vhosts
 }
 
 // Files returns the queues of the tap, for the monitor to inherit, and as many descriptors of the kernel's virtio-net back end, or none.
@@ -32,6 +33,23 @@ func (i *Interface) Files() (taps, vhosts []*os.File) {
 	i.files.mu.Lock()
 	defer i.files.mu.Unlock()
 	return i.files.taps, i.files.vhosts
+}
+
+// RenewVhosts replaces the descriptors of the back end by new ones, for a second monitor: the process that has used one stays its owner as
+// long as it is open anywhere, and every other is refused (VHOST_SET_OWNER of linux/vhost.h).
+func (i *Interface) RenewVhosts() error {
+	i.files.mu.Lock()
+	defer i.files.mu.Unlock()
+	if len(i.files.vhosts) == 0 {
+		return nil
+	}
+	fresh, err := openVhost(i.files.vhost, len(i.files.vhosts))
+	if err != nil {
+		return err
+	}
+	closeAll(i.files.vhosts)
+	i.files.vhosts = fresh
+	return nil
 }
 
 // CloseFiles gives up our copies of the descriptors. It is called when the monitor has them, so that the tap goes with the monitor.

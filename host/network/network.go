@@ -221,7 +221,7 @@ func (n *Network) connect(ctx context.Context, link netlink.Link, r record) (_ *
 		return nil, err
 	}
 	a := link.Attrs()
-	i := &Interface{Name: a.Name, MAC: r.MAC, Kind: link.Type(), MTU: a.MTU, Tap: r.Tap, index: a.Index, files: &files{}}
+	i := &Interface{Name: a.Name, MAC: r.MAC, Kind: link.Type(), MTU: a.MTU, Tap: r.Tap, index: a.Index, files: &files{vhost: n.cfg.Vhost}}
 	defer func() {
 		if err != nil {
 			i.CloseFiles()

@@ -65,11 +65,7 @@ func (s *Sandbox) vmConfig(ctx context.Context) (vmm.Config, error) {
 	if c.Guest.Image != "" {
 		cfg.RootImage = c.Guest.Image
 	}
-	if s.net != nil {
-		for _, i := range s.net.Interfaces() {
-			cfg.NICs = append(cfg.NICs, nic(i))
-		}
-	}
+	cfg.NICs = s.nics()
 	if s.tee == runtimeconfig.TEENone {
 		if len(s.cfg.Runtime.Initdata) > 0 {
 			return vmm.Config{}, errors.New("the pod brings initdata, with a policy that a sandbox without protection does not enforce (hint: " +
@@ -238,7 +234,8 @@ func (s *Sandbox) monitor(ctx context.Context) (func(context.Context) (vmm.Machi
 		if vm, err := s.restore(ctx, start, s.templated); vm != nil || err != nil {
 			return vm, err
 		}
-		if cfg.Share != nil { // it may have been made anew
+		cfg.NICs = s.nics() // these may have been made anew, and so may the share
+		if cfg.Share != nil {
 			cfg.Share.Socket = s.share.Socket()
 		}
 		return start(ctx, cfg)
@@ -335,6 +332,18 @@ func (s *Sandbox) configureNetwork(ctx context.Context) error {
 		_, err := s.agent.AddARPNeighbors(c, neighbors)
 		return err
 	})
+}
+
+// nics are the cards that the VM starts with.
+func (s *Sandbox) nics() []vmm.NIC {
+	if s.net == nil {
+		return nil
+	}
+	var all []vmm.NIC
+	for _, i := range s.net.Interfaces() {
+		all = append(all, nic(i))
+	}
+	return all
 }
 
 // nic is the card of an interface.

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/cloister/cloister/host/agent"
@@ -82,7 +84,7 @@ func (s *Sandbox) restore(ctx context.Context, start starter, t templated) (vmm.
 		return nil, err
 	}
 	s.log.Warn("the virtual machine cannot start from its template, and boots", "sandbox", s.cfg.ID, "template", t.key, "error", err)
-	if !faulty {
+	if _, gone := os.Lstat(dir); !faulty || errors.Is(gone, fs.ErrNotExist) { // one that was removed meanwhile was not bad
 		return nil, nil
 	}
 	if err := t.store.Failed(t.key, err); err != nil {
@@ -94,7 +96,8 @@ func (s *Sandbox) restore(ctx context.Context, start starter, t templated) (vmm.
 // FromTemplate says whether the VM has started from a template.
 func (s *Sandbox) FromTemplate() bool { return s.restored }
 
-// undoRestore ends what was started from a template, and makes the shared directory anew: its server ends with the first VM.
+// undoRestore ends what was started from a template, and makes anew what served the first VM and serves no other: the shared directory, whose
+// server ends with it, and the back ends of its cards.
 func (s *Sandbox) undoRestore(ctx context.Context) error {
 	if s.agent != nil {
 		s.agent.Close()
@@ -109,6 +112,13 @@ func (s *Sandbox) undoRestore(ctx context.Context) error {
 			return err
 		}
 		s.vm = nil
+	}
+	if s.net != nil {
+		for _, i := range s.net.Interfaces() {
+			if err := i.RenewVhosts(); err != nil {
+				return err
+			}
+		}
 	}
 	if s.share == nil {
 		return nil

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 
+	"github.com/cloister/cloister/host/process"
 	"github.com/cloister/cloister/host/vmm"
 	"github.com/cloister/cloister/internal/needs"
 )
@@ -109,8 +110,8 @@ func TestCleanStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	tail := needs.Program(t, "tail")
-	start := func(name, arg string) *exec.Cmd {
-		cmd := &exec.Cmd{Path: tail, Args: []string{name, "-f", arg}}
+	start := func(name, arg string, env ...string) *exec.Cmd {
+		cmd := &exec.Cmd{Path: tail, Args: []string{name, "-f", arg}, Env: env}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +122,8 @@ func TestCleanStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	ours := start("qemu-system-test", file)
-	foreign := start("other", file)
+	bare := start("qemu-system-test", "/dev/null", process.Environment(dir)...) // of a VM whose command line names nothing in its directory
+	foreign := start("other", file, process.Environment(dir)...)
 	defer foreign.Process.Kill()
 	if err := CleanStale(ctx, dir); err != nil {
 		t.Fatal(err)
@@ -129,8 +131,12 @@ func TestCleanStale(t *testing.T) {
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Error("the directory is still there")
 	}
-	if st, err := ours.Process.Wait(); err != nil || st.Success() {
-		t.Errorf("left-over process: %v, %v", st, err)
+	for _, left := range []*exec.Cmd{ours, bare} {
+		var how syscall.WaitStatus
+		if pid, err := syscall.Wait4(left.Process.Pid, &how, syscall.WNOHANG, nil); err != nil || pid == 0 || !how.Signaled() {
+			t.Errorf("%q %q was left: %v, %v", left.Args, left.Env, how, err)
+			_ = left.Process.Kill()
+		}
 	}
 	if err := foreign.Process.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("a foreign process was hit: %v", err)

@@ -29,8 +29,8 @@ const unplugTimeout = 30 * time.Second
 
 // plugged is a device that came while the VM ran.
 type plugged struct {
-	kind    string // disk or card
-	key     string // serial or ID
+	kind    string // disk, card or share
+	key     string // serial, ID or tag
 	slot    int
 	device  string // QEMU's names of the device and of what is behind it
 	backend string
@@ -132,12 +132,14 @@ func (v *VM) reap(ctx context.Context) error {
 
 // dropBackend removes what was behind a device that is gone, and frees its place.
 func (v *VM) dropBackend(ctx context.Context, p *plugged) error {
-	var err error
-	if p.kind == "disk" {
-		err = v.qmp.run(ctx, "blockdev-del", map[string]string{"node-name": p.backend}, nil)
-	} else {
-		err = v.qmp.run(ctx, "netdev_del", map[string]string{"id": p.backend}, nil)
+	command, name := "netdev_del", "id"
+	switch p.kind {
+	case "disk":
+		command, name = "blockdev-del", "node-name"
+	case shareKind:
+		command = "chardev-remove"
 	}
+	err := v.qmp.run(ctx, command, map[string]string{name: p.backend}, nil)
 	var refused *qmpError
 	if errors.As(err, &refused) && v.plug.find(p.kind, p.key) != p {
 		return nil // somebody else was faster

@@ -22,6 +22,9 @@ func (v *VM) restore(ctx context.Context, cfg *vmm.Config, t *template, copying 
 		return err
 	}
 	if err := v.moved(ctx); err != nil {
+		if ctx.Err() != nil {
+			return err // the host is too busy, or nobody wants the VM any more
+		}
 		return &TemplateError{err}
 	}
 	if cfg.Share != nil {
@@ -44,7 +47,7 @@ func (v *VM) addShare(ctx context.Context, s *vmm.Share) error {
 		return err
 	}
 	defer server.Close()
-	p, err := v.plug.reserve("share", s.Tag)
+	p, err := v.plug.reserve(shareKind, s.Tag)
 	if err != nil {
 		return err
 	}
@@ -62,6 +65,9 @@ func (v *VM) addShare(ctx context.Context, s *vmm.Share) error {
 		"bus": plugBus, "addr": strconv.FormatInt(int64(p.slot), 16),
 	}, nil)
 }
+
+// shareKind is what the table of plugged devices calls the shared directory of a VM that did not start with it.
+const shareKind = "share"
 
 // shareQueue is how many requests to the shared directory can wait.
 const shareQueue = 1024

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,7 +16,7 @@ import (
 // CleanStale removes what a killed supervisor left of the VM that had this directory. The caller must know that the supervisor is gone.
 //
 // Normally no process is left, since they die with the supervisor. Those that are still dying, or were started by a program that
-// clears the parent-death signal, are found by their command line, which names the directory.
+// clears the parent-death signal, are found by their environment, which has the directory, or by their command line.
 func CleanStale(ctx context.Context, dir string) error {
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
 		return fmt.Errorf("removing the remains of a virtual machine: %q is not the directory of one", dir)
@@ -35,21 +36,16 @@ func ownedBy(proc string, pid int, dir string) bool {
 	if err != nil {
 		return false
 	}
-	return commandUses(b, dir)
-}
-
-// commandUses looks at a zero-separated command line.
-func commandUses(cmdline []byte, dir string) bool {
-	argv := bytes.Split(cmdline, []byte{0})
+	argv := bytes.Split(b, []byte{0})
 	program := filepath.Base(string(argv[0]))
 	if !strings.HasPrefix(program, "qemu-system-") && !strings.HasPrefix(program, "swtpm") {
 		return false
 	}
-	needle := []byte(filepath.Clean(dir) + "/")
-	for _, a := range argv[1:] {
-		if bytes.Contains(a, needle) {
-			return true
-		}
+	dir = filepath.Clean(dir)
+	// A VM without firmware, TPM and initdata has nothing in its directory that its command line would name.
+	env, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "environ"))
+	if err == nil && slices.ContainsFunc(bytes.Split(env, []byte{0}), func(e []byte) bool { return string(e) == "TMPDIR="+dir }) {
+		return true
 	}
-	return false
+	return slices.ContainsFunc(argv[1:], func(a []byte) bool { return bytes.Contains(a, []byte(dir+"/")) })
 }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister/cloister/host/vmm"
@@ -352,6 +353,10 @@ func (v *VM) ping(ctx context.Context) error {
 	answer := make(chan error, 1)
 	go func() {
 		_, err := v.mux.Ping()
+		// The multiplexer gives up sooner than a guest may come up on a host that has better things to do.
+		for errors.Is(err, yamux.ErrTimeout) && ctx.Err() == nil {
+			_, err = v.mux.Ping()
+		}
 		answer <- err
 	}()
 	select {

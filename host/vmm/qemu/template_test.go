@@ -3,12 +3,19 @@ package qemu
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/hashicorp/yamux"
 
 	"github.com/cloister/cloister/host/vmm"
 )
@@ -203,5 +210,107 @@ func TestCopyPages(t *testing.T) {
 	cancel()
 	if _, err := copyPages(ended, holes(t, size), from); !errors.Is(err, context.Canceled) {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestPingWaits: the guest of a template may need longer than the multiplexer waits for one answer.
+func TestPingWaits(t *testing.T) {
+	ours, theirs, err := socketPair("agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := net.FileConn(theirs)
+	theirs.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	c := yamux.DefaultConfig()
+	c.EnableKeepAlive, c.LogOutput, c.ConnectionWriteTimeout = false, io.Discard, 20*time.Millisecond
+	v := &VM{exited: make(chan struct{})}
+	if v.mux, err = yamux.Client(ours, c); err != nil {
+		t.Fatal(err)
+	}
+	defer v.mux.Close()
+	ended, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := v.ping(ended); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a guest that never comes up: %v", err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() {
+		if s, err := yamux.Server(far, nil); err == nil {
+			<-s.CloseChan()
+		}
+	})
+	if err := v.ping(testContext(t)); err != nil {
+		t.Errorf("a guest that comes up late: %v", err)
+	}
+}
+
+// monitor is one for v that takes every command. It returns their names.
+func monitor(t *testing.T, v *VM) <-chan string {
+	t.Helper()
+	ours, theirs, err := socketPair("qmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ours.Close(); theirs.Close() })
+	names := make(chan string, 64)
+	go func() {
+		for commands := json.NewDecoder(theirs); ; {
+			var c struct {
+				Execute string `json:"execute"`
+				ID      uint64 `json:"id"`
+			}
+			if commands.Decode(&c) != nil {
+				return
+			}
+			names <- c.Execute
+			fmt.Fprintf(theirs, "{\"return\": {}, \"id\": %d}\n", c.ID)
+		}
+	}()
+	v.qmp = newQMP(ours, v.event)
+	return names
+}
+
+// TestShareThrownOut: a guest can throw out the shared directory that was plugged in; what comes later finds a place all the same.
+func TestShareThrownOut(t *testing.T) {
+	v := &VM{}
+	asked := monitor(t, v)
+	p, err := v.plug.reserve(shareKind, "kataShared")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.event("DEVICE_DELETED", []byte(`{"device": "`+p.device+`"}`))
+	if err := v.reap(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	if got := <-asked; got != "chardev-remove" {
+		t.Errorf("the monitor was asked for %s", got)
+	}
+	if v.plug.find(shareKind, "kataShared") != nil {
+		t.Error("its place is taken")
+	}
+}
+
+// TestWhoseFault: a state that cannot be read is the template's fault; a host that is too slow, or a pod that nobody wants any more, is not.
+func TestWhoseFault(t *testing.T) {
+	v := &VM{moves: make(chan string, 1), exited: make(chan struct{})}
+	monitor(t, v)
+	from := &template{state: holes(t, memoryPage), memory: holes(t, memoryPage)}
+	restore := func(ctx context.Context) (templates bool, err error) {
+		copied := &memoryCopy{done: make(chan error, 1)}
+		copied.done <- nil
+		err = v.restore(ctx, &vmm.Config{}, from, copied)
+		return errors.As(err, new(*TemplateError)), err
+	}
+	busy, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if templates, err := restore(busy); !errors.Is(err, context.DeadlineExceeded) || templates {
+		t.Errorf("no time: %v; the template's fault: %v", err, templates)
+	}
+	v.event("MIGRATION", []byte(`{"status": "failed"}`))
+	if templates, err := restore(testContext(t)); err == nil || !templates {
+		t.Errorf("a state that cannot be read: %v; the template's fault: %v", err, templates)
 	}
 }
