@@ -1362,9 +1362,9 @@ fragment_ready(d) if {
 
 pointer(text) := replace(replace(text, "~", "~0"), "/", "~1")
 
-# Path of a copied file: the volume, the last element of its destination, and what is below it.
+# Path of a copied file: the volume, the last element of its destination, and what is below it. Names may have line breaks.
 volume_pattern := concat("", [
-	"^(", trim_prefix(replace(with_paths(common.sfprefix), `\$\(bundle-id\)`, "[a-z0-9]{64}"), "^"), "([^/]+))(?:/(.+))?$",
+	"(?s)^(", trim_prefix(replace(with_paths(common.sfprefix), `\$\(bundle-id\)`, "[a-z0-9]{64}"), "^"), "([^/]+))(?:/(.+))?$",
 ])
 
 free_paths := concat("|", [concat("", ["(?:", filled, ")"]) |
@@ -1494,10 +1494,10 @@ free_volume := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(volum
 
 bound_base if bound_files[volume.base]
 
-# The volume that a copied file belongs to.
+# The volume that a copied file belongs to. The guest takes a slash at the end for nothing, and so must this.
 volume := {"root": place[1], "base": place[count(place) - 2], "below": place[count(place) - 1]} if {
 	count(bound_files) > 0
-	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
+	place := regex.find_all_string_submatch_n(volume_pattern, trim_suffix(input.path, "/"), 1)[0]
 }
 
 free_type("Regular") := true
