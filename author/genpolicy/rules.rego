@@ -530,6 +530,14 @@ fresh(index, id, p) if {
 	not data.pstate[concat("", ["retired:", id])]
 	not data.pstate[sprintf("live:%d", [index])]
 	may_restart(index, p)
+	not prepared(index, p)
+}
+
+# What prepares a pod does so until it has succeeded: again, it could undo what the others have done since.
+prepared(index, p) if {
+	object.get(ours, "enforce_order", false)
+	object.get(p, "kind", "") == "init"
+	data.pstate[sprintf("finished:%d", [index])]
 }
 
 may_restart(_, p) if object.get(p, "restarts", true)
