@@ -536,6 +536,14 @@ fresh(index, id, p) if {
 	not data.pstate[concat("", ["retired:", id])]
 	not data.pstate[sprintf("live:%d", [index])]
 	may_restart(index, p)
+	not prepared(index, p)
+}
+
+# What prepares a pod does so until it has succeeded: again, it could undo what the others have done since.
+prepared(index, p) if {
+	object.get(ours, "enforce_order", false)
+	object.get(p, "kind", "") == "init"
+	data.pstate[sprintf("finished:%d", [index])]
 }
 
 may_restart(_, p) if object.get(p, "restarts", true)
@@ -1370,9 +1378,9 @@ fragment_ready(d) if {
 
 pointer(text) := replace(replace(text, "~", "~0"), "/", "~1")
 
-# Path of a copied file: the volume, the last element of its destination, and what is below it.
+# Path of a copied file: the volume, the last element of its destination, and what is below it. Names may have line breaks.
 volume_pattern := concat("", [
-	"^(", trim_prefix(replace(with_paths(common.sfprefix), `\$\(bundle-id\)`, "[a-z0-9]{64}"), "^"), "([^/]+))(?:/(.+))?$",
+	"(?s)^(", trim_prefix(replace(with_paths(common.sfprefix), `\$\(bundle-id\)`, "[a-z0-9]{64}"), "^"), "([^/]+))(?:/(.+))?$",
 ])
 
 free_paths := concat("|", [concat("", ["(?:", filled, ")"]) |
@@ -1502,10 +1510,10 @@ free_volume := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(volum
 
 bound_base if bound_files[volume.base]
 
-# The volume that a copied file belongs to.
+# The volume that a copied file belongs to. The guest takes a slash at the end for nothing, and so must this.
 volume := {"root": place[1], "base": place[count(place) - 2], "below": place[count(place) - 1]} if {
 	count(bound_files) > 0
-	place := regex.find_all_string_submatch_n(volume_pattern, input.path, 1)[0]
+	place := regex.find_all_string_submatch_n(volume_pattern, trim_suffix(input.path, "/"), 1)[0]
 }
 
 free_type("Regular") := true

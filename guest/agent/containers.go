@@ -364,5 +364,8 @@ func pauseProcess(p *agent.Process) *agent.Process {
 
 // usesPause reports whether the root comes from the guest itself.
 func usesPause(storages []*agent.Storage) bool {
-	return slices.ContainsFunc(storages, func(s *agent.Storage) bool { return s.GetDriver() == driverImage && isSandboxImage(s) })
+	return slices.ContainsFunc(storages, func(s *agent.Storage) bool {
+		sandbox, err := isSandboxImage(s)
+		return s.GetDriver() == driverImage && err == nil && sandbox
+	})
 }

@@ -28,7 +28,11 @@ func (a *Agent) imageStorage(ctx context.Context, containerID string, s *agent.S
 	if err := os.MkdirAll(bundle, 0o700); err != nil {
 		return nil, fmt.Errorf("making the container's directory: %w", err)
 	}
-	if isSandboxImage(s) {
+	sandbox, err := isSandboxImage(s)
+	if err != nil {
+		return nil, err
+	}
+	if sandbox {
 		return nil, a.pauseRootfs(s.GetMountPoint())
 	}
 	if ref := s.GetSource(); ref == "" || len(ref) > maxImageRef {
@@ -48,25 +52,32 @@ func (a *Agent) imageStorage(ctx context.Context, containerID string, s *agent.S
 }
 
 // isSandboxImage reports whether a storage is for the pod's sandbox container, by the annotation its runtime sets. The names are taken
-// as they are written, as policies take them: a structure would accept them in any case.
-func isSandboxImage(s *agent.Storage) bool {
+// as they are written, as policies take them: a structure would accept them in any case. What cannot be read is an error, since a policy
+// may have read it.
+func isSandboxImage(s *agent.Storage) (bool, error) {
+	sandbox := false
 	for _, o := range s.GetDriverOptions() {
 		text, ok := strings.CutPrefix(o, imageOption)
 		if !ok {
 			continue
 		}
 		var opt map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(text), &opt); err != nil || opt == nil {
+			return false, invalid("driver option %.120q", o)
+		}
+		raw, ok := opt["metadata"]
+		if !ok {
+			continue
+		}
 		var metadata map[string]string
-		if json.Unmarshal([]byte(text), &opt) != nil || json.Unmarshal(opt["metadata"], &metadata) != nil {
-			return false
+		if json.Unmarshal(raw, &metadata) != nil {
+			return false, invalid("metadata in the driver option %.120q", o)
 		}
 		for _, key := range []string{"io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"} {
-			if metadata[key] == "sandbox" {
-				return true
-			}
+			sandbox = sandbox || metadata[key] == "sandbox"
 		}
 	}
-	return false
+	return sandbox, nil
 }
 
 // pauseRootfs is a root with one program: the guest's own binary, read-only, which waits for its end.

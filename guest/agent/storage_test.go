@@ -122,11 +122,20 @@ func TestSandboxImage(t *testing.T) {
 		`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"container"},"METADATA":{"io.kubernetes.cri.container-type":"sandbox"}}`: false,
 		`image_guest_pull={"Metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`:                                                             false,
 		`image_guest_pull={}`: false,
-		`image_guest_pull={`:  false,
 		`other`:               false,
 	} {
-		if got := isSandboxImage(&agent.Storage{DriverOptions: []string{options}}); got != want {
-			t.Errorf("%s: %v", options, got)
+		if got, err := isSandboxImage(&agent.Storage{DriverOptions: []string{options}}); got != want || err != nil {
+			t.Errorf("%s: %v, %v", options, got, err)
+		}
+	}
+	// What the guest cannot read is not skipped: a policy may have read it, and the image called pause is one that the guest has itself.
+	const honest = `image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}`
+	for _, option := range []string{
+		`image_guest_pull={`, `image_guest_pull=null`, `image_guest_pull=[]`, `image_guest_pull={"metadata":[]}`,
+		`image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox","x":1}}`,
+	} {
+		if got, err := isSandboxImage(&agent.Storage{DriverOptions: []string{option, honest}}); err == nil {
+			t.Errorf("%s: %v", option, got)
 		}
 	}
 }

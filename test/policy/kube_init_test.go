@@ -1,0 +1,32 @@
+package policy_test
+
+import (
+	"testing"
+
+	"github.com/cloister/cloister/test/kubepod"
+	"github.com/cloister/cloister/wire/agent"
+)
+
+// TestKubernetesInitOnce: an init container is tried until it has succeeded, and never after that.
+func TestKubernetesInitOnce(t *testing.T) {
+	p, setup, web := kubepod.Pause(), kubepod.Workload("setup"), kubepod.Workload("web")
+	p.Entry["image"] = nil
+	for n, c := range []*kubepod.Container{setup, web} {
+		c.Entry["image"], c.Entry["order"], c.Entry["kind"] = image(kubepod.DigestOne), n+1, []string{"init", "container"}[n]
+		c.Entry["must_run"], c.Entry["restarts"] = n == 0, true
+	}
+	e := kubeEngine(t, ours(kubepod.Data(p, setup, web)))
+	mustAllow(t, e, kubepod.Sandbox())
+	for n, status := range []int{1, 0} {
+		id := kubepod.ID(n + 1)
+		mustAllow(t, e, setup.Request(id))
+		mustAllow(t, e, &agent.StartContainerRequest{ContainerId: id})
+		exited(t, e, id, status)
+		mustAllow(t, e, &agent.RemoveContainerRequest{ContainerId: id})
+	}
+	mustDeny(t, e, setup.Request(kubepod.ID(3)))
+	mustAllow(t, e, web.Request(kubepod.ID(4)))
+	mustDeny(t, e, setup.Request(kubepod.ID(5))) // beside the container that it was for
+	mustAllow(t, e, &agent.RemoveContainerRequest{ContainerId: kubepod.ID(4)})
+	mustAllow(t, e, web.Request(kubepod.ID(6)))
+}
