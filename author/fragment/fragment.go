@@ -10,7 +10,6 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -180,7 +179,7 @@ func Issuer(chain []*x509.Certificate) (string, error) {
 	return name + "::subject" + subject.String(), nil
 }
 
-// maxPEMBytes bounds files of keys and certificates.
+// maxPEMBytes bounds files of certificates.
 const maxPEMBytes = 1 << 20
 
 // ReadChain reads certificates in PEM, the signer's first.
@@ -207,39 +206,4 @@ func ReadChain(text []byte) ([]*x509.Certificate, error) {
 		return nil, errors.New("reading the certificate chain: there is no certificate in PEM")
 	}
 	return chain, nil
-}
-
-// ReadKey reads a private key in PEM: PKCS #8, or SEC 1 or PKCS #1 of old.
-func ReadKey(text []byte) (crypto.Signer, error) {
-	for len(text) <= maxPEMBytes {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			break
-		}
-		text = rest
-		var key any
-		var err error
-		switch block.Type {
-		case "PRIVATE KEY":
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-		case "EC PRIVATE KEY":
-			key, err = x509.ParseECPrivateKey(block.Bytes)
-		case "RSA PRIVATE KEY":
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		default:
-			continue // such as the parameters of a curve
-		}
-		if err != nil {
-			var syntax asn1.SyntaxError
-			if errors.As(err, &syntax) {
-				err = errors.New("it is damaged")
-			}
-			return nil, fmt.Errorf("reading the signing key: %w", err)
-		}
-		if signer, ok := key.(crypto.Signer); ok {
-			return signer, nil
-		}
-		return nil, fmt.Errorf("reading the signing key: a key of type %T does not sign", key)
-	}
-	return nil, errors.New("reading the signing key: there is no private key in PEM")
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -25,6 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/cloister/cloister/internal/pemkey"
 )
 
 const (
@@ -66,12 +67,12 @@ type SignOptions struct {
 	Identity string
 }
 
-// Sign signs the manifest or index that ref names with a private key (PEM: PKCS #8, or SEC 1 for ECDSA), in cosign's
+// Sign signs the manifest or index that ref names with a private key (PEM, see package pemkey), in cosign's
 // format: a simple-signing payload in a .sig tag beside the image. Signatures already there are kept.
 func Sign(ctx context.Context, ref string, privatePEM []byte, opts SignOptions) (Signed, error) {
-	signer, err := parsePrivateKey(privatePEM)
+	signer, err := pemkey.Private(privatePEM)
 	if err != nil {
-		return Signed{}, fmt.Errorf("signing %s: %w", ref, err)
+		return Signed{}, fmt.Errorf("signing %s: reading the signing key: %w\nhint: `cloister key new --type signing FILE` makes one", ref, err)
 	}
 	parsed, err := opts.parse(ref)
 	if err != nil {
@@ -151,37 +152,6 @@ func signPayload(signer crypto.Signer, payload []byte) ([]byte, error) {
 	}
 	sum := sha256.Sum256(payload)
 	return signer.Sign(rand.Reader, sum[:], crypto.SHA256)
-}
-
-func parsePrivateKey(data []byte) (crypto.Signer, error) {
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, errors.New("the signing key is not PEM")
-	}
-	var key any
-	var err error
-	switch block.Type {
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	case "ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY":
-		return nil, errors.New("the signing key is encrypted with a password, which is not supported; make one with GenerateKeyPair or sign with cosign --new-bundle-format=false")
-	default:
-		return nil, fmt.Errorf("the signing key is a PEM block %q, expected \"PRIVATE KEY\"", block.Type)
-	}
-	if err != nil {
-		return nil, errors.New("the signing key cannot be read") // the reason could quote it
-	}
-	switch k := key.(type) {
-	case *ecdsa.PrivateKey:
-		return k, nil
-	case ed25519.PrivateKey:
-		return k, nil
-	case *rsa.PrivateKey:
-		return k, nil
-	}
-	return nil, fmt.Errorf("signing key type %T is not supported", key)
 }
 
 // appendSignature adds a signature to the signature image at tag, or starts one.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloister/cloister/author/fragment"
 	"github.com/cloister/cloister/author/genpolicy"
+	"github.com/cloister/cloister/internal/pemkey"
 	"github.com/cloister/cloister/wire/didx509"
 	signed "github.com/cloister/cloister/wire/fragment"
 )
@@ -76,8 +77,8 @@ func fragmentSignCmd(a *app) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("reading the certificate chain: %w", err)
 			}
-			if o.Key, err = fragment.ReadKey(key); err != nil {
-				return fmt.Errorf("%s: %w", keyFile, err)
+			if o.Key, err = pemkey.Private(key); err != nil {
+				return fmt.Errorf("reading the signing key: %s: %w", keyFile, err)
 			}
 			if o.Chain, err = fragment.ReadChain(chain); err != nil {
 				return fmt.Errorf("%s: %w", chainFile, err)

@@ -95,7 +95,10 @@ func readKata(leaves []leaf) (*kata, error) {
 		case (part == "hypervisor" || part == "agent") && len(l.path) == 3:
 			l.src.Name, l.path = l.name(), []string{part, l.path[2]}
 			k.leaves = append(k.leaves, l)
-		case part == "runtime" && len(l.path) == 2:
+		case part == "hypervisor" && len(l.path) == 4 && l.path[2] == "factory": // the Rust runtime has the table there
+			l.src.Name, l.path = l.name(), l.path[2:]
+			k.leaves = append(k.leaves, l)
+		case (part == "runtime" || part == "factory") && len(l.path) == 2:
 			l.src.Name = l.name()
 			k.leaves = append(k.leaves, l)
 		default:
@@ -199,7 +202,6 @@ func (k *kata) confirm(b *builder) {
 func insecure() map[string]string {
 	return map[string]string{
 		"guest_memory_dump_path":  "writes the guest's memory to a file of the host",
-		"enable_template":         "shares memory between guests",
 		"file_mem_backend":        "keeps the guest's memory in a file of the host",
 		"enable_guest_swap":       "writes the guest's memory to a disk of the host",
 		"sandbox_bind_mounts":     "shares directories of the host with the guest",

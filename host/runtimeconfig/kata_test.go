@@ -106,8 +106,10 @@ func TestKataFaults(t *testing.T) {
 		{qemu + "shared_fs = \"virtio-fs\"\n", "shows the guest's files to the host"},
 		{qemu + "guest_memory_dump_path = \"/x\"\n",
 			"runtime.toml:4: hypervisor.qemu.guest_memory_dump_path is \"/x\", which writes the guest's memory"},
-		{qemu + "[hypervisor.qemu.factory]\nenable_template = true\n", "shares memory between guests"},
-		{qemu + "[factory]\nenable_template = true\n", "factory.enable_template is true"},
+		{qemu + "[hypervisor.qemu.factory]\nenable_template = true\n", "runtime.toml:5) lets guests begin as copies of another"},
+		{qemu + "[factory]\nenable_template = true\n", "runtime.toml:5) lets guests begin as copies of another"},
+		{"[hypervisor.clh]\npath = \"/x\"\n[factory]\nenable_template = true\n", "runtime.toml:4) cannot be had with vmm.kind \"cloud-hypervisor\""},
+		{"[hypervisor.qemu]\npath = \"/x\"\n[factory]\nenable_template = 1\n", "factory.enable_template is 1, want true or false"},
 		{qemu + "[runtime]\nsandbox_bind_mounts = [\"/x\"]\n", "refused"},
 		{qemu + "[agent.kata]\ndebug_console_enabled = true\n", "opens a shell in the guest to the host"},
 		{"[hypervisor.firecracker]\npath = \"/x\"\n", "hypervisor \"firecracker\" is not supported"},
@@ -168,5 +170,29 @@ func TestOurTEEAgreesWithTheirs(t *testing.T) {
 	if _, err := load(t, open, "1.toml", "[sandbox]\ntee = \"none\"\n"); err == nil || !strings.Contains(err.Error(),
 		"want both to agree") {
 		t.Errorf("protection was taken away: %v", err)
+	}
+}
+
+// TestKataTemplates: both runtimes of Kata have the key, in different tables.
+func TestKataTemplates(t *testing.T) {
+	const qemu = "[hypervisor.qemu]\npath = \"/x\"\n"
+	for text, want := range map[string]string{
+		qemu: TemplateAuto,
+		qemu + "[factory]\nenable_template = true\ntemplate_path = \"/run/vc/vm/template\"\n":              TemplateOn,
+		qemu + "[factory]\nenable_template = false\n":                                                      TemplateOff,
+		qemu + "[hypervisor.qemu.factory]\nenable_template = true\n":                                       TemplateOn,
+		qemu + "[hypervisor.clh.factory]\nenable_template = true\n[runtime]\nhypervisor_name = \"qemu\"\n": TemplateAuto,
+	} {
+		e, err := load(t, text)
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if got := e.Config.Sandbox.Template; got != want {
+			t.Errorf("%q: sandbox.template is %q, want %q", text, got, want)
+		}
+		if want == TemplateOn && !strings.HasSuffix(e.Source("sandbox.template").Name, "factory.enable_template") {
+			t.Errorf("%q: it came from %+v", text, e.Source("sandbox.template"))
+		}
 	}
 }

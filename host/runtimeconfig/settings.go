@@ -91,7 +91,8 @@ func settings() []setting {
 	put(setting{key: "sandbox.static_sizing", field: func(c *Config) any { return &c.Sandbox.StaticSizing },
 		kata: names("runtime.static_sandbox_resource_mgmt")})
 	hv(setting{key: "sandbox.hugepages", field: func(c *Config) any { return &c.Sandbox.Hugepages }}, "enable_hugepages")
-	put(setting{key: "sandbox.template", field: func(c *Config) any { return &c.Sandbox.Template }, oneOf: []string{TemplateAuto, TemplateOn, TemplateOff}})
+	put(setting{key: "sandbox.template", field: func(c *Config) any { return &c.Sandbox.Template }, oneOf: []string{TemplateAuto, TemplateOn, TemplateOff},
+		kata: converted(onOff(), "factory.enable_template")})
 
 	// guest
 	for _, f := range []struct {

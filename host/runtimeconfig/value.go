@@ -158,6 +158,10 @@ func invert() *conversion { return inverted(true, false) }
 // disables is the same for a key with the values on and off.
 func disables() *conversion { return inverted(SeccompOn, SeccompOff) }
 
+// onOff is for a name that is true or false where ours has more values.
+func onOff() *conversion { return inverted(TemplateOff, TemplateOn) }
+
+// inverted gives on for false and off for true.
 func inverted(on, off any) *conversion {
 	value := func(v any) (any, error) {
 		b, ok := v.(bool)

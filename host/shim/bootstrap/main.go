@@ -62,14 +62,17 @@ type IO struct {
 	Stdout, Stderr io.Writer
 }
 
-// Main is the program: the exit code is 0 or 1. args are without the program's name. getenv is os.Getenv outside of tests.
+// Main is the program: the exit code is 0, 1 for failures, or 2 for wrong use. args are without the program's name. getenv is os.Getenv outside of tests.
 func Main(ctx context.Context, args []string, getenv func(string) string, std IO, h Handlers) int {
 	err := run(ctx, args, getenv, std, h)
-	if err != nil && !errors.Is(err, errHelp) {
-		fmt.Fprintf(std.Stderr, "%s: %v\n", h.Name, err)
-		return 1
+	if err == nil {
+		return 0
 	}
-	return 0
+	fmt.Fprintf(std.Stderr, "%s: %v\n", h.Name, err)
+	if errors.As(err, new(wrongUse)) {
+		return 2
+	}
+	return 1
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, std IO, h Handlers) error {
@@ -77,11 +80,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, std IO,
 	if err != nil {
 		return fmt.Errorf("finding the bundle: %w", err)
 	}
-	p, err := parse(args, getenv, cwd, std.Stderr)
+	p, err := parse(args, getenv, cwd, std.Stdout)
 	if err != nil {
 		return err
 	}
 	switch p.Verb {
+	case VerbHelp:
+		return nil // parse has written it
 	case VerbVersion:
 		_, err := fmt.Fprintf(std.Stdout, "%s:\n  Version:  %s\n  Revision: %s\n", h.Name, h.Version, h.Revision)
 		return err

@@ -58,15 +58,28 @@ type Params struct {
 	schedule bool // SCHED_CORE
 }
 
-// errHelp says that the usage was printed.
-var errHelp = flag.ErrHelp
+// wrongUse is an error of who called the program: containerd and CRI-O never do so.
+type wrongUse struct{ error }
 
-// parse reads flags and environment. It opens nothing.
+func (w wrongUse) Unwrap() error { return w.error }
+
+const byHand = "hint: containerd or CRI-O start this program for each pod, it does nothing by hand; docs/howto/containerd.md says how to set it up, and " +
+	"`cloister check` whether a node is ready"
+
+// parse reads flags and environment. It opens nothing. For VerbHelp it writes to usage what there is. Its errors are of type wrongUse.
 func parse(args []string, getenv func(string) string, cwd string, usage io.Writer) (Params, error) {
+	p, err := parseFlags(args, getenv, cwd, usage)
+	if err != nil {
+		return Params{}, wrongUse{fmt.Errorf("%w\n%s", err, byHand)}
+	}
+	return p, nil
+}
+
+func parseFlags(args []string, getenv func(string) string, cwd string, usage io.Writer) (Params, error) {
 	var p Params
 	var info, version bool
 	f := flag.NewFlagSet("containerd-shim-cloister-v2", flag.ContinueOnError)
-	f.SetOutput(usage)
+	f.SetOutput(io.Discard)
 	f.BoolVar(&p.Debug, "debug", false, "write more to the log")
 	f.BoolVar(&version, "v", false, "print the version")
 	f.BoolVar(&version, "version", false, "print the version")
@@ -79,10 +92,17 @@ func parse(args []string, getenv func(string) string, cwd string, usage io.Write
 	f.StringVar(&p.PublishBinary, "publish-binary", "", "`path` of containerd, for events where it has no ttrpc address")
 	f.String("debug-socket", "", "accepted and not used")
 	if err := f.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return Params{Verb: VerbHelp}, errHelp
+		if !errors.Is(err, flag.ErrHelp) {
+			return Params{}, fmt.Errorf("reading the flags: %w", err)
 		}
-		return Params{}, fmt.Errorf("reading the flags: %w\nhint: this program is started by containerd or CRI-O, not by hand", err)
+		f.SetOutput(usage)
+		fmt.Fprintf(usage, "usage: %s [FLAGS] [start|delete]\n\n", f.Name())
+		f.PrintDefaults()
+		fmt.Fprintf(usage, "\n%s\n", byHand)
+		return Params{Verb: VerbHelp}, nil
+	}
+	if f.NArg() > 1 {
+		return Params{}, fmt.Errorf("unexpected argument %q after the verb", clip(f.Arg(1)))
 	}
 	switch {
 	case version:
@@ -95,8 +115,7 @@ func parse(args []string, getenv func(string) string, cwd string, usage io.Write
 	switch p.Verb = Verb(f.Arg(0)); p.Verb {
 	case VerbServe, VerbStart, VerbDelete:
 	default:
-		return Params{}, fmt.Errorf("unknown verb %q: want start, delete or none\nhint: this program is started by containerd or CRI-O, not by hand",
-			clip(f.Arg(0)))
+		return Params{}, fmt.Errorf("unknown verb %q: want start, delete or none", clip(f.Arg(0)))
 	}
 	if p.Namespace == "" {
 		p.Namespace = getenv("NAMESPACE")
@@ -195,7 +214,7 @@ func (p *Params) shimCgroup() string {
 // checkID accepts what may be part of a path: identifiers of containerd and CRI-O, and a little more.
 func checkID(what, s string) error {
 	if s == "" {
-		return fmt.Errorf("no %s given\nhint: this program is started by containerd or CRI-O, not by hand", what)
+		return fmt.Errorf("no %s given", what)
 	}
 	if len(s) > 128 {
 		return fmt.Errorf("the %s has %d characters: at most 128", what, len(s))

@@ -193,3 +193,36 @@ func FuzzSpec(f *testing.F) {
 		}
 	})
 }
+
+// TestCalledByHand: a person who runs the program learns what it is for, and scripts tell wrong use from failures.
+func TestCalledByHand(t *testing.T) {
+	for name, c := range map[string]struct {
+		args           []string
+		status         int
+		stdout, stderr string
+	}{
+		"nothing":       {nil, 2, "", "no namespace given\nhint: containerd or CRI-O start this program"},
+		"a word":        {[]string{"status"}, 2, "", `unknown verb "status": want start, delete or none` + "\nhint: containerd or CRI-O"},
+		"two words":     {[]string{"-namespace", "a", "-id", "b", "start", "now"}, 2, "", `unexpected argument "now"`},
+		"unknown flag":  {[]string{"--nonsense"}, 2, "", "flag provided but not defined: -nonsense\nhint: containerd or CRI-O"},
+		"no id":         {[]string{"-namespace", "a", "start"}, 2, "", "no id given\nhint:"},
+		"no namespace":  {[]string{"delete"}, 2, "", "docs/howto/containerd.md"},
+		"help":          {[]string{"--help"}, 0, "usage: containerd-shim-cloister-v2 [FLAGS] [start|delete]", ""},
+		"short help":    {[]string{"-h"}, 0, "docs/howto/containerd.md", ""},
+		"version":       {[]string{"-v"}, 0, "Version:  1.2.3", ""},
+		"long version":  {[]string{"--version"}, 0, "Version:  1.2.3", ""},
+		"not wrong use": {[]string{"-namespace", "a", "-id", "b", "start"}, 1, "", "neither bootstrap parameters"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			std := IO{Stdin: strings.NewReader("nonsense"), Stdout: &stdout, Stderr: &stderr}
+			status := Main(t.Context(), c.args, env(nil), std, Handlers{Name: "io.containerd.test.v2", Version: "1.2.3"})
+			if status != c.status || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
+				t.Errorf("exit code %d, want %d\n%s\n%s", status, c.status, stdout.String(), stderr.String())
+			}
+			if c.stdout == "" && stdout.Len() > 0 || c.stderr == "" && stderr.Len() > 0 {
+				t.Errorf("it says too much:\n%s\n%s", stdout.String(), stderr.String())
+			}
+		})
+	}
+}
