@@ -46,8 +46,9 @@ type Config struct {
 	Root string
 	// Self is this program; see sandbox.Config.
 	Self string
-	// StartVM replaces the virtual machine monitor; tests use it.
-	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
+	// StartVM replaces the virtual machine monitor, KillTime how long a guest may take to end what was killed; tests use them.
+	StartVM  func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
+	KillTime time.Duration
 }
 
 // Service is the task service of one pod.

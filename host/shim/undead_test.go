@@ -1,0 +1,102 @@
+package shim
+
+import (
+	"context"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/cloister/cloister/test/fakeguest"
+)
+
+// undead are programs that no signal ends, of a guest that says that it has sent it.
+func undead(t *testing.T) fakeguest.Program {
+	t.Helper()
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	return func(context.Context, *fakeguest.Process) int {
+		<-over
+		return 0
+	}
+}
+
+// TestKillCounts ends the VM of a guest that does not end what was killed: a pod can always be stopped.
+func TestKillCounts(t *testing.T) {
+	for name, prepare := range map[string]func(*env){
+		"a guest that lies":     func(*env) {},
+		"a policy that forbids": func(e *env) { e.guest.SetDenied("SignalProcessRequest", "SignalProcessRequest is blocked by policy") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t)
+			e.service.cfg.KillTime = 100 * time.Millisecond
+			vm := e.pod()
+			e.run("c1", undead(t))
+			prepare(e)
+			_ = e.kill("c1", "", syscall.SIGTERM)
+			if name == "a guest that lies" {
+				e.must(e.kill("c1", "", syscall.SIGKILL))
+			} else {
+				wantCode(t, e.kill("c1", "", syscall.SIGKILL), codes.PermissionDenied)
+			}
+			for _, id := range []string{"c1", "pod"} {
+				if code := e.wait(id, ""); code != lostCode {
+					t.Errorf("%s has exit code %d", id, code)
+				}
+			}
+			<-vm.Exited()
+			e.mu.Lock()
+			if log := e.logged.String(); !strings.Contains(log, "container c1 was killed") {
+				t.Error("the log does not say why")
+			}
+			e.mu.Unlock()
+			for _, id := range []string{"c1", "pod"} {
+				_, err := e.delete(id, "")
+				e.must(err)
+			}
+		})
+	}
+}
+
+// TestKillIsEnough leaves the VM alone whose containers end when they are killed, and that of one that is asked to end by another signal.
+func TestKillIsEnough(t *testing.T) {
+	e := newEnv(t)
+	e.service.cfg.KillTime = 100 * time.Millisecond
+	vm := e.pod()
+	e.run("c1", untilKilled)
+	e.run("c2", undead(t))
+	e.must(e.kill("c2", "", syscall.SIGTERM), e.kill("c1", "", syscall.SIGKILL))
+	if code := e.wait("c1", ""); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	select {
+	case <-vm.Exited():
+		t.Error("the virtual machine was ended")
+	case <-time.After(time.Second):
+	}
+}
+
+// TestDeleteOfUndead deletes what was never started in a guest that neither ends it nor its output: no event of the guest is waited for.
+func TestDeleteOfUndead(t *testing.T) {
+	e := newEnv(t)
+	e.pod()
+	e.guest.SetProgram("c1", untilKilled)
+	e.must(e.create("c1"))
+	e.guest.SetDenied("SignalProcessRequest", "SignalProcessRequest is blocked by policy")
+	e.guest.SetDenied("RemoveContainerRequest", "RemoveContainerRequest is blocked by policy")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*(discardTimeout+drainTimeout))
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := e.delete("c1", "")
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		e.must(err)
+	case <-ctx.Done():
+		t.Error("the deletion waits for the guest")
+	}
+}
