@@ -1,8 +1,10 @@
 package shim
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -46,9 +48,9 @@ type Config struct {
 	Root string
 	// Self is this program; see sandbox.Config.
 	Self string
-	// StartVM replaces the virtual machine monitor, KillTime how long a guest may take to end what was killed; tests use them.
-	StartVM  func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
-	KillTime time.Duration
+	// StartVM replaces the virtual machine monitor, the others what is said at killTime, removeTime and statsTime; tests use them.
+	StartVM                         func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
+	KillTime, RemoveTime, StatsTime time.Duration
 }
 
 // Service is the task service of one pod.
@@ -63,6 +65,7 @@ type Service struct {
 	owner      string    // the container that the pod ends with; "" with the sandbox service
 	containers map[string]*container
 	podState   podState
+	silent     time.Time // when the guest gave no figures in time
 }
 
 // container is one container of the pod.
@@ -73,6 +76,7 @@ type container struct {
 	init   *process // nil until it is made; the service's lock guards it
 
 	deleting sync.Mutex // held by the one deletion
+	kept     time.Time  // when the guest did not remove it for the first time; deleting guards it
 	ooms     atomic.Uint64
 
 	mu    sync.Mutex
@@ -215,7 +219,7 @@ func (s *Service) deleteContainer(ctx context.Context, c *container) error {
 		if last {
 			err = s.stopPod(ctx) // whatever is left inside ends with it
 		} else {
-			err = pod.RemoveContainer(ctx, c.id)
+			err = s.removeInGuest(ctx, pod, c)
 		}
 		if err != nil {
 			return err
@@ -233,6 +237,23 @@ func (s *Service) deleteContainer(ctx context.Context, c *container) error {
 	delete(s.containers, c.id)
 	s.mu.Unlock()
 	return nil
+}
+
+// removeTime is how long a guest may keep a container that is deleted.
+const removeTime = 10 * time.Minute
+
+// removeInGuest removes one container of a pod that goes on. containerd tries until it succeeds, and takes the container for running so long: a
+// guest that never lets go would keep the pod.
+func (s *Service) removeInGuest(ctx context.Context, pod *sandbox.Sandbox, c *container) error {
+	err := pod.RemoveContainer(ctx, c.id)
+	switch {
+	case err == nil:
+	case c.kept.IsZero():
+		c.kept = time.Now()
+	case time.Since(c.kept) > cmp.Or(s.cfg.RemoveTime, removeTime):
+		pod.End(fmt.Errorf("container %s was to be removed, and the guest keeps it: %w", c.id, err))
+	}
+	return err
 }
 
 // Pids names the monitor for all processes of the pod: their own numbers are those of the guest.

@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/cloister/cloister/test/fakeguest"
 )
@@ -98,5 +100,81 @@ func TestDeleteOfUndead(t *testing.T) {
 		e.must(err)
 	case <-ctx.Done():
 		t.Error("the deletion waits for the guest")
+	}
+}
+
+// TestRemovalCounts ends the VM of a guest that keeps what is deleted, since containerd takes that for running until it is gone.
+func TestRemovalCounts(t *testing.T) {
+	e := newEnv(t)
+	e.service.cfg.RemoveTime = 100 * time.Millisecond
+	e.guest.Hook = func(_ context.Context, name string) error {
+		if name == "RemoveContainerRequest" {
+			return status.Error(codes.Internal, "not now")
+		}
+		return nil
+	}
+	vm := e.pod()
+	e.run("c1", exitWith(3))
+	e.wait("c1", "")
+	_, err := e.delete("c1", "")
+	wantCode(t, err, codes.Unknown, "not now")
+	select {
+	case <-vm.Exited():
+		t.Fatal("the virtual machine was ended at once")
+	default:
+	}
+	var d *task.DeleteResponse
+	try, over := time.NewTicker(50*time.Millisecond), testContext(t)
+	defer try.Stop()
+	for ; ; <-try.C { // as containerd does
+		if d, err = e.delete("c1", ""); err == nil || over.Err() != nil {
+			break
+		}
+	}
+	e.must(err)
+	if d.GetExitStatus() != 3 {
+		t.Errorf("deleted with %d", d.GetExitStatus())
+	}
+	<-vm.Exited()
+	if code := e.wait("pod", ""); code != lostCode {
+		t.Errorf("exit code %d of the pod", code)
+	}
+}
+
+// TestStatsOfSilent: the figures of all containers of a node are asked one after the other. A guest that does not give its own costs the others
+// little time, and not each time.
+func TestStatsOfSilent(t *testing.T) {
+	e := newEnv(t)
+	e.service.cfg.StatsTime = 200 * time.Millisecond
+	hold := make(chan struct{})
+	e.guest.Block = map[string]chan struct{}{"StatsContainerRequest": hold}
+	e.pod()
+	e.run("c1", untilKilled)
+	e.run("c2", untilKilled)
+	ask := func(id string) (time.Duration, error) {
+		from := time.Now()
+		_, err := e.service.Stats(testContext(t), &task.StatsRequest{ID: id})
+		return time.Since(from), err
+	}
+	if took, err := ask("c1"); status.Code(err) != codes.DeadlineExceeded || took > 20*time.Second {
+		t.Errorf("the first time: %v after %s", err, took)
+	}
+	for _, id := range []string{"c1", "c2"} {
+		if took, err := ask(id); status.Code(err) != codes.Unavailable || took > 150*time.Millisecond {
+			t.Errorf("%s after that: %v after %s", id, err, took)
+		}
+	}
+	if _, err := ask("pod"); err != nil {
+		t.Errorf("what the host knows: %v", err)
+	}
+	close(hold)
+	try, over := time.NewTicker(50*time.Millisecond), testContext(t)
+	defer try.Stop()
+	for _, err := ask("c1"); err != nil; _, err = ask("c1") {
+		select {
+		case <-try.C:
+		case <-over.Done():
+			t.Fatal(err)
+		}
 	}
 }
