@@ -51,7 +51,8 @@ type process struct {
 	status tasktypes.Status
 	code   uint32
 	exited time.Time
-	lost   error // why the guest could not tell of its end
+	lost   error  // why the guest could not tell of its end
+	giveUp func() // ends the waiting for its end; not nil once it is followed
 }
 
 // processState is a process at one moment.
@@ -100,6 +101,9 @@ func (p *process) state() processState {
 func (p *process) follow() {
 	p.follows.Do(func() {
 		life, end := context.WithCancel(context.Background())
+		p.mu.Lock()
+		p.giveUp = end
+		p.mu.Unlock()
 		go func() {
 			defer close(p.copied)
 			if err := p.copy.Copy(life, stdio.FromAgent(p.pod.Agent(), p.container.id, p.guestID())); err != nil {
@@ -242,7 +246,7 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 	if p.state().status == tasktypes.Status_STOPPED {
 		return notFound("process %s of container %s has ended", p.name(), p.container.id)
 	}
-	if signal == uint32(unix.SIGKILL) && p.exec == "" {
+	if signal == uint32(unix.SIGKILL) {
 		p.killing.Do(func() { go p.insist() })
 	}
 	err := p.pod.Signal(ctx, p.container.id, p.guestID(), signal, all && p.exec == "")
@@ -255,11 +259,12 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 	return err
 }
 
-// killTime is how long a guest may take to end a container that was killed.
+// killTime is how long a guest may take to end what was killed.
 const killTime = 2 * time.Minute
 
 // insist ends the virtual machine of a guest that was told to kill a container and does not say that it has ended: containerd waits for that
-// before it stops a pod, so that such a guest could stay for ever.
+// before it stops a pod, so that such a guest could stay for ever. A process beside the first is given up: it has to be deleted some time, and
+// others go on.
 func (p *process) insist() {
 	timer := time.NewTimer(cmp.Or(p.service.cfg.KillTime, killTime))
 	defer timer.Stop()
@@ -267,6 +272,15 @@ func (p *process) insist() {
 	case <-p.ended:
 	case <-p.pod.Ended():
 	case <-timer.C:
+		if p.exec != "" {
+			p.mu.Lock()
+			giveUp := p.giveUp
+			p.mu.Unlock()
+			if giveUp != nil {
+				giveUp()
+			}
+			return
+		}
 		p.pod.End(fmt.Errorf("container %s was killed, and the guest has not ended it since", p.container.id))
 	}
 }

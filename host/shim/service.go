@@ -3,7 +3,6 @@ package shim
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -305,52 +304,6 @@ func (s *Service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 	if err := p.kill(ctx, r.GetSignal(), r.GetAll()); err != nil {
 		return nil, answer(err)
 	}
-	return &emptypb.Empty{}, nil
-}
-
-// Exec remembers a process that Start will run.
-func (s *Service) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
-	c, err := s.container(r.GetID())
-	if err != nil {
-		return nil, err
-	}
-	if r.GetExecID() == r.GetID() || sandbox.CheckID(r.GetExecID()) != nil {
-		return nil, invalid("%.100q cannot name a process of container %s", r.GetExecID(), c.id)
-	}
-	var spec specs.Process
-	if err := json.Unmarshal(r.GetSpec().GetValue(), &spec); err != nil {
-		return nil, invalid("reading the process to run in container %s: %v", c.id, err)
-	}
-	spec.Terminal = r.GetTerminal()
-	s.mu.Lock()
-	pod := s.pod
-	s.mu.Unlock()
-	if pod == nil {
-		return nil, precondition("the pod %s does not run", s.cfg.ID)
-	}
-	c.mu.Lock()
-	_, there := c.execs[r.GetExecID()]
-	if !there {
-		c.execs[r.GetExecID()] = nil // taken, while a logging program starts
-	}
-	c.mu.Unlock()
-	if there {
-		return nil, status.Errorf(codes.AlreadyExists, "process %s exists already in container %s", r.GetExecID(), c.id)
-	}
-	p, err := newProcess(ctx, s, pod, c, r.GetExecID(), streams{
-		stdin: r.GetStdin(), stdout: r.GetStdout(), stderr: r.GetStderr(), terminal: r.GetTerminal(),
-	}, &spec)
-	c.mu.Lock()
-	if err == nil {
-		c.execs[r.GetExecID()] = p
-	} else {
-		delete(c.execs, r.GetExecID())
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return nil, answer(err)
-	}
-	s.publish(&eventtypes.TaskExecAdded{ContainerID: c.id, ExecID: p.exec})
 	return &emptypb.Empty{}, nil
 }
 

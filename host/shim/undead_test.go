@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
@@ -176,5 +177,32 @@ func TestStatsOfSilent(t *testing.T) {
 		case <-over.Done():
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestKilledExec gives up a process beside the first that the guest does not end: it can be deleted, and the pod goes on. Without an end there
+// is no room for more and more of them.
+func TestKilledExec(t *testing.T) {
+	e := newEnv(t)
+	e.service.cfg.KillTime = 100 * time.Millisecond
+	vm := e.pod()
+	e.run("c1", untilKilled)
+	e.guest.Exec = undead(t)
+	e.must(e.exec("c1", "e"), e.start("c1", "e"), e.kill("c1", "e", syscall.SIGKILL))
+	if code := e.wait("c1", "e"); code != lostCode {
+		t.Errorf("exit code %d", code)
+	}
+	_, err := e.delete("c1", "e")
+	e.must(err)
+	for i := range maxExecs {
+		e.must(e.exec("c1", fmt.Sprint("x", i)))
+	}
+	wantCode(t, e.exec("c1", "one-more"), codes.ResourceExhausted, "512")
+	_, err = e.delete("c1", "x0")
+	e.must(err, e.exec("c1", "one-more"))
+	select {
+	case <-vm.Exited():
+		t.Error("the virtual machine was ended")
+	default:
 	}
 }
