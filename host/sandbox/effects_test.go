@@ -252,12 +252,11 @@ func TestPin(t *testing.T) {
 		t.Errorf("after it has grown: %d CPUs", got)
 	}
 	bare, _ := silent(vmm.Config{})
-	s.vm, bare = bare, s.vm
-	if err := s.tryPin(t.Context()); !errors.Is(err, errors.ErrUnsupported) {
+	defer bare.Stop(t.Context())
+	other := &Sandbox{cfg: s.cfg, vm: bare}
+	if err := other.tryPin(t.Context()); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("a monitor without threads: %v", err)
 	}
-	s.vm, bare = bare, s.vm
-	_ = bare.Stop(t.Context())
 }
 
 func TestParseCPUs(t *testing.T) {

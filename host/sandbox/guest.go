@@ -238,7 +238,7 @@ func (s *Sandbox) watchHealth() {
 	if err == nil || s.background.Err() != nil {
 		return
 	}
-	s.end(err)
+	s.End(err)
 }
 
 // watchShare ends the VM when its file server has ended before it: whatever in the pod touches a file of the host would wait for ever, while
@@ -263,11 +263,11 @@ func (s *Sandbox) watchShare() {
 	if err == nil {
 		err = errors.New("virtiofsd ended")
 	}
-	s.end(fmt.Errorf("the shared directory is gone: %w", errors.Join(s.outOfMemory(), err)))
+	s.End(fmt.Errorf("the shared directory is gone: %w", errors.Join(s.outOfMemory(), err)))
 }
 
-// end ends the VM for a reason that nobody has asked for.
-func (s *Sandbox) end(reason error) {
+// End ends the VM for a reason that nobody has asked for; Err will say it. What was made on the host stays until Stop.
+func (s *Sandbox) End(reason error) {
 	s.mu.Lock()
 	s.dead = reason
 	s.mu.Unlock()

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ type process struct {
 	copied  chan struct{} // closed when its output has been passed on
 	follows sync.Once
 	quiet   sync.Once
+	killing sync.Once
 
 	starting sync.Mutex // held while it starts, so that its end is not told before its start
 
@@ -49,7 +51,8 @@ type process struct {
 	status tasktypes.Status
 	code   uint32
 	exited time.Time
-	lost   error // why the guest could not tell of its end
+	lost   error  // why the guest could not tell of its end
+	giveUp func() // ends the waiting for its end; not nil once it is followed
 }
 
 // processState is a process at one moment.
@@ -98,6 +101,9 @@ func (p *process) state() processState {
 func (p *process) follow() {
 	p.follows.Do(func() {
 		life, end := context.WithCancel(context.Background())
+		p.mu.Lock()
+		p.giveUp = end
+		p.mu.Unlock()
 		go func() {
 			defer close(p.copied)
 			if err := p.copy.Copy(life, stdio.FromAgent(p.pod.Agent(), p.container.id, p.guestID())); err != nil {
@@ -240,6 +246,9 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 	if p.state().status == tasktypes.Status_STOPPED {
 		return notFound("process %s of container %s has ended", p.name(), p.container.id)
 	}
+	if signal == uint32(unix.SIGKILL) {
+		p.killing.Do(func() { go p.insist() })
+	}
 	err := p.pod.Signal(ctx, p.container.id, p.guestID(), signal, all && p.exec == "")
 	if err == nil {
 		return nil
@@ -248,6 +257,32 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 		return notFound("process %s of container %s has ended with the virtual machine", p.name(), p.container.id)
 	}
 	return err
+}
+
+// killTime is how long a guest may take to end what was killed.
+const killTime = 2 * time.Minute
+
+// insist ends the virtual machine of a guest that was told to kill a container and does not say that it has ended: containerd waits for that
+// before it stops a pod, so that such a guest could stay for ever. A process beside the first is given up: it has to be deleted some time, and
+// others go on.
+func (p *process) insist() {
+	timer := time.NewTimer(cmp.Or(p.service.cfg.KillTime, killTime))
+	defer timer.Stop()
+	select {
+	case <-p.ended:
+	case <-p.pod.Ended():
+	case <-timer.C:
+		if p.exec != "" {
+			p.mu.Lock()
+			giveUp := p.giveUp
+			p.mu.Unlock()
+			if giveUp != nil {
+				giveUp()
+			}
+			return
+		}
+		p.pod.End(fmt.Errorf("container %s was killed, and the guest has not ended it since", p.container.id))
+	}
 }
 
 func (p *process) podEnded() bool {
@@ -291,6 +326,7 @@ func (p *process) discard(ctx context.Context) {
 		}
 	}
 	p.finish(killed)
+	p.copy.Exited(drainTimeout) // a guest that does not say so would let the deletion wait for ever
 }
 
 // discardTimeout bounds the end of a process that was never started.

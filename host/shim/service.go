@@ -1,8 +1,9 @@
 package shim
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -46,8 +47,9 @@ type Config struct {
 	Root string
 	// Self is this program; see sandbox.Config.
 	Self string
-	// StartVM replaces the virtual machine monitor; tests use it.
-	StartVM func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
+	// StartVM replaces the virtual machine monitor, the others what is said at killTime, removeTime and statsTime; tests use them.
+	StartVM                         func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
+	KillTime, RemoveTime, StatsTime time.Duration
 }
 
 // Service is the task service of one pod.
@@ -62,6 +64,7 @@ type Service struct {
 	owner      string    // the container that the pod ends with; "" with the sandbox service
 	containers map[string]*container
 	podState   podState
+	silent     time.Time // when the guest gave no figures in time
 }
 
 // container is one container of the pod.
@@ -72,6 +75,7 @@ type container struct {
 	init   *process // nil until it is made; the service's lock guards it
 
 	deleting sync.Mutex // held by the one deletion
+	kept     time.Time  // when the guest did not remove it for the first time; deleting guards it
 	ooms     atomic.Uint64
 
 	mu    sync.Mutex
@@ -214,7 +218,7 @@ func (s *Service) deleteContainer(ctx context.Context, c *container) error {
 		if last {
 			err = s.stopPod(ctx) // whatever is left inside ends with it
 		} else {
-			err = pod.RemoveContainer(ctx, c.id)
+			err = s.removeInGuest(ctx, pod, c)
 		}
 		if err != nil {
 			return err
@@ -232,6 +236,23 @@ func (s *Service) deleteContainer(ctx context.Context, c *container) error {
 	delete(s.containers, c.id)
 	s.mu.Unlock()
 	return nil
+}
+
+// removeTime is how long a guest may keep a container that is deleted.
+const removeTime = 10 * time.Minute
+
+// removeInGuest removes one container of a pod that goes on. containerd tries until it succeeds, and takes the container for running so long: a
+// guest that never lets go would keep the pod.
+func (s *Service) removeInGuest(ctx context.Context, pod *sandbox.Sandbox, c *container) error {
+	err := pod.RemoveContainer(ctx, c.id)
+	switch {
+	case err == nil:
+	case c.kept.IsZero():
+		c.kept = time.Now()
+	case time.Since(c.kept) > cmp.Or(s.cfg.RemoveTime, removeTime):
+		pod.End(fmt.Errorf("container %s was to be removed, and the guest keeps it: %w", c.id, err))
+	}
+	return err
 }
 
 // Pids names the monitor for all processes of the pod: their own numbers are those of the guest.
@@ -283,52 +304,6 @@ func (s *Service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 	if err := p.kill(ctx, r.GetSignal(), r.GetAll()); err != nil {
 		return nil, answer(err)
 	}
-	return &emptypb.Empty{}, nil
-}
-
-// Exec remembers a process that Start will run.
-func (s *Service) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
-	c, err := s.container(r.GetID())
-	if err != nil {
-		return nil, err
-	}
-	if r.GetExecID() == r.GetID() || sandbox.CheckID(r.GetExecID()) != nil {
-		return nil, invalid("%.100q cannot name a process of container %s", r.GetExecID(), c.id)
-	}
-	var spec specs.Process
-	if err := json.Unmarshal(r.GetSpec().GetValue(), &spec); err != nil {
-		return nil, invalid("reading the process to run in container %s: %v", c.id, err)
-	}
-	spec.Terminal = r.GetTerminal()
-	s.mu.Lock()
-	pod := s.pod
-	s.mu.Unlock()
-	if pod == nil {
-		return nil, precondition("the pod %s does not run", s.cfg.ID)
-	}
-	c.mu.Lock()
-	_, there := c.execs[r.GetExecID()]
-	if !there {
-		c.execs[r.GetExecID()] = nil // taken, while a logging program starts
-	}
-	c.mu.Unlock()
-	if there {
-		return nil, status.Errorf(codes.AlreadyExists, "process %s exists already in container %s", r.GetExecID(), c.id)
-	}
-	p, err := newProcess(ctx, s, pod, c, r.GetExecID(), streams{
-		stdin: r.GetStdin(), stdout: r.GetStdout(), stderr: r.GetStderr(), terminal: r.GetTerminal(),
-	}, &spec)
-	c.mu.Lock()
-	if err == nil {
-		c.execs[r.GetExecID()] = p
-	} else {
-		delete(c.execs, r.GetExecID())
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return nil, answer(err)
-	}
-	s.publish(&eventtypes.TaskExecAdded{ContainerID: c.id, ExecID: p.exec})
 	return &emptypb.Empty{}, nil
 }
 
