@@ -98,7 +98,7 @@ func (a *annotator) apply(name, value string) error {
 	}
 	s, as := a.find(name)
 	if s == nil {
-		return fmt.Errorf("is not supported (hint: `cloister config annotations` lists those that are)")
+		return fmt.Errorf("is not supported%s (hint: `cloister config annotations` lists those that are)", a.near(name))
 	}
 	if err := a.enabled(s.key); err != nil {
 		return err

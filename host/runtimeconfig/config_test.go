@@ -86,7 +86,9 @@ func TestEveryFieldHasASetting(t *testing.T) {
 
 func TestFaults(t *testing.T) {
 	for _, tc := range []struct{ text, says string }{
-		{"[sandbox]\nvcpu = 1\n", `runtime.toml:2: unknown key "sandbox.vcpu"`},
+		{"[sandbox]\nvcpu = 1\n", `runtime.toml:2: unknown key "sandbox.vcpu", did you mean "sandbox.vcpus"?`},
+		{"tee = \"snp\"\n", `runtime.toml:1: unknown key "tee", did you mean "sandbox.tee"?`},
+		{"[timeout]\nboots = \"3m\"\n", `unknown key "timeout.boots", did you mean "timeouts.boot"?`},
 		{"[sandbox]\nqueues = 1\n", `did you mean "network.queues"?`},
 		{"[sandbox]\ntee = \"sgx\"\n", `runtime.toml:2: sandbox.tee is "sgx", want one of none, auto, tpm`},
 		{"x = 1\n", `:1: unknown key "x"`},

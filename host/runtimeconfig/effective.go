@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -182,15 +181,4 @@ func build(leaves []leaf, files []string) (*Effective, error) {
 		return nil, err
 	}
 	return &Effective{Config: b.c, Files: files, Ignored: k.ignored, sources: b.sources}, nil
-}
-
-// near names keys that may have been meant.
-func (b *builder) near(name string) string {
-	_, last, _ := strings.Cut(name, ".")
-	for _, s := range b.all {
-		if _, key, _ := strings.Cut(s.key, "."); last != "" && key == last {
-			return fmt.Sprintf(", did you mean %q?", s.key)
-		}
-	}
-	return ""
 }

@@ -79,16 +79,16 @@ func readOne(file, kind string) ([]leaf, error) {
 // the parser below it.
 func parse(raw []byte, file, kind string) ([]leaf, error) {
 	if len(raw) > maxFile {
-		return nil, fmt.Errorf("%s has more than %d bytes", file, maxFile)
+		return nil, fmt.Errorf("reading the runtime's configuration: %s has more than %d bytes", file, maxFile)
 	}
 	var all map[string]any
 	if err := toml.Unmarshal(raw, &all); err != nil {
 		var at *toml.DecodeError
 		if errors.As(err, &at) {
 			line, col := at.Position()
-			return nil, fmt.Errorf("%s:%d:%d: %w", file, line, col, err)
+			return nil, fmt.Errorf("the runtime's configuration: %s:%d:%d: %w", file, line, col, err)
 		}
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("the runtime's configuration: %s: %w", file, err)
 	}
 	w := walker{file: file, kind: kind, values: all, seen: map[string]bool{}}
 	for i, c := range raw {

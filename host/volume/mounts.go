@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -29,14 +30,15 @@ func readOnly(m specs.Mount) bool {
 	return slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rro")
 }
 
-// mounts goes through the mounts of the specification.
+// mounts goes through the mounts of the specification. containerd 1.6 names /dev/shm of a sandbox twice, which is the same mount in the
+// guest; policies want one mount at each place.
 func (b *build) mounts(ctx context.Context) error {
 	for _, m := range b.req.Spec.Mounts {
 		out, err := b.mount(ctx, m)
 		if err != nil {
 			return fmt.Errorf("mount of %s at %s: %w", m.Source, m.Destination, err)
 		}
-		if out != nil {
+		if out != nil && !slices.ContainsFunc(b.out.Mounts, func(before specs.Mount) bool { return reflect.DeepEqual(before, *out) }) {
 			b.out.Mounts = append(b.out.Mounts, *out)
 		}
 	}

@@ -64,6 +64,17 @@ func TestShmSize(t *testing.T) {
 	}
 }
 
+// TestShmTwice: containerd 1.6 gives a sandbox two mounts at /dev/shm, and policies allow one.
+func TestShmTwice(t *testing.T) {
+	w := newWorld(t)
+	w.confidential()
+	p := w.must(cid, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "size=65536k"}},
+		specs.Mount{Destination: "/dev/shm", Type: "bind", Source: w.mkdir("sandboxes/x/shm"), Options: []string{"rbind", "ro"}})
+	if len(p.Mounts) != 1 || p.Mounts[0].Source != guestShm {
+		t.Errorf("%+v", p.Mounts)
+	}
+}
+
 func TestConfidentialRoot(t *testing.T) {
 	w := newWorld(t)
 	s := w.confidential()
