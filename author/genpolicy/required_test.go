@@ -132,3 +132,16 @@ type oneConfig imagesource.Config
 func (c oneConfig) Image(context.Context, string, imagesource.Need) (*imagesource.Image, error) {
 	return &imagesource.Image{Digest: "sha256:" + strings.Repeat("a", 64), Config: imagesource.Config(c)}, nil
 }
+
+// TestIDs: a number that is no user or group does not become another one.
+func TestIDs(t *testing.T) {
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {securityContext: {%s}, containers: [{name: a, image: x, command: [/a]}]}\n"
+	for text, ok := range map[string]bool{
+		"supplementalGroups: [4294967297]": false, "supplementalGroups: [5, -1]": false, "fsGroup: 4294967297": false, "runAsUser: -1": false,
+		"runAsGroup: 2147483648": false, "runAsUser: 2147483647, supplementalGroups: [2147483647]": true,
+	} {
+		if _, err := generate(t, fmt.Sprintf(pod, text), Options{Images: oneConfig{}}); (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
