@@ -440,6 +440,7 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	}
 	right_type(input.OCI.Annotations, p.OCI.Annotations)
 	right_pod(pod, p.OCI.Annotations)
+	not contains(input.OCI.Root.Path, "$(")
 	regex.match(t.root, replace(input.OCI.Root.Path, id, "$(bundle-id)"))
 	fresh(index, id, p)
 	in_turn(t)
