@@ -76,6 +76,12 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	}
 	all.set("HOSTNAME", "$(host-name)")
 	own := g.variables(path, c)
+	for _, x := range img.Config.Env {
+		name, _, _ := strings.Cut(x, "=")
+		if _, replaced := own.values[name]; !replaced {
+			g.checkImageText(path, c, x)
+		}
+	}
 	for _, n := range own.names {
 		all.set(n, own.values[n])
 	}
@@ -91,6 +97,7 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 		words("command", c.Command)
 	} else {
 		for _, s := range img.Config.Entrypoint {
+			g.checkImageText(path, c, s)
 			args = append(args, escapeDollars(s))
 		}
 	}
@@ -99,6 +106,7 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 		words("args", c.Args)
 	case len(c.Command) == 0:
 		for _, s := range img.Config.Cmd {
+			g.checkImageText(path, c, s)
 			args = append(args, escapeDollars(s))
 		}
 	}
@@ -122,6 +130,16 @@ func (g *generator) checkText(at kubernetes.At, path, s string) {
 	}
 	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
 		g.fail(at, path, "the value is no text")
+	}
+}
+
+// checkImageText is checkText for what the image says.
+func (g *generator) checkImageText(path string, c *kubernetes.Container, s string) {
+	if m := placeholders.FindString(s); m != "" {
+		g.fail(c.At, path+".image", "it has %s in a variable or argument, which has a meaning in policies: the host could choose the value; set it in the manifest", m)
+	}
+	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
+		g.fail(c.At, path+".image", "it has a variable or argument that is no text: %.80q", s)
 	}
 }
 

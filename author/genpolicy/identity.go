@@ -101,7 +101,11 @@ func (g *generator) identity(path string, c *kubernetes.Container, img *imagesou
 	} else {
 		who, _ = lookupUser(list, "0")
 	}
-	for _, x := range []*int64{uid, gid, pod.FSGroup} {
+	ids := []*int64{uid, gid, pod.FSGroup}
+	for i := range pod.SupplementalGroups {
+		ids = append(ids, &pod.SupplementalGroups[i])
+	}
+	for _, x := range ids {
 		if x != nil && (*x < 0 || *x > 1<<31-1) {
 			g.fail(own.At, path+".securityContext", "%d is no user or group", *x)
 		}

@@ -324,6 +324,7 @@ func (m *mounts) imageVolumes(img *imagesource.Image) {
 		if destination == "/" || slices.ContainsFunc(m.list, func(x mount) bool { return x.Destination == destination }) {
 			continue
 		}
+		m.g.warn(m.c.At, m.path+".image", "it makes %s a volume, whose content the host chooses; mount an emptyDir there", destination)
 		base := path.Base(destination)
 		m.list = append(m.list, mount{Destination: destination, Type: v.MountType, Source: v.MountSource + regexp.QuoteMeta(base) + "$", Options: v.Options})
 		m.files = append(m.files, fileMount{Destination: destination, Base: base, Kind: "image", Entries: map[string]fileEntry{}})

@@ -1,6 +1,8 @@
 package genpolicy
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -80,5 +82,66 @@ func TestSealedImages(t *testing.T) {
 	sealed["registry.example/app:1"].Layers[0].HashOffset = 0
 	if _, err := generate(t, pod, Options{Images: sealed, Settings: s}); err == nil {
 		t.Error("a layer without a hash offset is bound")
+	}
+}
+
+// TestImageTexts: what the image says is as it stands; a text that would let the host choose is refused.
+func TestImageTexts(t *testing.T) {
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, image: x%s}]}\n"
+	for name, c := range map[string]struct {
+		config imagesource.Config
+		more   string
+		ok     bool
+	}{
+		"variable":           {imagesource.Config{Entrypoint: []string{"/a"}, Env: []string{"A=$(todo-annotation)"}}, "", false},
+		"part of a variable": {imagesource.Config{Entrypoint: []string{"/a"}, Env: []string{"A=x-$(host-name)-y"}}, "", false},
+		"program":            {imagesource.Config{Entrypoint: []string{"$(node-name)"}}, "", false},
+		"argument":           {imagesource.Config{Entrypoint: []string{"/a"}, Cmd: []string{"$$(pod-uid)"}}, "", false},
+		"zero byte":          {imagesource.Config{Entrypoint: []string{"/a"}, Env: []string{"A=\x00"}}, "", false},
+		"not UTF-8":          {imagesource.Config{Entrypoint: []string{"/a\xff"}}, "", false},
+		"replaced":           {imagesource.Config{Entrypoint: []string{"$(node-name)"}, Cmd: []string{"$(node-name)"}}, ", command: [/b]", true},
+		"variable replaced":  {imagesource.Config{Entrypoint: []string{"/b"}, Env: []string{"A=$(host-name)"}}, ", env: [{name: A, value: x}]", true},
+		"Kubernetes's own":   {imagesource.Config{Entrypoint: []string{"/a", "$(X)"}, Env: []string{"A=$(B)", "C=$$"}}, "", true},
+	} {
+		c.config.WorkingDir = "/"
+		_, err := generate(t, fmt.Sprintf(pod, c.more), Options{Images: oneConfig(c.config)})
+		if (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestImageVolumes: who generates a policy hears of the volumes that the host fills.
+func TestImageVolumes(t *testing.T) {
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, image: x%s}], volumes: [{name: v, emptyDir: {}}]}\n"
+	images := oneConfig(imagesource.Config{Entrypoint: []string{"/a"}, Volumes: []string{"/var/www/html"}})
+	for more, want := range map[string]bool{"": true, ", volumeMounts: [{name: v, mountPath: /var/www/html}]": false} {
+		r, err := generate(t, fmt.Sprintf(pod, more), Options{Images: images})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(fmt.Sprint(r.Warnings), "/var/www/html"); got != want {
+			t.Errorf("%q: %v", more, r.Warnings)
+		}
+	}
+}
+
+// oneConfig is every image.
+type oneConfig imagesource.Config
+
+func (c oneConfig) Image(context.Context, string, imagesource.Need) (*imagesource.Image, error) {
+	return &imagesource.Image{Digest: "sha256:" + strings.Repeat("a", 64), Config: imagesource.Config(c)}, nil
+}
+
+// TestIDs: a number that is no user or group does not become another one.
+func TestIDs(t *testing.T) {
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {securityContext: {%s}, containers: [{name: a, image: x, command: [/a]}]}\n"
+	for text, ok := range map[string]bool{
+		"supplementalGroups: [4294967297]": false, "supplementalGroups: [5, -1]": false, "fsGroup: 4294967297": false, "runAsUser: -1": false,
+		"runAsGroup: 2147483648": false, "runAsUser: 2147483647, supplementalGroups: [2147483647]": true,
+	} {
+		if _, err := generate(t, fmt.Sprintf(pod, text), Options{Images: oneConfig{}}); (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }

@@ -99,6 +99,9 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 func scan(ctx context.Context, blob io.Reader, d v1.Descriptor, unpacked, roots bool, recipe layer.Recipe, maxSize int64) (*facts, error) {
 	c := blob
 	if !unpacked {
+		if d.Size <= 0 { // it bounds what is read: compression has ways to say nothing for ever
+			return nil, fmt.Errorf("its descriptor says that it has %d bytes", d.Size)
+		}
 		var err error
 		if c, err = checkBlob(blob, d); err != nil {
 			return nil, err

@@ -384,8 +384,36 @@ func TestBombs(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, roots := range []bool{false, true} {
-			if _, err := scan(t.Context(), bytes.NewReader(l.blob), v1.Descriptor{Digest: h}, false, roots, "", 1<<20); err == nil {
+			if _, err := scan(t.Context(), bytes.NewReader(l.blob), v1.Descriptor{Digest: h, Size: int64(len(l.blob))}, false, roots, "", 1<<20); err == nil {
 				t.Error("a layer above the limit is read")
+			}
+		}
+	}
+}
+
+// endless repeats a text for ever.
+type endless struct {
+	text string
+	at   int
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = e.text[e.at%len(e.text)]
+		e.at++
+	}
+	return len(p), nil
+}
+
+// TestEndless: a registry that never ends a layer is left, also when nothing comes out of what it sends.
+func TestEndless(t *testing.T) {
+	h := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}
+	for name, text := range map[string]string{
+		"skippable frames": "\x50\x2a\x4d\x18\x04\x00\x00\x00abcd", "empty members": string(zipped(t, nil).blob), "zeros": strings.Repeat("\x00", 512),
+	} {
+		for _, size := range []int64{0, -1, 1 << 20} {
+			if _, err := scan(t.Context(), &endless{text: text}, v1.Descriptor{Digest: h, Size: size}, false, false, "", 1<<20); err == nil {
+				t.Errorf("%s: a layer without end is read as one of %d bytes", name, size)
 			}
 		}
 	}
@@ -404,7 +432,7 @@ func FuzzScan(f *testing.F) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		d := v1.Descriptor{Digest: h}
+		d := v1.Descriptor{Digest: h, Size: int64(len(blob))}
 		a, err1 := scan(ctx, bytes.NewReader(blob), d, false, false, "", 1<<20)
 		b, err2 := scan(ctx, bytes.NewReader(blob), d, false, true, layer.Cloister, 1<<20)
 		if err1 == nil && err2 == nil && (a.DiffID != b.DiffID || !reflect.DeepEqual(a.Passwd, b.Passwd)) {

@@ -71,12 +71,14 @@ func (s *Snapshotter) discard(dir string) {
 	if err == nil {
 		err = os.RemoveAll(dir)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err != nil {
 		s.log.Warn("removing a directory", "path", dir, "error", err)
-		s.mu.Lock()
 		s.left[dir] = true
-		s.mu.Unlock()
+		return
 	}
+	delete(s.left, dir) // a snapshot may get the same number
 }
 
 // Unmount unmounts all layers, for who has no containers any more.

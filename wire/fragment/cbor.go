@@ -140,12 +140,12 @@ func (r *reader) skip(depth int) error {
 	case majorBytes, majorText:
 		_, err = r.take(arg)
 		return err
-	case majorMap:
-		arg *= 2
-		fallthrough
-	case majorArray:
-		if arg > 2*maxItems {
+	case majorMap, majorArray:
+		if arg > maxItems { // before it is doubled
 			return errors.New("too many items")
+		}
+		if major == majorMap {
+			arg *= 2
 		}
 		for range arg {
 			if err := r.skip(depth + 1); err != nil {

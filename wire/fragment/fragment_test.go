@@ -278,6 +278,15 @@ func TestSignRefuses(t *testing.T) {
 	}
 }
 
+// TestManyItems: a map whose number of values does not fit into a number is not an empty one.
+func TestManyItems(t *testing.T) {
+	for _, raw := range []string{"\xbb\x80\x00\x00\x00\x00\x00\x00\x00", "\xbb\xff\xff\xff\xff\xff\xff\xff\xff", "\x9b\x80\x00\x00\x00\x00\x00\x00\x00", "\xb9\x01\x01"} {
+		if err := (&reader{data: []byte(raw)}).skip(0); err == nil || !strings.Contains(err.Error(), "too many") {
+			t.Errorf("%x: %v", raw, err)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	s := newSigner(f, didtest.NewKey(f))
 	raw, err := Sign(s.header, []byte(module), s.key)

@@ -1,0 +1,80 @@
+package policy_test
+
+import (
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cloister/cloister/test/kubepod"
+	"github.com/cloister/cloister/wire/agent"
+)
+
+// TestKubernetesMembers has members of requests that no pod sets, each of them alone.
+func TestKubernetesMembers(t *testing.T) {
+	web := kubepod.Workload("web")
+	web.OCI()["Hostname"] = "web-pod"
+	web.Process()["Rlimits"] = []kubepod.Object{{"Type": "RLIMIT_NOFILE", "Hard": 1024, "Soft": 1024}}
+	web.Process()["ApparmorProfile"], web.Process()["OOMScoreAdj"] = "", -998
+	pause := kubepod.Pause()
+	type req = *agent.CreateContainerRequest
+	data := kubepod.Data(pause, web)
+	data["request_defaults"].(kubepod.Object)["ReadStreamRequest"] = false
+	attackAll(t, data, func(id string) req {
+		r := web.Request(id)
+		r.OCI.Hostname = "web-pod"
+		r.OCI.Process.Rlimits = []*agent.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}}
+		r.OCI.Linux.Resources = &agent.LinuxResources{Memory: &agent.LinuxMemory{Limit: 1 << 30}, CPU: &agent.LinuxCPU{Shares: 2}}
+		return r
+	}, []attack{
+		{"another system", func(r req) { r.OCI.Solaris = &agent.Solaris{} }, "Solaris"},
+		{"one more system", func(r req) { r.OCI.Windows = &agent.Windows{} }, "Windows"},
+		{"group mapping", func(r req) { r.OCI.Linux.GIDMappings = []*agent.LinuxIDMapping{{Size: 1}} }, "GIDMappings"},
+		{"label of mounts", func(r req) { r.OCI.Linux.MountLabel = "x" }, "MountLabel"},
+		{"cache", func(r req) { r.OCI.Linux.IntelRdt = &agent.LinuxIntelRdt{} }, "IntelRdt"},
+		{"block I/O", func(r req) { r.OCI.Linux.Resources.BlockIO = &agent.LinuxBlockIO{} }, "BlockIO"},
+		{"network class", func(r req) { r.OCI.Linux.Resources.Network = &agent.LinuxNetwork{} }, "Network"},
+		{"processes", func(r req) { r.OCI.Linux.Resources.Pids = &agent.LinuxPids{} }, "Pids"},
+		{"kernel memory", func(r req) { r.OCI.Linux.Resources.Memory.Kernel = 1 }, "Kernel"},
+		{"kernel TCP memory", func(r req) { r.OCI.Linux.Resources.Memory.KernelTCP = 1 }, "KernelTCP"},
+		{"realtime period", func(r req) { r.OCI.Linux.Resources.CPU.RealtimePeriod = 1 }, "RealtimePeriod"},
+		{"output on the host's port", func(r req) { r.StdoutPort = 5000 }, "ReadStreamRequest"},
+		{"errors on the host's port", func(r req) { r.StderrPort = 5000 }, "ReadStreamRequest"},
+		{"exec id of another", func(r req) { r.ExecId = "x" }, "exec_id"},
+		{"host name", func(r req) { r.OCI.Hostname = "evil" }, "ostname"},
+		{"limits", func(r req) { r.OCI.Process.Rlimits[0].Soft = 1 }, "Rlimits"},
+		{"profile", func(r req) { r.OCI.Process.ApparmorProfile = "unconfined" }, "ApparmorProfile"},
+		{"kill order", func(r req) { r.OCI.Process.OOMScoreAdj = -1000 }, "OOMScoreAdj"},
+		{"root and image of another container", func(r req) {
+			r.OCI.Root.Path = "/run/kata-containers/" + kubepod.SandboxID + "/rootfs"
+			pulledStorage(r).MountPoint = r.OCI.Root.Path
+		}, "Root.Path"},
+		{"placeholder written out in the root", func(r req) {
+			r.OCI.Root.Path = "/run/kata-containers/$(bundle-id)/rootfs"
+			pulledStorage(r).MountPoint = r.OCI.Root.Path
+		}, "Root.Path"},
+		{"group of the image", func(r req) { pulledStorage(r).FsGroup = &agent.FSGroup{} }, "fs_group"},
+		{"shared image", func(r req) { pulledStorage(r).Shared = true }, "shared"},
+		{"file system of the image", func(r req) { pulledStorage(r).Fstype = "virtiofs" }, "fstype"},
+		{"image without its kind", func(r req) { pulledStorage(r).DriverOptions = nil }, "for_sandbox"},
+		{"image of two kinds", func(r req) {
+			pulledStorage(r).DriverOptions = append(pulledStorage(r).DriverOptions, `image_guest_pull={"metadata":{"io.kubernetes.cri-o.ContainerType":"sandbox"}}`)
+		}, "for_sandbox"},
+	})
+}
+
+// TestKubernetesPauseMembers: what the pause container alone says.
+func TestKubernetesPauseMembers(t *testing.T) {
+	pause := kubepod.Pause()
+	type req = *agent.CreateContainerRequest
+	attackAll(t, kubepod.Data(pause, kubepod.Workload("web")), func(id string) req { return proto.CloneOf(pause.Request(id)) }, []attack{
+		{"logs elsewhere", func(r req) {
+			a := r.OCI.Annotations
+			a["io.kubernetes.cri.sandbox-log-directory"] = strings.Replace(a["io.kubernetes.cri.sandbox-log-directory"], "web-pod", "other", 1)
+		}, "sandbox-log-directory"},
+		{"logs in a pattern", func(r req) { r.OCI.Annotations["io.kubernetes.cri.sandbox-log-directory"] += "/.." }, "sandbox-log-directory"},
+		{"another network", func(r req) { r.OCI.Annotations["nerdctl/network-namespace"] = "/proc/1/ns/net" }, "network-namespace"},
+		{"no network", func(r req) { delete(r.OCI.Annotations, "nerdctl/network-namespace") }, "network-namespace"},
+		{"an image in its place", func(r req) { pulledStorage(r).Source = "evil.example/pause:1" }, ""},
+	})
+}
