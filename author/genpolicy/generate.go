@@ -89,6 +89,7 @@ func Generate(ctx context.Context, set *kubernetes.Set, w *kubernetes.Workload, 
 		Cloister:  ownData{Version: 1, EnforceOrder: !o.AnyOrder, BindFiles: !o.AnyFiles},
 	}
 	g.checkPod()
+	g.warnRuntime()
 	if err := g.fetch(ctx); err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package kubernetes
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -95,7 +93,8 @@ func documents(in Input, problems *Problems) []*yaml.Node {
 		fail(0, "the file has more than %d bytes", maxFileBytes)
 		return nil
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(in.Data))
+	text := &lines{rest: in.Data}
+	dec := yaml.NewDecoder(text)
 	var out []*yaml.Node
 	for {
 		n, err := nextDocument(dec)
@@ -103,7 +102,8 @@ func documents(in Input, problems *Problems) []*yaml.Node {
 			return out
 		}
 		if err != nil {
-			fail(0, "%s", strings.TrimPrefix(err.Error(), "yaml: "))
+			line, message := syntaxError(err, in.Data, text.given)
+			fail(line, "%s", message)
 			return out
 		}
 		if len(out) == maxDocuments {

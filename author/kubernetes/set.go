@@ -52,17 +52,19 @@ func (w *Workload) Object() string {
 // Namespace of the pods; empty if the manifest leaves it open.
 func (w *Workload) Namespace() string { return w.Meta.Namespace }
 
-// Problem is a problem at a place of this workload. at is below the pod's spec; n may be nil.
+// Problem is a problem at a place of this workload. at is below the pod's spec; n, which may be nil, is the object that has it. The line
+// is that of the last part of at that is there.
 func (w *Workload) Problem(n *yaml.Node, at, format string, args ...any) Problem {
 	p := Problem{File: w.File, Object: w.Object(), Path: w.Path, Message: fmt.Sprintf(format, args...)}
-	if at != "" {
-		p.Path += "." + at
-	}
 	if n == nil {
 		n = w.Spec.Node
 	}
 	if n != nil {
 		p.Line = n.Line
+	}
+	if at != "" {
+		p.Path += "." + at
+		p.Line = max(p.Line, lineOf(w.pod, "spec."+at))
 	}
 	return p
 }
