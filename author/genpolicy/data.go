@@ -48,6 +48,8 @@ type container struct {
 	RequiredEnv    []string    `json:"required_env"`
 	RequiredMounts []string    `json:"required_mounts"`
 	Directories    []directory `json:"directories,omitempty"`
+	// ClusterValues has the regular expression of what can stand in the place of $(cluster:NAME) in Args and Env, by NAME.
+	ClusterValues map[string]string `json:"cluster_values,omitempty"`
 }
 
 // Kinds of containers.

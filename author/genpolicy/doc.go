@@ -32,6 +32,8 @@
 //	containers[].required_mounts destinations that must be mounted: the volumeMounts of the manifest
 //	containers[].directories     {destination, options}: a mount of a sub-path of an emptyDir, and the options of a storage of
 //	                             driver "local" at its source by which the host may have the guest make that directory
+//	containers[].cluster_values  name of a variable that the cluster adds -> regular expression of what the kubelet can make of $(NAME)
+//	                             in the manifest; OCI.Process.Args and Env have $(cluster:NAME) there
 //	containers[].OCI.Mounts[].written
 //	                             how the manifest writes the destination where that is another way ("/data/"): requests may, too
 //	containers[].OCI.Mounts[].volume, containers[].storages[].volume

@@ -201,12 +201,17 @@ address_pattern := concat("", [
 has_placeholder(text) if {
 	contains(text, "$(")
 	regex.match(
-		`\$\((?:host-name|node-name|pod-uid|resource-field|todo-annotation|pod-ip|host-ip|sandbox-name|sandbox-namespace)\)`,
+		`\$\((?:host-name|node-name|pod-uid|resource-field|todo-annotation|pod-ip|host-ip|sandbox-name|sandbox-namespace|cluster:[A-Za-z0-9_.-]+)\)`,
 		text,
 	)
 }
 
-template(text) := concat("", ["^", strings.replace_n(placeholders, quoted(text)), "$"])
+template(text, c) := concat("", ["^", strings.replace_n(object.union(placeholders, cluster_values(c)), quoted(text)), "$"])
+
+# Variables that the cluster adds, where the manifest names them.
+cluster_values(c) := {quoted(concat("", ["$(cluster:", name, ")"])): pattern |
+	some name, pattern in object.get(c, "cluster_values", {})
+}
 
 # A template of the policy with what this pod is called.
 for_pod(pattern, pod) := replace(
@@ -256,10 +261,10 @@ table[index] := t if {
 			some one in env
 			has_placeholder(one)
 			name := env_name(one)
-			patterns := [template(v) | some v in env; has_placeholder(v); env_name(v) == name]
+			patterns := [template(v, c) | some v in env; has_placeholder(v); env_name(v) == name]
 		},
 		"args": [replace(v, "$$", "$") | some v in args],
-		"arg_templates": {n: template(replace(v, "$$", "$")) | some n, v in args; has_placeholder(v)},
+		"arg_templates": {n: template(replace(v, "$$", "$"), c) | some n, v in args; has_placeholder(v)},
 		"mounts": {m | some m in mounts; m.source != ""; not is_pattern(m.source)},
 		"mounts_at": {d: list |
 			some m in mounts

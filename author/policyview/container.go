@@ -39,6 +39,11 @@ func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
 	if left := optional(process.Env, c.RequiredEnv); left != "" {
 		pg.row("optional", left+": the host may leave these variables out")
 	}
+	var cluster []string
+	for _, name := range sorted(c.ClusterValues) {
+		cluster = append(cluster, fmt.Sprintf("$(cluster:%s) is any text that fits %s", safe(name), safe(c.ClusterValues[name])))
+	}
+	pg.row("cluster", cluster...)
 	var mounts []string
 	for _, m := range c.OCI.Mounts {
 		if text := mount(p, c, m); text != "" {

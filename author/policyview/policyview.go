@@ -66,6 +66,8 @@ type containerData struct {
 	// Names and destinations that the host may not leave out; nil in data of other generators.
 	RequiredEnv    *[]string `json:"required_env"`
 	RequiredMounts *[]string `json:"required_mounts"`
+	// ClusterValues are expressions of what $(cluster:NAME) can be, by name.
+	ClusterValues map[string]string `json:"cluster_values"`
 }
 
 type ociData struct {

@@ -17,7 +17,7 @@ policy_data := {
     {"name": "web", "kind": "container", "exec_commands": [["/bin/check", "now and then"]], "signals": [15], "restarts": false,
      "image": {"reference": "nginx:1", "digest": "sha256:aa", "by_tag": false},
      "files": [{"destination": "/etc/conf", "volume": "conf", "kind": "configMap", "bound": true, "entries": {"a": {"sha256": "11"}}}],
-     "required_env": ["PASSWORD"], "required_mounts": ["/etc/conf", "/scratch"],
+     "cluster_values": {"DB_PORT": "(?:[0-9]{1,5})"}, "required_env": ["PASSWORD"], "required_mounts": ["/etc/conf", "/scratch"],
      "storages": [{"driver": "erofs-verity-layer", "options": ["X-kata.partition-number=1", "X-kata.dmverity.roothash=abcd", "X-kata.dmverity.hashoffset=4096", "X-cloister.sealed.key-id=kbs:///a/b/c"]},
                   {"driver": "", "volume": "scratch", "driver_options": ["encryption_key=ephemeral"]}],
      "OCI": {"Process": {"Args": ["/bin/serve", "\u001b[2J"], "Env": ["PASSWORD=swordfish", "A=1"], "User": {"UID": 1, "GID": 2}, "Capabilities": {"Bounding": ["$(privileged_caps)"]}},
@@ -51,7 +51,7 @@ func TestPage(t *testing.T) {
 	page := b.String()
 	for _, want := range []string{
 		"A pod of 3 containers", "^web$", "(pause)", "the guest's own pause program", "web, container", "nginx:1, bound by digest sha256:aa",
-		"variables  PASSWORD A", "1:2", "/etc/conf read-only, configMap conf, 1 files bound by digest", "/data read-write, may be left out, content chosen by the host",
+		"variables  PASSWORD A", "cluster    $(cluster:DB_PORT) is any text that fits (?:[0-9]{1,5})", "1:2", "/etc/conf read-only, configMap conf, 1 files bound by digest", "/data read-write, may be left out, content chosen by the host",
 		"layer of the host, number 1, bound by verity root abcd at byte 4096, sealed with kbs:///a/b/c", "optional   A: the host may leave",
 		"/scratch read-write, disk of the host for the volume scratch alone, encrypted", "/plain read-write, may be left out, disk of the host for the volume plain alone, not",
 		"directory of the disk of the host for the volume scratch alone, encrypted", "add variables to any container that fit one of 2 patterns",
