@@ -82,6 +82,13 @@ type fileMount struct {
 	Single      bool                 `json:"single"`
 	Bound       bool                 `json:"bound"`
 	Entries     map[string]fileEntry `json:"entries"`
+	Free        *freeFiles           `json:"free,omitempty"`
+}
+
+// freeFiles says where a volume that is bound in part can have files of any content, besides its entries.
+type freeFiles struct {
+	Any   bool     `json:"any"` // anywhere but at, above and below the entries
+	Paths []string `json:"paths"`
 }
 
 type fileEntry struct {

@@ -28,6 +28,9 @@
 //	                 directory ..<timestamp> with symlinks in front (..data -> ..<timestamp>, key -> ..data/key)
 //	    bound        no other regular file may be there; false where some content is not known (a ConfigMap that was not
 //	                 given, a token)
+//	    free         of a volume that is bound in part {any, paths}: some of its sources are known and in entries; files of the others
+//	                 are at paths, or, if any is true, anywhere but at, above and below the paths of entries. Not there: the whole
+//	                 volume is bound, or nothing of it
 //	containers[].required_env    names of variables that must be there: all of the image and the manifest
 //	containers[].required_mounts destinations that must be mounted: the volumeMounts of the manifest
 //	containers[].directories     {destination, options}: a mount of a sub-path of an emptyDir, and the options of a storage of

@@ -295,10 +295,40 @@ type Projected struct {
 type Source struct {
 	ConfigMap *ConfigVolume `k:"configMap"`
 	Secret    *ProjSecret   `k:"secret"`
-	Token     *AnyRef       `k:"serviceAccountToken"`
-	Downward  *AnyRef       `k:"downwardAPI"`
-	Trust     *AnyRef       `k:"clusterTrustBundle"`
-	PodCert   *AnyRef       `k:"podCertificate"`
+	Token     *MadeSource   `k:"serviceAccountToken"`
+	Downward  *MadeSource   `k:"downwardAPI"`
+	Trust     *MadeSource   `k:"clusterTrustBundle"`
+	PodCert   *MadeSource   `k:"podCertificate"`
+}
+
+// MadeSource is a source that the cluster makes for the pod; only the places of its files are read.
+type MadeSource struct {
+	Path       string     `k:"path"`
+	Items      []MadeItem `k:"items"` // of the downward API
+	KeyPath    string     `k:"keyPath"`
+	ChainPath  string     `k:"certificateChainPath"`
+	BundlePath string     `k:"credentialBundlePath"`
+	_          struct{}   `accept:"*"`
+}
+
+// MadeItem is one file of the downward API.
+type MadeItem struct {
+	Path string   `k:"path"`
+	_    struct{} `accept:"*"`
+}
+
+// Paths are those of the files, in no order.
+func (m *MadeSource) Paths() []string {
+	var out []string
+	for _, p := range []string{m.Path, m.KeyPath, m.ChainPath, m.BundlePath} {
+		if p != "" {
+			out = append(out, p)
+		}
+	}
+	for _, it := range m.Items {
+		out = append(out, it.Path)
+	}
+	return out
 }
 
 // ProjSecret is a Secret as the source of a projected volume.

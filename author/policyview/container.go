@@ -161,6 +161,9 @@ func origin(p *Policy, c *containerData, m mountData) string {
 		if f.Bound && p.bindsFiles() {
 			return fmt.Sprintf("%s, %d files bound by digest", what, len(f.Entries))
 		}
+		if f.Free != nil && p.bindsFiles() {
+			return fmt.Sprintf("%s, %d files bound by digest, content of %s chosen by the host", what, len(f.Entries), f.open())
+		}
 		return what + ", content chosen by the host"
 	}
 	switch {
@@ -197,4 +200,12 @@ func optional(env []string, required *[]string) string {
 		}
 	}
 	return strings.Join(out, " ")
+}
+
+// open names the files that are not bound in a volume of which others are.
+func (f *fileData) open() string {
+	if f.Free.Any {
+		return "all others"
+	}
+	return safe(strings.Join(f.Free.Paths, " "))
 }

@@ -118,6 +118,10 @@ type fileData struct {
 	Kind        string         `json:"kind"`
 	Bound       bool           `json:"bound"`
 	Entries     map[string]any `json:"entries"`
+	Free        *struct {
+		Any   bool     `json:"any"`
+		Paths []string `json:"paths"`
+	} `json:"free"`
 }
 
 // Parse takes the text of a policy apart. Both dialects of Rego are read, as the guest does. Policies of Azure Container Instances
