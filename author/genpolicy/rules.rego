@@ -1413,8 +1413,8 @@ proper_path(path) if {
 
 # A volume of known content: the declared files, where kubelet puts them, each path once, before a container uses it.
 CopyFileRequest := {"allowed": true, "ops": ops} if {
-	proper_path(input.path)
 	bound_base
+	proper_path(input.path)
 	root := volume.root
 	below := volume.below
 	content := declared_content(volume.base, below)
@@ -1441,10 +1441,11 @@ stays(tree, "..data", content) if {
 # A volume that is bound in part follows the kubelet while a container uses it. What is known stays as it is: a new version
 # shows when it has all of that.
 CopyFileRequest := {"allowed": true, "ops": ops} if {
-	proper_path(input.path)
+	bound_base
 	root := volume.root
-	below := volume.below
 	mounts := data.pstate[concat("", ["closed:", root])]
+	proper_path(input.path)
+	below := volume.below
 	tree := data.pstate[concat("", ["tree:", root])]
 	content := declared_content(volume.base, below)
 	not below_a_link(tree, below)
