@@ -187,7 +187,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 		Name: c.Name, SandboxPidns: g.w.Spec.ShareProcessNamespace, ExecCommands: execCommands(c), Signals: g.signals(path, c, img),
 		Files: m.files, Storages: m.storages, Devices: slices.Concat(m.devices, g.vfio(path, c)), AnnoPatterns: g.vfioPatterns(g.gpus(path, c) > 0),
 		OCI:         oci{Version: g.s.Kata.OCIVersion, Process: p, Root: r, Mounts: m.list, Annotations: annotations, Linux: g.linux(t, c.Security.Privileged, false)},
-		RequiredEnv: text.required, RequiredMounts: m.required, Directories: m.parts,
+		RequiredEnv: text.required, RequiredMounts: m.required, Directories: m.parts, ClusterValues: text.cluster,
 	}
 	entry.AnnoPatterns[`^io\.kubernetes\.container\.terminationMessagePath$`] = `^/.*$`
 	entry.AnnoPatterns[`^io\.kubernetes\.container\.terminationMessagePolicy$`] = `^(File|FallbackToLogsOnError)$`
@@ -257,7 +257,8 @@ func capName(name string) string {
 	return "CAP_" + name
 }
 
-// execCommands are what the kubelet runs in the container.
+// execCommands are what the kubelet runs in the container. In those of probes it expands variables, by their plain text in the manifest;
+// ones with a source count as empty. Those of hooks it takes as they are.
 func execCommands(c *kubernetes.Container) [][]string {
 	out := [][]string{}
 	add := func(e *kubernetes.Exec) {
@@ -265,9 +266,17 @@ func execCommands(c *kubernetes.Container) [][]string {
 			out = append(out, e.Command)
 		}
 	}
+	static := map[string]string{}
+	for _, v := range c.Env {
+		static[v.Name] = v.Value
+	}
 	for _, p := range []*kubernetes.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-		if p != nil {
-			add(p.Exec)
+		if p != nil && p.Exec != nil {
+			var command []string
+			for _, word := range p.Exec.Command {
+				command = append(command, kubernetes.Expand(word, static))
+			}
+			add(&kubernetes.Exec{Command: command})
 		}
 	}
 	for _, h := range []*kubernetes.Hook{c.Lifecycle.PostStart, c.Lifecycle.PreStop} {

@@ -48,6 +48,8 @@ type container struct {
 	RequiredEnv    []string    `json:"required_env"`
 	RequiredMounts []string    `json:"required_mounts"`
 	Directories    []directory `json:"directories,omitempty"`
+	// ClusterValues has the regular expression of what can stand in the place of $(cluster:NAME) in Args and Env, by NAME.
+	ClusterValues map[string]string `json:"cluster_values,omitempty"`
 }
 
 // Kinds of containers.
@@ -80,6 +82,13 @@ type fileMount struct {
 	Single      bool                 `json:"single"`
 	Bound       bool                 `json:"bound"`
 	Entries     map[string]fileEntry `json:"entries"`
+	Free        *freeFiles           `json:"free,omitempty"`
+}
+
+// freeFiles says where a volume that is bound in part can have files of any content, besides its entries.
+type freeFiles struct {
+	Any   bool     `json:"any"` // anywhere but at, above and below the entries
+	Paths []string `json:"paths"`
 }
 
 type fileEntry struct {

@@ -28,10 +28,15 @@
 //	                 directory ..<timestamp> with symlinks in front (..data -> ..<timestamp>, key -> ..data/key)
 //	    bound        no other regular file may be there; false where some content is not known (a ConfigMap that was not
 //	                 given, a token)
+//	    free         of a volume that is bound in part {any, paths}: some of its sources are known and in entries; files of the others
+//	                 are at paths, or, if any is true, anywhere but at, above and below the paths of entries. Not there: the whole
+//	                 volume is bound, or nothing of it
 //	containers[].required_env    names of variables that must be there: all of the image and the manifest
 //	containers[].required_mounts destinations that must be mounted: the volumeMounts of the manifest
 //	containers[].directories     {destination, options}: a mount of a sub-path of an emptyDir, and the options of a storage of
 //	                             driver "local" at its source by which the host may have the guest make that directory
+//	containers[].cluster_values  name of a variable that the cluster adds -> regular expression of what the kubelet can make of $(NAME)
+//	                             in the manifest; OCI.Process.Args and Env have $(cluster:NAME) there
 //	containers[].OCI.Mounts[].written
 //	                             how the manifest writes the destination where that is another way ("/data/"): requests may, too
 //	containers[].OCI.Mounts[].volume, containers[].storages[].volume

@@ -48,13 +48,14 @@ func (e *environment) list() []string {
 }
 
 // placeholders are texts with a meaning in rules. In a manifest they would let the host choose a value.
-var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation)\)`)
+var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation|cluster:[A-Za-z0-9_.-]+)\)`)
 
 // texts are what a container's process is given.
 type texts struct {
 	args, env []string
 	required  []string          // names of env that must be there: the image's and the manifest's
 	values    map[string]string // of the manifest's own variables
+	cluster   map[string]string // variables of the cluster that args and env name: what can stand in their place
 }
 
 // processText is the arguments and the environment of a container.
@@ -75,7 +76,8 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 		all.set("TERM", "xterm")
 	}
 	all.set("HOSTNAME", "$(host-name)")
-	own := g.variables(path, c)
+	cluster := map[string]string{}
+	own := g.variables(path, c, cluster)
 	for _, x := range img.Config.Env {
 		name, _, _ := strings.Cut(x, "=")
 		if _, replaced := own.values[name]; !replaced {
@@ -89,8 +91,10 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	// What Kubernetes expands are the manifest's words, by the manifest's variables; the image's stay as they are.
 	words := func(field string, list []string) {
 		for i, s := range list {
-			g.checkText(c.At, fmt.Sprintf("%s.%s[%d]", path, field, i), s)
-			args = append(args, escapeDollars(kubernetes.Expand(s, own.values)))
+			where := fmt.Sprintf("%s.%s[%d]", path, field, i)
+			g.checkText(c.At, where, s)
+			l := lookup{g: g, at: c.At, path: where, values: own.values, found: cluster}
+			args = append(args, escapeDollars(kubernetes.ExpandBy(s, l.value)))
 		}
 	}
 	if len(c.Command) > 0 {
@@ -113,7 +117,7 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	if len(args) == 0 && g.images[c.Image] != nil {
 		g.fail(c.At, path+".command", "neither the manifest nor the image names a command")
 	}
-	return texts{args: args, env: all.list(), required: required, values: own.values}
+	return texts{args: args, env: all.list(), required: required, values: own.values, cluster: cluster}
 }
 
 // escapeDollars undoes what rules do with arguments: they read $$ as $.
@@ -143,8 +147,8 @@ func (g *generator) checkImageText(path string, c *kubernetes.Container, s strin
 	}
 }
 
-// variables are those of the manifest: envFrom, then env in its order.
-func (g *generator) variables(path string, c *kubernetes.Container) environment {
+// variables are those of the manifest: envFrom, then env in its order. Those of the cluster that they name are put into cluster.
+func (g *generator) variables(path string, c *kubernetes.Container, cluster map[string]string) environment {
 	var env environment
 	for i, from := range c.EnvFrom {
 		where := fmt.Sprintf("%s.envFrom[%d]", path, i)
@@ -168,7 +172,8 @@ func (g *generator) variables(path string, c *kubernetes.Container) environment 
 		}
 		if v.ValueFrom == nil {
 			g.checkText(v.At, where+".value", v.Value)
-			env.set(v.Name, kubernetes.Expand(v.Value, env.values))
+			l := lookup{g: g, at: v.At, path: where + ".value", values: env.values, inEnv: true, found: cluster}
+			env.set(v.Name, kubernetes.ExpandBy(v.Value, l.value))
 			continue
 		}
 		if value, ok := g.envValue(where+".valueFrom", v); ok {

@@ -3,6 +3,7 @@ package genpolicy
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"path"
 	"regexp"
@@ -43,7 +44,7 @@ func (m *mounts) config(where string, vm *kubernetes.VolumeMount, v *kubernetes.
 			case s.Secret != nil:
 				c.secret(s.Secret.Name, s.Secret.Items, s.Secret.Optional)
 			default:
-				f.Bound = false // tokens and fields of the pod are made anew
+				c.made(&s)
 			}
 		}
 	}
@@ -52,15 +53,66 @@ func (m *mounts) config(where string, vm *kubernetes.VolumeMount, v *kubernetes.
 	} else if vm.SubPath != "" {
 		c.subPath(path.Clean(vm.SubPath))
 	}
+	switch known := len(f.Entries) > 0; {
+	case f.Bound, !known:
+	case !c.any && len(c.free) == 0: // later sources have replaced all that was not known
+		f.Bound = true
+	default:
+		f.Free = &freeFiles{Any: c.any, Paths: append([]string{}, slices.Sorted(maps.Keys(c.free))...)}
+	}
 	m.files = append(m.files, f)
 }
 
-// contents gathers the files of a volume.
+// contents gathers the files of a volume. The sources of a projected volume come one after the other: a later one's file replaces an
+// earlier one's at the same path, as the kubelet has it.
 type contents struct {
 	m     *mounts
 	vm    *kubernetes.VolumeMount
 	where string
 	out   *fileMount
+	free  map[string]bool // paths of files with unknown content
+	any   bool            // such files can be anywhere
+}
+
+// known puts a file whose content is known.
+func (c *contents) known(at string, e fileEntry) {
+	c.out.Entries[at] = e
+	delete(c.free, at)
+}
+
+// unknown says where the files of a source are of which no more is known; without paths, they can be anywhere.
+func (c *contents) unknown(what string, paths []string) {
+	c.out.Bound = false
+	if len(paths) == 0 {
+		c.any = true
+	}
+	for _, p := range paths {
+		p = path.Clean(p)
+		if _, ok := c.out.Entries[p]; ok {
+			c.m.g.fail(c.vm.At, c.where, "%s, whose content is not known, replaces the file %q of a source before it; give it another path", what, p)
+			continue
+		}
+		if c.free == nil {
+			c.free = map[string]bool{}
+		}
+		c.free[p] = true
+	}
+}
+
+// made is a source that the cluster makes: a token, fields of the pod, certificates.
+func (c *contents) made(s *kubernetes.Source) {
+	switch {
+	case s.Token != nil:
+		c.unknown("a token", s.Token.Paths())
+	case s.Downward != nil:
+		c.unknown("the downward API", s.Downward.Paths())
+	case s.Trust != nil:
+		c.unknown("a trust bundle", s.Trust.Paths())
+	case s.PodCert != nil:
+		c.unknown("a certificate", s.PodCert.Paths())
+	default:
+		c.unknown("a source", nil)
+	}
 }
 
 func (c *contents) configMap(name string, items []kubernetes.Item, optional bool) {
@@ -80,7 +132,11 @@ func (c *contents) secret(name string, items []kubernetes.Item, optional bool) {
 
 func (c *contents) add(kind, name string, data map[string]string, known bool, items []kubernetes.Item, optional bool) {
 	if !known {
-		c.out.Bound = false
+		var paths []string
+		for _, it := range items {
+			paths = append(paths, it.Path)
+		}
+		c.unknown(fmt.Sprintf("%s %q", kind, name), paths)
 		if !optional {
 			c.m.g.warn(c.vm.At, c.where, "the content of %s %q is not known, so the host may choose it; give it by --config-file", kind, name)
 		}
@@ -88,7 +144,7 @@ func (c *contents) add(kind, name string, data map[string]string, known bool, it
 	}
 	if len(items) == 0 {
 		for _, k := range slices.Sorted(maps.Keys(data)) {
-			c.out.Entries[k] = entry(data[k])
+			c.known(k, entry(data[k]))
 		}
 		return
 	}
@@ -100,26 +156,38 @@ func (c *contents) add(kind, name string, data map[string]string, known bool, it
 			}
 			continue
 		}
-		c.out.Entries[path.Clean(it.Path)] = entry(value)
+		c.known(path.Clean(it.Path), entry(value))
 	}
 }
 
 // subPath keeps the file or directory of the volume that is mounted.
 func (c *contents) subPath(sub string) {
 	if e, ok := c.out.Entries[sub]; ok {
-		c.out.Single, c.out.Entries = true, map[string]fileEntry{"": e}
+		c.out.Single, c.out.Bound, c.out.Entries = true, true, map[string]fileEntry{"": e}
 		return
 	}
-	below := map[string]fileEntry{}
+	if c.free[sub] {
+		c.out.Single, c.out.Entries = true, map[string]fileEntry{}
+		return
+	}
+	below, free := map[string]fileEntry{}, map[string]bool{}
 	for k, e := range c.out.Entries {
 		if rest, ok := strings.CutPrefix(k, sub+"/"); ok {
 			below[rest] = e
 		}
 	}
-	if len(below) == 0 && c.out.Bound {
-		c.m.g.fail(c.vm.At, c.where+".subPath", "the volume has no %q", sub)
+	for k := range c.free {
+		if rest, ok := strings.CutPrefix(k, sub+"/"); ok {
+			free[rest] = true
+		}
 	}
-	c.out.Entries = below
+	// A volume without a file of known content may be anything: a downward API volume, or a ConfigMap that was not given.
+	if known := c.out.Bound || len(c.out.Entries) > 0 && !c.any; known && len(free) == 0 {
+		if c.out.Bound = true; len(below) == 0 {
+			c.m.g.fail(c.vm.At, c.where+".subPath", "the volume has no %q", sub)
+		}
+	}
+	c.out.Entries, c.free = below, free
 }
 
 func entry(content string) fileEntry {

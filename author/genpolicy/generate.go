@@ -66,6 +66,7 @@ type generator struct {
 	s        *Settings
 	images   map[string]*imagesource.Image
 	sealed   map[string]bool // images that were found to be sealed where that cannot be
+	cluster  []clusterVariable
 	problems kubernetes.Problems
 	result   Result
 }
@@ -87,6 +88,10 @@ func Generate(ctx context.Context, set *kubernetes.Set, w *kubernetes.Workload, 
 		Devices:   map[string]any{"vfio": map[string]any{"device_path": g.s.Devices.VFIO.DevicePath}},
 		Fragments: slices.Concat(g.s.Fragments, o.Fragments),
 		Cloister:  ownData{Version: 1, EnforceOrder: !o.AnyOrder, BindFiles: !o.AnyFiles},
+	}
+	var err error
+	if g.cluster, err = g.s.clusterVariables(); err != nil {
+		return nil, kubernetes.Problems{w.Problem(nil, "", "settings: %v", err)}
 	}
 	g.checkPod()
 	g.warnRuntime()

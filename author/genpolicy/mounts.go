@@ -261,7 +261,8 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 func (m *mounts) subPath(vm *kubernetes.VolumeMount) (pattern string, ok bool) {
 	sub := vm.SubPath
 	if vm.SubPathExpr != "" {
-		sub = kubernetes.Expand(vm.SubPathExpr, m.values)
+		l := lookup{g: m.g, at: vm.At, path: m.path, values: m.values, found: map[string]string{}} // any name for those of the cluster
+		sub = kubernetes.ExpandBy(vm.SubPathExpr, l.value)
 	}
 	for part := range strings.SplitSeq(path.Clean("/"+sub), "/") {
 		if part == "" {

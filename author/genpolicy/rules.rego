@@ -16,8 +16,9 @@
 #   "started:<n>"       id of the container whose start was allowed and whose end was not seen
 #   "finished:<n>"      true once a container of entry n has ended with status 0
 #   "retired:<id>"      true for an id that was removed; it is never accepted again
-#   "tree:<root>"       what was copied below a declared volume: path -> digest, link or directory
-#   "closed:<root>"     true once a container uses the volume: nothing more is copied
+#   "tree:<root>"       what was copied below a declared volume: path -> digest, "free", link or directory
+#   "closed:<root>"     true once a container uses the volume: nothing more is copied. Of a volume that is bound in part
+#                       {"index": n, "files": [...]}, the entry and the destinations of its mounts: it takes updates
 #   "volume:<name>"     {"disk": d, "uses": n}: the disk of a volume of the pod, for as long as the pod lives, and how many
 #                       creates relied on it, so that none of them can be taken back from under another
 
@@ -201,12 +202,17 @@ address_pattern := concat("", [
 has_placeholder(text) if {
 	contains(text, "$(")
 	regex.match(
-		`\$\((?:host-name|node-name|pod-uid|resource-field|todo-annotation|pod-ip|host-ip|sandbox-name|sandbox-namespace)\)`,
+		`\$\((?:host-name|node-name|pod-uid|resource-field|todo-annotation|pod-ip|host-ip|sandbox-name|sandbox-namespace|cluster:[A-Za-z0-9_.-]+)\)`,
 		text,
 	)
 }
 
-template(text) := concat("", ["^", strings.replace_n(placeholders, quoted(text)), "$"])
+template(text, c) := concat("", ["^", strings.replace_n(object.union(placeholders, cluster_values(c)), quoted(text)), "$"])
+
+# Variables that the cluster adds, where the manifest names them.
+cluster_values(c) := {quoted(concat("", ["$(cluster:", name, ")"])): pattern |
+	some name, pattern in object.get(c, "cluster_values", {})
+}
 
 # A template of the policy with what this pod is called.
 for_pod(pattern, pod) := replace(
@@ -256,10 +262,10 @@ table[index] := t if {
 			some one in env
 			has_placeholder(one)
 			name := env_name(one)
-			patterns := [template(v) | some v in env; has_placeholder(v); env_name(v) == name]
+			patterns := [template(v, c) | some v in env; has_placeholder(v); env_name(v) == name]
 		},
 		"args": [replace(v, "$$", "$") | some v in args],
-		"arg_templates": {n: template(replace(v, "$$", "$")) | some n, v in args; has_placeholder(v)},
+		"arg_templates": {n: template(replace(v, "$$", "$"), c) | some n, v in args; has_placeholder(v)},
 		"mounts": {m | some m in mounts; m.source != ""; not is_pattern(m.source)},
 		"mounts_at": {d: list |
 			some m in mounts
@@ -295,7 +301,7 @@ table[index] := t if {
 			some place, layer in layer_forms(s)
 		},
 		"layer_count": count([s | some s in c.storages; is_layer(s)]),
-		"files": [object.union(f, {"alone": count(contents_of[f.base]) == 1}) | some f in spelled(object.get(c, "files", []), c); f.bound],
+		"files": [object.union(f, {"alone": count(contents_of[f.base]) == 1}) | some f in spelled(object.get(c, "files", []), c); binds(f)],
 		"before": before(c),
 	}
 }
@@ -330,11 +336,16 @@ layer_forms(s) := {place: object.union(s, {"mount_point": anchored(s.mount_point
 	}
 }
 
+# Files of a mount are bound, or those of them whose content is known.
+binds(f) if f.bound
+
+binds(f) if f.free
+
 # What the policy says is in volumes, by the last element of where they are mounted.
-contents_of[base] contains {"single": f.single, "entries": f.entries} if {
+contents_of[base] contains {"single": f.single, "entries": f.entries, "free": object.get(f, "free", null)} if {
 	some c in containers
 	some f in object.get(c, "files", [])
-	f.bound
+	binds(f)
 	base := f.base
 }
 
@@ -458,7 +469,7 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	right_storages(t, pod, disks)
 	right_devices(input.devices, p, input.OCI.Annotations)
 	roots := volumes(t)
-	ops := array.concat(array.concat(pin(pod), keep(disks)), array.concat([{"op": "add", "path": concat("", ["/pstate/closed:", pointer(r)]), "value": true} | some r in roots], [
+	ops := array.concat(array.concat(pin(pod), keep(disks)), array.concat([{"op": "add", "path": concat("", ["/pstate/closed:", pointer(r)]), "value": closed(index, t, r)} | some r in roots], [
 		{"op": "add", "path": concat("", ["/pstate/container:", id]), "value": {"index": index, "roots": roots, "env": input.OCI.Process.Env}},
 		{"op": "add", "path": sprintf("/pstate/live:%d", [index]), "value": id},
 		{"op": "add", "path": sprintf("/pstate/used:%d", [index]), "value": true},
@@ -1427,19 +1438,81 @@ proper_path(path) if {
 
 # A volume of known content: the declared files, where kubelet puts them, each path once, before a container uses it.
 CopyFileRequest := {"allowed": true, "ops": ops} if {
-	proper_path(input.path)
 	bound_base
+	proper_path(input.path)
 	root := volume.root
 	below := volume.below
 	content := declared_content(volume.base, below)
 	not data.pstate[concat("", ["closed:", root])]
 	tree := object.get(data.pstate, concat("", ["tree:", root]), {})
-	object.get(tree, below, content) == content
+	stays(tree, below, content)
 	not below_a_link(tree, below)
 	count(tree) < 4096
 	count(data.pstate) < 4096
 	ops := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(root)]), "value": object.union(tree, {below: content})}]
 }
+
+stays(tree, below, content) if object.get(tree, below, content) == content
+
+# Where files change, the kubelet may publish them again before the container is there, which finds what the link leads to then.
+stays(tree, "..data", content) if {
+	startswith(content, "link:")
+	startswith(tree["..data"], "link:")
+	every f in bound_files[volume.base] {
+		f.free
+	}
+}
+
+# A volume that is bound in part follows the kubelet while a container uses it. What is known stays as it is: a new version
+# shows when it has all of that.
+CopyFileRequest := {"allowed": true, "ops": ops} if {
+	bound_base
+	root := volume.root
+	mounts := data.pstate[concat("", ["closed:", root])]
+	proper_path(input.path)
+	below := volume.below
+	tree := data.pstate[concat("", ["tree:", root])]
+	content := declared_content(volume.base, below)
+	not below_a_link(tree, below)
+	count(tree) < 4096
+	every destination in mounts.files {
+		some f in table[mounts.index].files
+		f.destination == destination
+		belongs(f, below, content)
+		follows(f, tree, below, content)
+	}
+	ops := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(root)]), "value": followed(tree, below, content)}]
+}
+
+# With other files than those of unknown content nothing is exchanged.
+follows(_, tree, below, content) if object.get(tree, below, content) == content
+
+follows(_, tree, below, content) if {
+	regular(content)
+	regular(tree[below])
+}
+
+follows(f, tree, "..data", content) if {
+	version := trim_prefix(content, "link:")
+	every path, entry in f.entries {
+		tree[concat("/", [version, path])] == concat("", ["sha256:", entry.sha256])
+	}
+}
+
+# Versions that the link does not lead to are forgotten: before it leads to one again, all of it has to be copied again.
+followed(tree, below, content) := object.union(tree, {below: content}) if below != "..data"
+
+followed(tree, "..data", content) := object.union(
+	{path: what |
+		some path, what in tree
+		shown_by(trim_prefix(content, "link:"), split(path, "/")[0])
+	},
+	{"..data": content},
+)
+
+shown_by(version, version)
+
+shown_by(_, first) if not startswith(first, "..")
 
 # What is written through a link would be recorded at another place than where it is.
 below_a_link(tree, below) if {
@@ -1448,12 +1521,58 @@ below_a_link(tree, below) if {
 	startswith(tree[parts[0]], "link:")
 }
 
+# Where a path is in a volume, whatever version of it.
+place_of(below) := regex.replace(below, `^\.\.[^/]+/`, "")
+
 declared_content(base, below) := concat("", ["sha256:", input.data_sha256]) if {
 	input.file_type == "Regular"
-	some f in bound_files[base]
-	f.entries[regex.replace(below, `^\.\.[^/]+/`, "")].sha256 == input.data_sha256
+	known_content(base, below)
 	bits.and(input.file_mode, 3584) == 0
 }
+
+declared_content(base, below) := "free" if {
+	input.file_type == "Regular"
+	not known_content(base, below)
+	some f in bound_files[base]
+	free_file(f, place_of(below))
+	bits.and(input.file_mode, 3584) == 0
+}
+
+known_content(base, below) if {
+	some f in bound_files[base]
+	f.entries[place_of(below)].sha256 == input.data_sha256
+}
+
+# A file of a source that is not known takes no place of a known one, nor hides it.
+free_file(f, path) if {
+	path in f.free.paths
+	not touches_known(f, path)
+}
+
+free_file(f, path) if {
+	f.free.any
+	path != ""
+	not startswith(path, "..")
+	not touches_known(f, path)
+}
+
+touches_known(f, path) if below_known(f, path)
+
+touches_known(f, path) if {
+	some key, _ in f.entries
+	startswith(key, concat("", [path, "/"]))
+}
+
+below_known(f, path) if f.entries[path]
+
+below_known(f, path) if {
+	some key, _ in f.entries
+	startswith(path, concat("", [key, "/"]))
+}
+
+regular("free") := true
+
+regular(content) if startswith(content, "sha256:")
 
 declared_content(base, below) := "directory" if {
 	input.file_type == "Directory"
@@ -1481,9 +1600,23 @@ proper_directory(_, "") := true
 proper_directory(_, below) if regex.match(`^\.\.[^/]+$`, below)
 
 proper_directory(f, below) if {
-	prefix := concat("", [regex.replace(below, `^\.\.[^/]+/`, ""), "/"])
+	prefix := concat("", [place_of(below), "/"])
 	some key, _ in f.entries
 	startswith(key, prefix)
+}
+
+proper_directory(f, below) if {
+	path := place_of(below)
+	some key in f.free.paths
+	startswith(key, concat("", [path, "/"]))
+	not below_known(f, path)
+}
+
+proper_directory(f, below) if {
+	path := place_of(below)
+	f.free.any
+	not startswith(path, "..")
+	not below_known(f, path)
 }
 
 proper_link(_, "..data", target) if {
@@ -1495,6 +1628,19 @@ proper_link(f, below, target) if {
 	target == concat("", ["..data/", below])
 	some key, _ in f.entries
 	split(key, "/")[0] == below
+}
+
+proper_link(f, below, target) if {
+	target == concat("", ["..data/", below])
+	some key in f.free.paths
+	split(key, "/")[0] == below
+}
+
+proper_link(f, below, target) if {
+	f.free.any
+	target == concat("", ["..data/", below])
+	regex.match(`^[^/]+$`, below)
+	not startswith(below, "..")
 }
 
 # Other volumes: below the shared directory, links that stay inside.
@@ -1547,6 +1693,23 @@ volumes(t) := [root |
 	}
 }
 
+# How a volume is kept that a container uses from now on.
+closed(index, t, root) := {"index": index, "files": {f.destination | some f in mounted_from(t, root)}} if not whole(t, root)
+
+closed(_, t, root) := true if whole(t, root)
+
+whole(t, root) if {
+	some f in mounted_from(t, root)
+	f.bound
+}
+
+mounted_from(t, root) := {f |
+	some f in t.files
+	some m in input.OCI.Mounts
+	m.destination == f.destination
+	m.source == root
+}
+
 complete(f) if not mounted(f)
 
 complete(f) if {
@@ -1570,7 +1733,12 @@ nothing_else(f, tree) if {
 	surplus == set()
 }
 
-belongs(f, path, content) if content == concat("", ["sha256:", f.entries[regex.replace(path, `^\.\.[^/]+/`, "")].sha256])
+belongs(f, path, content) if content == concat("", ["sha256:", f.entries[place_of(path)].sha256])
+
+belongs(f, path, content) if {
+	regular(content)
+	free_file(f, place_of(path))
+}
 
 belongs(f, path, "directory") if {
 	not f.single
@@ -1602,7 +1770,7 @@ shows(tree, path, sum) if {
 UnsealFileRequest if {
 	some f in containers[known(input.container_id)].files
 	f.destination == input.destination
-	f.entries[regex.replace(input.name, `^\.\.[^/]+/`, "")].sha256 == input.sha256
+	f.entries[place_of(input.name)].sha256 == input.sha256
 }
 
 UnsealVariableRequest if input.variable in table[known(input.container_id)].env

@@ -5,6 +5,14 @@ import "strings"
 // Expand replaces $(NAME) by the value of a known variable, as Kubernetes does in commands and variables: $$ gives $, unknown names stay
 // as they are.
 func Expand(s string, values map[string]string) string {
+	return ExpandBy(s, func(name string) (string, bool) {
+		v, ok := values[name]
+		return v, ok
+	})
+}
+
+// ExpandBy is Expand with the values that a function knows.
+func ExpandBy(s string, value func(name string) (string, bool)) string {
 	if !strings.Contains(s, "$") {
 		return s
 	}
@@ -25,7 +33,7 @@ func Expand(s string, values map[string]string) string {
 				continue
 			}
 			name := s[i+2 : i+2+end]
-			if v, ok := values[name]; ok {
+			if v, ok := value(name); ok {
 				b.WriteString(v)
 			} else {
 				b.WriteString(s[i : i+3+end])

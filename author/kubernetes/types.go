@@ -33,8 +33,9 @@ type PodSpec struct {
 	NodeName              string      `k:"nodeName"`
 	Hostname              string      `k:"hostname"`
 	GracePeriodSeconds    *int64      `k:"terminationGracePeriodSeconds"`
+	EnableServiceLinks    *bool       `k:"enableServiceLinks"`
 
-	_ struct{} `accept:"nodeSelector affinity tolerations topologySpreadConstraints imagePullSecrets subdomain setHostnameAsFQDN dnsConfig dnsPolicy hostAliases priorityClassName preemptionPolicy priority schedulerName resources automountServiceAccountToken enableServiceLinks activeDeadlineSeconds readinessGates schedulingGates overhead workloadRef hostnameOverride"`
+	_ struct{} `accept:"nodeSelector affinity tolerations topologySpreadConstraints imagePullSecrets subdomain setHostnameAsFQDN dnsConfig dnsPolicy hostAliases priorityClassName preemptionPolicy priority schedulerName resources automountServiceAccountToken activeDeadlineSeconds readinessGates schedulingGates overhead workloadRef hostnameOverride"`
 	_ struct{} `refuse:"hostPID=the guest has no access to the host's processes|hostIPC=the guest has no access to the host's IPC|ephemeralContainers=every container must be known to the policy|resourceClaims=devices of claims are not known when the policy is made"`
 
 	HostUsers *bool `k:"hostUsers"`
@@ -294,10 +295,40 @@ type Projected struct {
 type Source struct {
 	ConfigMap *ConfigVolume `k:"configMap"`
 	Secret    *ProjSecret   `k:"secret"`
-	Token     *AnyRef       `k:"serviceAccountToken"`
-	Downward  *AnyRef       `k:"downwardAPI"`
-	Trust     *AnyRef       `k:"clusterTrustBundle"`
-	PodCert   *AnyRef       `k:"podCertificate"`
+	Token     *MadeSource   `k:"serviceAccountToken"`
+	Downward  *MadeSource   `k:"downwardAPI"`
+	Trust     *MadeSource   `k:"clusterTrustBundle"`
+	PodCert   *MadeSource   `k:"podCertificate"`
+}
+
+// MadeSource is a source that the cluster makes for the pod; only the places of its files are read.
+type MadeSource struct {
+	Path       string     `k:"path"`
+	Items      []MadeItem `k:"items"` // of the downward API
+	KeyPath    string     `k:"keyPath"`
+	ChainPath  string     `k:"certificateChainPath"`
+	BundlePath string     `k:"credentialBundlePath"`
+	_          struct{}   `accept:"*"`
+}
+
+// MadeItem is one file of the downward API.
+type MadeItem struct {
+	Path string   `k:"path"`
+	_    struct{} `accept:"*"`
+}
+
+// Paths are those of the files, in no order.
+func (m *MadeSource) Paths() []string {
+	var out []string
+	for _, p := range []string{m.Path, m.KeyPath, m.ChainPath, m.BundlePath} {
+		if p != "" {
+			out = append(out, p)
+		}
+	}
+	for _, it := range m.Items {
+		out = append(out, it.Path)
+	}
+	return out
 }
 
 // ProjSecret is a Secret as the source of a projected volume.

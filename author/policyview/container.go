@@ -39,6 +39,11 @@ func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
 	if left := optional(process.Env, c.RequiredEnv); left != "" {
 		pg.row("optional", left+": the host may leave these variables out")
 	}
+	var cluster []string
+	for _, name := range sorted(c.ClusterValues) {
+		cluster = append(cluster, fmt.Sprintf("$(cluster:%s) is any text that fits %s", safe(name), safe(c.ClusterValues[name])))
+	}
+	pg.row("cluster", cluster...)
 	var mounts []string
 	for _, m := range c.OCI.Mounts {
 		if text := mount(p, c, m); text != "" {
@@ -156,6 +161,9 @@ func origin(p *Policy, c *containerData, m mountData) string {
 		if f.Bound && p.bindsFiles() {
 			return fmt.Sprintf("%s, %d files bound by digest", what, len(f.Entries))
 		}
+		if f.Free != nil && p.bindsFiles() {
+			return fmt.Sprintf("%s, %d files bound by digest, content of %s chosen by the host", what, len(f.Entries), f.open())
+		}
 		return what + ", content chosen by the host"
 	}
 	switch {
@@ -192,4 +200,12 @@ func optional(env []string, required *[]string) string {
 		}
 	}
 	return strings.Join(out, " ")
+}
+
+// open names the files that are not bound in a volume of which others are.
+func (f *fileData) open() string {
+	if f.Free.Any {
+		return "all others"
+	}
+	return safe(strings.Join(f.Free.Paths, " "))
 }

@@ -176,7 +176,14 @@ func (p *Policy) Warnings() []string {
 			out = append(out, name+": it is privileged")
 		}
 		for _, m := range c.OCI.Mounts {
-			if strings.HasPrefix(m.Source, "$(sfprefix)") && !slices.ContainsFunc(c.Files, func(f fileData) bool { return f.Bound && p.bindsFiles() && f.Destination == m.Destination }) && !expected(m.Destination) {
+			if !strings.HasPrefix(m.Source, "$(sfprefix)") || expected(m.Destination) {
+				continue
+			}
+			switch i := slices.IndexFunc(c.Files, func(f fileData) bool { return p.bindsFiles() && f.Destination == m.Destination }); {
+			case i >= 0 && c.Files[i].Bound:
+			case i >= 0 && c.Files[i].Free != nil:
+				out = append(out, fmt.Sprintf("%s: the host chooses the content of %s in %s", name, c.Files[i].open(), safe(m.Destination)))
+			default:
 				out = append(out, fmt.Sprintf("%s: the host chooses the content of %s", name, safe(m.Destination)))
 			}
 		}

@@ -66,6 +66,8 @@ type containerData struct {
 	// Names and destinations that the host may not leave out; nil in data of other generators.
 	RequiredEnv    *[]string `json:"required_env"`
 	RequiredMounts *[]string `json:"required_mounts"`
+	// ClusterValues are expressions of what $(cluster:NAME) can be, by name.
+	ClusterValues map[string]string `json:"cluster_values"`
 }
 
 type ociData struct {
@@ -116,6 +118,10 @@ type fileData struct {
 	Kind        string         `json:"kind"`
 	Bound       bool           `json:"bound"`
 	Entries     map[string]any `json:"entries"`
+	Free        *struct {
+		Any   bool     `json:"any"`
+		Paths []string `json:"paths"`
+	} `json:"free"`
 }
 
 // Parse takes the text of a policy apart. Both dialects of Rego are read, as the guest does. Policies of Azure Container Instances
