@@ -41,7 +41,7 @@ func clusterArg(t *testing.T, kind, links, arg string, o Options) (container, er
 }
 
 func TestClusterVariables(t *testing.T) {
-	const address = `(([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])\.){3}([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])`
+	const address = `((([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])\.){3}([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])|[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}|\[[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}\])`
 	for _, c := range []struct{ kind, links, arg, name, pattern string }{
 		{"Deployment", "true", "$(KUBERNETES_SERVICE_HOST)", "KUBERNETES_SERVICE_HOST", "(?:" + address + ")"},
 		{"Deployment", "false", "$(KUBERNETES_SERVICE_HOST)", "KUBERNETES_SERVICE_HOST", "(?:" + address + ")"},

@@ -53,6 +53,12 @@ func TestGeneratedClusterVariables(t *testing.T) {
 	allow(with("db at tcp://10.96.0.7:5432", nil))
 	allow(with("db at udp://10.96.0.8:53", func(args []string) { args[6] = "costs $5 udp" }))
 	allow(with("db at $(DB_PORT)", func(args []string) { args[6] = "costs $5 $(DB_PORT_5432_TCP_PROTO)" })) // there is no such service
+	allow(with("db at tcp://[fd00:10:96::7]:5432", func(args []string) {
+		args[1], args[2] = "--api=https://fd00:10:96::1:443", "--pod=web-bcdf-ghjkl@fd00:10:96::1"
+	}))
+	six := with("db at tcp://10.96.0.7:5432", nil)
+	six.OCI.Process.Env = append(six.OCI.Process.Env, "B_SERVICE_HOST=fd00:10:96::2", "B_PORT=udp://[fd00:10:96::2]:53", "B_PORT_53_UDP_ADDR=fd00:10:96::2")
+	allow(six)
 	if !slices.Contains(with("", nil).OCI.Process.Env, "OWN=db.example") {
 		t.Error("a service's variable hides that of the manifest")
 	}
