@@ -271,3 +271,23 @@ func TestParseCPUs(t *testing.T) {
 		}
 	}
 }
+
+// TestSilentCollector: a collector of traces that takes connections and gives no answer does not hold up the end of a sandbox.
+func TestSilentCollector(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s, _, err := start(t, guest(&fakeguest.Guest{}), fmt.Sprintf("tracing.otlp_endpoint = \"http://%s/v1/traces\"\n", l.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := s.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 3*traceTimeout {
+		t.Errorf("it took %s", took)
+	}
+}

@@ -34,6 +34,8 @@ func (s *Sandbox) endTrace(ctx context.Context) {
 	if err := s.keepFailed(); err != nil {
 		s.log.Warn("a sandbox failed", "sandbox", s.cfg.ID, "error", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, traceTimeout)
+	defer cancel()
 	if err := s.trace.Close(ctx); err != nil {
 		s.log.Debug("closing the trace", "sandbox", s.cfg.ID, "error", err)
 	}
@@ -43,6 +45,9 @@ func (s *Sandbox) endTrace(ctx context.Context) {
 		}
 	}
 }
+
+// traceTimeout is how long the end of a sandbox waits for a collector of traces: containerd gives the deletion ten seconds in all.
+const traceTimeout = 2 * time.Second
 
 // keptTraces is how many traces of failed sandboxes a node keeps.
 const keptTraces = 16

@@ -49,8 +49,8 @@ func podMetrics(ctx context.Context, pod *sandbox.Sandbox) (*anypb.Any, error) {
 // statsTime is how long a guest may take for its figures, and pauses how many times that it is not asked again after it has not given them:
 // containerd asks one container of the node after the other.
 const (
-	statsTime   = 5 * time.Second
-	statsPauses = 12
+	statsTime   = 10 * time.Second
+	statsPauses = 6
 )
 
 // containerMetrics are the figures of a container, unless its guest has just been silent.

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -101,7 +102,8 @@ func TestPodService(t *testing.T) {
 			t.Errorf("a pod that was stopped: %v", r)
 		}
 	}
-	if code := c2(); code != 255 {
+	code := c2() // the guest may still say that it has killed it
+	if code != 255 && code != 137 {
 		t.Errorf("a container in a pod that was stopped ended with %d", code)
 	}
 	if st := status(); st.GetState() != "SANDBOX_NOTREADY" || st.GetExitedAt() == nil {
@@ -123,7 +125,7 @@ func TestPodService(t *testing.T) {
 	if len(e.exits) == 0 {
 		t.Error("the shim has not ended")
 	}
-	e.wantEvents("c2", "create c2", "start c2", "exit c2/c2 255", "delete c2 255")
+	e.wantEvents("c2", "create c2", "start c2", fmt.Sprint("exit c2/c2 ", code), fmt.Sprint("delete c2 ", code))
 }
 
 // TestPodDeath ends the VM: the pod's exit is that of a lost process, also when it is asked for later.

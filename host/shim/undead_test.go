@@ -15,15 +15,16 @@ import (
 	"github.com/cloister/cloister/test/fakeguest"
 )
 
-// undead are programs that no signal ends, of a guest that says that it has sent it.
-func undead(t *testing.T) fakeguest.Program {
+// undead are programs that no signal ends, of a guest that says that it has sent it. They say when they run.
+func undead(t *testing.T) (program fakeguest.Program, runs <-chan struct{}) {
 	t.Helper()
-	over := make(chan struct{})
+	began, over := make(chan struct{}), make(chan struct{})
 	t.Cleanup(func() { close(over) })
 	return func(context.Context, *fakeguest.Process) int {
+		close(began)
 		<-over
 		return 0
-	}
+	}, began
 }
 
 // TestKillCounts ends the VM of a guest that does not end what was killed: a pod can always be stopped.
@@ -36,7 +37,9 @@ func TestKillCounts(t *testing.T) {
 			e := newEnv(t)
 			e.service.cfg.KillTime = 100 * time.Millisecond
 			vm := e.pod()
-			e.run("c1", undead(t))
+			program, runs := undead(t)
+			e.run("c1", program)
+			<-runs
 			prepare(e)
 			_ = e.kill("c1", "", syscall.SIGTERM)
 			if name == "a guest that lies" {
@@ -69,7 +72,9 @@ func TestKillIsEnough(t *testing.T) {
 	e.service.cfg.KillTime = 100 * time.Millisecond
 	vm := e.pod()
 	e.run("c1", untilKilled)
-	e.run("c2", undead(t))
+	program, runs := undead(t)
+	e.run("c2", program)
+	<-runs
 	e.must(e.kill("c2", "", syscall.SIGTERM), e.kill("c1", "", syscall.SIGKILL))
 	if code := e.wait("c1", ""); code != 137 {
 		t.Errorf("exit code %d", code)
@@ -187,8 +192,11 @@ func TestKilledExec(t *testing.T) {
 	e.service.cfg.KillTime = 100 * time.Millisecond
 	vm := e.pod()
 	e.run("c1", untilKilled)
-	e.guest.Exec = undead(t)
-	e.must(e.exec("c1", "e"), e.start("c1", "e"), e.kill("c1", "e", syscall.SIGKILL))
+	program, runs := undead(t)
+	e.guest.Exec = program
+	e.must(e.exec("c1", "e"), e.start("c1", "e"))
+	<-runs
+	e.must(e.kill("c1", "e", syscall.SIGKILL))
 	if code := e.wait("c1", "e"); code != lostCode {
 		t.Errorf("exit code %d", code)
 	}
@@ -196,6 +204,7 @@ func TestKilledExec(t *testing.T) {
 	e.must(err)
 	for i := range maxExecs {
 		e.must(e.exec("c1", fmt.Sprint("x", i)))
+		e.forget(fmt.Sprint("exec-added c1/x", i)) // what fails shall be readable
 	}
 	wantCode(t, e.exec("c1", "one-more"), codes.ResourceExhausted, "512")
 	_, err = e.delete("c1", "x0")
