@@ -230,7 +230,7 @@ func (b *Broker) Serve(ctx context.Context, ready func(Ready) error) error {
 		r.TLSCertificate = cmp.Or(b.cfg.Server.TLSCertificate, b.file(CertFile))
 	}
 	if listeners.kbs != nil {
-		r.URL = scheme + listeners.kbs.Addr().String()
+		r.URL = scheme + here(listeners.kbs.Addr(), b.cfg.Server.TLSHosts)
 	}
 	if listeners.rest != nil {
 		r.AttestationREST = scheme + listeners.rest.Addr().String()

@@ -73,6 +73,7 @@ func nodeOf(c *runtimeconfig.Config, containerd string) doctor.Node {
 		return n
 	}
 	n.QEMU = c.VMM.Kind == "qemu" && c.VMM.Path == ""
+	n.CloudHypervisor = c.VMM.Kind == "cloud-hypervisor" && c.VMM.Path == ""
 	n.Network, n.Redirect = c.Network.Model != "none", c.Network.Model == "tc"
 	n.Vhost = n.Network && c.Network.Vhost
 	for what, file := range map[string]string{

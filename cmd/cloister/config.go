@@ -24,8 +24,11 @@ func runtimeFile(c *cobra.Command, file *string) {
 }
 
 func loadRuntime(file string, annotations map[string]string) (*runtimeconfig.Effective, error) {
-	e, err := runtimeconfig.Load(runtimeconfig.Request{File: file, Getenv: os.Getenv, Annotations: annotations})
-	return e, hint(err, "`cloister config example` is a file with every key")
+	e, err := runtimeconfig.Load(runtimeconfig.Request{File: file, Getenv: os.Getenv})
+	if err != nil {
+		return nil, hint(err, "`cloister config example` is a file with every key")
+	}
+	return e.Annotated(annotations) // whose errors have hints of their own
 }
 
 // shown is what `config show` says to machines.

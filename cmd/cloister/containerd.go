@@ -158,6 +158,10 @@ func criTable(file, plugin string) (map[string]any, error) {
 	if err := toml.Unmarshal(raw, &config); err != nil {
 		return nil, fmt.Errorf("reading containerd's configuration: %s: %w", file, err)
 	}
+	if config.Version > 2 {
+		return nil, hint(fmt.Errorf("reading containerd's configuration: %s has version %d, which containerd 1.6 and 1.7 do not know", file, config.Version),
+			"for containerd 2 leave out --for and --merge")
+	}
 	if config.Version != 2 && len(config.Plugins) > 0 {
 		return nil, hint(fmt.Errorf("reading containerd's configuration: %s has version %d, want 2", file, config.Version),
 			"`containerd config migrate` prints it as a newer version")

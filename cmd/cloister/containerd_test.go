@@ -23,6 +23,7 @@ func TestContainerdConfigMerged(t *testing.T) {
 			"[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.crun]\nruntime_type = \"x\"\n",
 			want: map[string]string{"crun": "x", "cloister": "io.containerd.cloister.v2"}},
 		"old":     {base: "[plugins.cri]\nx = 1\n", err: "has version 0, want 2"},
+		"too new": {base: "version = 3\n", err: "which containerd 1.6 and 1.7 do not know"},
 		"broken":  {base: "version = [", err: "reading containerd's configuration"},
 		"a value": {base: "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\ncontainerd = 3\n", err: "containerd is not a table"},
 	} {

@@ -95,6 +95,17 @@ func TestNodeFaults(t *testing.T) {
 		{"containerd runtime", "containerd 2.1 loses the CRI settings", Missing, func(h *Host, _ *Node) {
 			h.Output = func(context.Context, string, ...string) (string, error) { return "containerd x v2.1.9 abc", nil }
 		}, map[string]string{"/etc/containerd/config.toml": "version = 2\nimports = [\"conf.d/*.toml\"]\n", "/etc/containerd/conf.d/c.toml": "version = 3\n" + runtimeTable}},
+		{"containerd runtime", "c.toml names /etc/typo.toml for cloister, which is not there", Missing, nil, map[string]string{"/etc/containerd/conf.d/c.toml": runcTable +
+			runtimeTable + "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.cloister.options]\nConfigPath = \"/etc/typo.toml\"\n"}},
+		{"cloud-hypervisor", "not installed", Missing, func(h *Host, n *Node) {
+			look := h.LookPath
+			n.CloudHypervisor, h.LookPath = true, func(name string) (string, error) {
+				if name == "cloud-hypervisor" {
+					return "", fs.ErrNotExist
+				}
+				return look(name)
+			}
+		}, nil},
 		{"swtpm_setup", "not installed", Missing, func(h *Host, n *Node) {
 			look := h.LookPath
 			n.SoftwareTPM, h.LookPath = true, func(name string) (string, error) {
@@ -123,6 +134,15 @@ func TestNodeFaults(t *testing.T) {
 				t.Errorf("the verdict is %v", err)
 			}
 		})
+	}
+}
+
+// TestHintKeepsHandlers: who prints the table anew as the hint says has the same handlers again.
+func TestHintKeepsHandlers(t *testing.T) {
+	h, n := node(t, map[string]string{"/etc/containerd/conf.d/c.toml": runtimeTable +
+		"[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.cloister.options]\nConfigPath = \"/var/lib/x\"\n"})
+	if c := find(t, ProbeNode(t.Context(), h, n), "containerd runtime"); !strings.Contains(c.Hint, "config.toml --handler cloister=/var/lib/x > ") {
+		t.Error(c.Hint)
 	}
 }
 

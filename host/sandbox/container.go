@@ -44,7 +44,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 		s.mu.Unlock()
 		return fmt.Errorf("creating container %s: %w", c.ID, ErrExists)
 	}
-	s.containers[c.ID] = &container{need: need, cpus: specCPUs(c.Spec)}
+	s.containers[c.ID] = &container{name: containerName(c), need: need, cpus: specCPUs(c.Spec)}
 	if c.Spec.Process != nil {
 		s.containers[c.ID].caps = c.Spec.Process.Capabilities
 	}
@@ -195,7 +195,13 @@ func (s *Sandbox) emulated() bool {
 
 // StartContainer lets the container's first process run.
 func (s *Sandbox) StartContainer(ctx context.Context, id string) (err error) {
-	ctx, end := s.trace.Step(ctx, "start", trace.String("container", id))
+	name := id
+	s.mu.Lock()
+	if c := s.containers[id]; c != nil {
+		name = c.name
+	}
+	s.mu.Unlock()
+	ctx, end := s.trace.Step(ctx, "start", trace.String("container", name))
 	defer func() { end(err) }()
 	return s.call(ctx, "starting container "+id, func(c context.Context) error {
 		_, err := s.agent.StartContainer(c, &pb.StartContainerRequest{ContainerId: id})

@@ -112,6 +112,7 @@ type Sandbox struct {
 
 // container is what is remembered of a container of the guest.
 type container struct {
+	name string // that of the pod's manifest, else the id
 	need sizing.Request
 	cpus string                   // its CPU set on the host
 	caps *specs.LinuxCapabilities // of its first process

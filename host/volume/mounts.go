@@ -38,11 +38,24 @@ func (b *build) mounts(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("mount of %s at %s: %w", m.Source, m.Destination, err)
 		}
+		if out != nil && b.req.Sandbox && out.Destination == "/etc/resolv.conf" {
+			out.Options = hardened(out.Options)
+		}
 		if out != nil && !slices.ContainsFunc(b.out.Mounts, func(before specs.Mount) bool { return reflect.DeepEqual(before, *out) }) {
 			b.out.Mounts = append(b.out.Mounts, *out)
 		}
 	}
 	return nil
+}
+
+// hardened adds what newer versions of containerd say about the sandbox's resolv.conf, and 1.6 does not: policies want the same of all.
+func hardened(options []string) []string {
+	for _, o := range []string{"nosuid", "nodev", "noexec"} {
+		if !slices.Contains(options, o) {
+			options = append(options, o)
+		}
+	}
+	return options
 }
 
 // mount decides about one mount; nil stands for one that has become a device.

@@ -64,14 +64,25 @@ func TestShmSize(t *testing.T) {
 	}
 }
 
-// TestShmTwice: containerd 1.6 gives a sandbox two mounts at /dev/shm, and policies allow one.
-func TestShmTwice(t *testing.T) {
+// TestOldSandbox: containerd 1.6 gives a sandbox two mounts at /dev/shm, and fewer options of resolv.conf; policies want what newer ones give.
+func TestOldSandbox(t *testing.T) {
 	w := newWorld(t)
-	w.confidential()
-	p := w.must(cid, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "size=65536k"}},
-		specs.Mount{Destination: "/dev/shm", Type: "bind", Source: w.mkdir("sandboxes/x/shm"), Options: []string{"rbind", "ro"}})
-	if len(p.Mounts) != 1 || p.Mounts[0].Source != guestShm {
-		t.Errorf("%+v", p.Mounts)
+	s := w.confidential()
+	resolv := w.put("sandboxes/x/resolv.conf", "nameserver 10.0.0.1\n")
+	spec := &specs.Spec{Root: &specs.Root{Path: "rootfs"}, Linux: &specs.Linux{}, Mounts: []specs.Mount{
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "size=65536k"}},
+		{Destination: "/dev/shm", Type: "bind", Source: w.mkdir("sandboxes/x/shm"), Options: []string{"rbind", "ro"}},
+		{Destination: "/etc/resolv.conf", Type: "bind", Source: resolv, Options: []string{"rbind", "ro"}},
+	}}
+	p, err := s.Container(w.ctx(), Request{ID: sid, Sandbox: true, Spec: spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Mounts) != 2 || p.Mounts[0].Source != guestShm {
+		t.Fatalf("%+v", p.Mounts)
+	}
+	if got := p.Mounts[1].Options; !slices.Equal(got, []string{"rbind", "ro", "nosuid", "nodev", "noexec"}) {
+		t.Errorf("options of resolv.conf: %q", got)
 	}
 }
 
