@@ -78,3 +78,23 @@ func TestKubernetesPauseMembers(t *testing.T) {
 		{"an image in its place", func(r req) { pulledStorage(r).Source = "evil.example/pause:1" }, ""},
 	})
 }
+
+// TestKubernetesFirst: what is wrong about the pod is refused from the first container as from later ones.
+func TestKubernetesFirst(t *testing.T) {
+	web := kubepod.Workload("web")
+	for key, value := range map[string]string{
+		"io.kubernetes.cri.sandbox-namespace": "kube-system", "io.kubernetes.cri.sandbox-name": "web-pod2", "io.kubernetes.cri.sandbox-id": strings.Repeat("A", 64),
+	} {
+		e := kubeEngine(t, kubepod.Data(kubepod.Pause(), web))
+		mustAllow(t, e, kubepod.Sandbox())
+		r := web.Request(kubepod.ID(1))
+		r.OCI.Annotations[key] = value
+		for i, v := range r.OCI.Process.Env { // as it would be in such a pod
+			r.OCI.Process.Env[i] = strings.ReplaceAll(v, "web-pod", r.OCI.Annotations["io.kubernetes.cri.sandbox-name"])
+		}
+		for i, v := range r.OCI.Process.Args {
+			r.OCI.Process.Args[i] = strings.ReplaceAll(v, "web-pod", r.OCI.Annotations["io.kubernetes.cri.sandbox-name"])
+		}
+		mustDeny(t, e, r)
+	}
+}
