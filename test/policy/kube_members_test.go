@@ -53,6 +53,8 @@ func TestKubernetesMembers(t *testing.T) {
 			r.OCI.Root.Path = "/run/kata-containers/$(bundle-id)/rootfs"
 			pulledStorage(r).MountPoint = r.OCI.Root.Path
 		}, "Root.Path"},
+		{"digest as a tag", func(r req) { pulledStorage(r).Source = kubepod.DigestOne }, kubepod.DigestOne},
+		{"annotation whose value another may have", func(r req) { r.OCI.Annotations["io.katacontainers.config.x"] = "/dev/log" }, "io.katacontainers.config.x"},
 		{"group of the image", func(r req) { pulledStorage(r).FsGroup = &agent.FSGroup{} }, "fs_group"},
 		{"shared image", func(r req) { pulledStorage(r).Shared = true }, "shared"},
 		{"file system of the image", func(r req) { pulledStorage(r).Fstype = "virtiofs" }, "fstype"},
