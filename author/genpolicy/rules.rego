@@ -681,6 +681,7 @@ right_image(reference, p) if {
 	not p.image
 	declared := p.OCI.Annotations["io.kubernetes.cri.image-name"]
 	contains(declared, "@sha256:")
+	contains(reference, "@") # what looks like a digest alone is a name with a tag
 	regex.replace(lower(reference), `^[^@]*@`, "") == regex.replace(lower(declared), `^[^@]*@`, "")
 }
 

@@ -26,9 +26,11 @@ spec:
 		return r
 	}
 	for name, change := range map[string]func(createRequest){
-		"character device": func(r createRequest) { r.OCI.Linux.Devices[0] = &agent.LinuxDevice{Path: "/dev/xvda", Type: "c", Major: 10, Minor: 236} },
-		"pipe":             func(r createRequest) { r.OCI.Linux.Devices[0].Type = "p" },
-		"another node":     func(r createRequest) { r.OCI.Linux.Devices[0].Path = "/dev/vda" },
+		"character device": func(r createRequest) {
+			r.OCI.Linux.Devices[0] = &agent.LinuxDevice{Path: "/dev/xvda", Type: "c", Major: 10, Minor: 236}
+		},
+		"pipe":         func(r createRequest) { r.OCI.Linux.Devices[0].Type = "p" },
+		"another node": func(r createRequest) { r.OCI.Linux.Devices[0].Path = "/dev/vda" },
 		"a node more": func(r createRequest) {
 			r.OCI.Linux.Devices = append(r.OCI.Linux.Devices, &agent.LinuxDevice{Path: "/dev/kvm", Type: "b"})
 		},

@@ -323,6 +323,7 @@ func TestKubernetesPinnedImages(t *testing.T) {
 		{"digest", "any.example/x@" + kubepod.DigestOne, false, true, true, true},
 		{"digest in capitals", "any.example/x@SHA256:" + kubepod.DigestOne[7:], false, true, true, true},
 		{"other digest", "registry.example/web@" + kubepod.DigestTwo, true, false, true, false},
+		{"digest as a tag", kubepod.DigestOne, true, false, true, false},
 		{"tag", "registry.example/web:1", false, false, true, false},
 		{"tag that is good enough", "registry.example/web:1", true, false, true, true},
 		{"tag where digests are wanted", "registry.example/web:1", true, true, true, false},

@@ -53,6 +53,8 @@ func TestKubernetesMembers(t *testing.T) {
 			r.OCI.Root.Path = "/run/kata-containers/$(bundle-id)/rootfs"
 			pulledStorage(r).MountPoint = r.OCI.Root.Path
 		}, "Root.Path"},
+		{"digest as a tag", func(r req) { pulledStorage(r).Source = kubepod.DigestOne }, kubepod.DigestOne},
+		{"annotation whose value another may have", func(r req) { r.OCI.Annotations["io.katacontainers.config.x"] = "/dev/log" }, "io.katacontainers.config.x"},
 		{"group of the image", func(r req) { pulledStorage(r).FsGroup = &agent.FSGroup{} }, "fs_group"},
 		{"shared image", func(r req) { pulledStorage(r).Shared = true }, "shared"},
 		{"file system of the image", func(r req) { pulledStorage(r).Fstype = "virtiofs" }, "fstype"},
@@ -77,4 +79,24 @@ func TestKubernetesPauseMembers(t *testing.T) {
 		{"no network", func(r req) { delete(r.OCI.Annotations, "nerdctl/network-namespace") }, "network-namespace"},
 		{"an image in its place", func(r req) { pulledStorage(r).Source = "evil.example/pause:1" }, ""},
 	})
+}
+
+// TestKubernetesFirst: what is wrong about the pod is refused from the first container as from later ones.
+func TestKubernetesFirst(t *testing.T) {
+	web := kubepod.Workload("web")
+	for key, value := range map[string]string{
+		"io.kubernetes.cri.sandbox-namespace": "kube-system", "io.kubernetes.cri.sandbox-name": "web-pod2", "io.kubernetes.cri.sandbox-id": strings.Repeat("A", 64),
+	} {
+		e := kubeEngine(t, kubepod.Data(kubepod.Pause(), web))
+		mustAllow(t, e, kubepod.Sandbox())
+		r := web.Request(kubepod.ID(1))
+		r.OCI.Annotations[key] = value
+		for i, v := range r.OCI.Process.Env { // as it would be in such a pod
+			r.OCI.Process.Env[i] = strings.ReplaceAll(v, "web-pod", r.OCI.Annotations["io.kubernetes.cri.sandbox-name"])
+		}
+		for i, v := range r.OCI.Process.Args {
+			r.OCI.Process.Args[i] = strings.ReplaceAll(v, "web-pod", r.OCI.Annotations["io.kubernetes.cri.sandbox-name"])
+		}
+		mustDeny(t, e, r)
+	}
 }
