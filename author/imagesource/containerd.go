@@ -51,7 +51,7 @@ func (c *containerd) in(ctx context.Context) context.Context {
 }
 
 func (c *containerd) resolve(ctx context.Context, image string) (handle, error) {
-	ref, err := name.ParseReference(image)
+	ref, err := parseName(image)
 	if err != nil {
 		return handle{}, err
 	}

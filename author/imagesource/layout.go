@@ -176,7 +176,7 @@ const (
 )
 
 func (l *localImages) resolve(_ context.Context, image string) (handle, error) {
-	ref, err := name.ParseReference(image)
+	ref, err := parseName(image)
 	if err != nil {
 		return handle{}, err
 	}

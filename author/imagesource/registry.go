@@ -55,7 +55,7 @@ func newRegistry(o RegistryOptions) (*registry, error) {
 func (r *registry) Close() error { return nil }
 
 func (r *registry) parse(image string) (name.Reference, error) {
-	ref, err := name.ParseReference(image)
+	ref, err := parseName(image)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (r *registry) resolve(ctx context.Context, image string) (handle, error) {
 	}
 	desc, err := r.puller.Get(ctx, ref)
 	if err != nil {
-		return handle{}, notFound(err)
+		return handle{}, refusal(ref, err)
 	}
 	repo := ref.Context()
 	open := func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
@@ -88,7 +88,7 @@ func (r *registry) resolve(ctx context.Context, image string) (handle, error) {
 		if d.MediaType.IsIndex() || d.MediaType.IsImage() {
 			m, err := r.puller.Get(ctx, at)
 			if err != nil {
-				return nil, notFound(err)
+				return nil, refusal(ref, err)
 			}
 			return io.NopCloser(strings.NewReader(string(m.Manifest))), nil
 		}
@@ -101,10 +101,17 @@ func (r *registry) resolve(ctx context.Context, image string) (handle, error) {
 	return handle{desc: desc.Descriptor, open: open}, nil
 }
 
-func notFound(err error) error {
+// refusal tells apart why a registry gives nothing.
+func refusal(ref name.Reference, err error) error {
 	var t *transport.Error
-	if errors.As(err, &t) && t.StatusCode == http.StatusNotFound {
+	if !errors.As(err, &t) {
+		return err
+	}
+	switch t.StatusCode {
+	case http.StatusNotFound:
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return fmt.Errorf("registry %s refuses access: %w", ref.Context().RegistryStr(), err)
 	}
 	return err
 }

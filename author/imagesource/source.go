@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -137,6 +138,15 @@ func (s *Images) Image(ctx context.Context, reference string, need Need) (*Image
 		return img, nil
 	}
 	return nil, fmt.Errorf("image %s: %w", reference, errors.Join(missing...))
+}
+
+// parseName reads the name of an image.
+func parseName(image string) (name.Reference, error) {
+	ref, err := name.ParseReference(image)
+	if err != nil { // the library's words are about its own rules
+		return nil, errors.New("that is no name of an image: want HOST/PATH:TAG or HOST/PATH@DIGEST, in lower case but for the tag")
+	}
+	return ref, nil
 }
 
 func (s *Images) read(ctx context.Context, h handle, need Need) (*Image, error) {

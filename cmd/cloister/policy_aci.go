@@ -68,6 +68,7 @@ func policyACICmd(a *app) *cobra.Command {
 
 // aciJob is what was read: groups, and how a policy gets into the file.
 type aciJob struct {
+	path     string // where it was read from
 	groups   []*aci.Group
 	warnings []string
 	insert   func(i int, policy string) error
@@ -108,6 +109,9 @@ func (f *aciFlags) run(c *cobra.Command, a *app, file, out string) error {
 	if f.debug {
 		fmt.Fprintln(a.stderr, "warning: insecure: the policy lets the host run shells in the containers and read dumps of their memory")
 	}
+	if f.inPlace && file == "-" {
+		return usageError{errors.New("--in-place goes with a file, not with standard input")}
+	}
 	job, err := f.read(a, file)
 	if err != nil {
 		return err
@@ -122,10 +126,12 @@ func (f *aciFlags) run(c *cobra.Command, a *app, file, out string) error {
 		return err
 	}
 	var printed strings.Builder
+	var faults []error
 	for i, g := range job.groups {
 		p, err := aci.Generate(c.Context(), g, aci.Source{Images: images}, o)
 		if err != nil {
-			return kubeHint(err)
+			faults = append(faults, err)
+			continue
 		}
 		if f.fragment != "" {
 			text, err := p.FragmentText(f.fragment, f.svn)
@@ -153,6 +159,9 @@ func (f *aciFlags) run(c *cobra.Command, a *app, file, out string) error {
 			}
 		}
 	}
+	if err := errors.Join(faults...); err != nil {
+		return kubeHint(err)
+	}
 	if f.fragment != "" && len(job.groups) > 1 {
 		return fmt.Errorf("a fragment is made of one container group, %s has %d", file, len(job.groups))
 	}
@@ -164,7 +173,7 @@ func (f *aciFlags) run(c *cobra.Command, a *app, file, out string) error {
 		return err
 	}
 	if f.inPlace {
-		out = file
+		return rewriteFile(job.path, text)
 	}
 	return a.write(out, text)
 }
@@ -192,6 +201,9 @@ func (f *aciFlags) read(a *app, file string) (*aciJob, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(inputs) != 1 {
+		return nil, hint(usageError{fmt.Errorf("%s has %d manifests; this command takes one", file, len(inputs))}, "put them into one file, with --- between them, or call it for each")
+	}
 	data, err := kubernetes.Read(a.stdin, f.configs...)
 	if err != nil {
 		return nil, err
@@ -201,9 +213,10 @@ func (f *aciFlags) read(a *app, file string) (*aciJob, error) {
 		return nil, kubeHint(err)
 	}
 	if len(set.Workloads) == 0 {
-		return nil, hint(errors.New("the manifests have nothing that makes pods"), "a template of Azure has the ending .json")
+		return nil, hint(noPods([]string{file}), "a template of Azure has the ending .json")
 	}
 	job := &aciJob{
+		path:   inputs[0].Path,
 		insert: func(i int, policy string) error { return set.Workloads[i].SetAnnotation(aci.PodAnnotation, policy) },
 		text:   set.Files[0].Text,
 	}
@@ -241,7 +254,7 @@ func (f *aciFlags) readTemplate(file string) (*aciJob, error) {
 		return nil, err
 	}
 	return &aciJob{
-		groups: t.Groups, warnings: t.Warnings,
+		path: file, groups: t.Groups, warnings: t.Warnings,
 		insert: func(i int, policy string) error { return t.Insert(t.Groups[i], policy) },
 		text:   func() ([]byte, error) { return []byte(t.Text()), nil },
 	}, nil

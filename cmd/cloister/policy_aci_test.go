@@ -71,6 +71,29 @@ func TestPolicyACI(t *testing.T) {
 	f.run(t, exitUsage, append(args, "--fragment", "web", "web.json")...)
 }
 
+// TestPolicyACIFiles: a folder whose manifests were not all printed would lose pods.
+func TestPolicyACIFiles(t *testing.T) {
+	f := newFolder(t)
+	if err := os.Mkdir("pods", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers: [{name: a, image: %REGISTRY%/app:1, command: [/app]}]\n"
+	args := []string{"policy", "aci", "--no-cache", "--insecure-registry", f.registry}
+	f.write(t, "pods/a.yaml", pod)
+	f.run(t, exitDone, append(args, "--in-place", "pods")...)
+	if text, err := os.ReadFile("pods/a.yaml"); err != nil || !strings.Contains(string(text), "virtualnode.ccepolicy") {
+		t.Errorf("--in-place with a folder: %v\n%.300s", err, text)
+	}
+	f.write(t, "pods/b.yaml", strings.Replace(pod, "spec:", "spec:\n  nosuch: 1", 1))
+	if out := f.run(t, exitUsage, append(args, "pods")...); !strings.Contains(out, "pods has 2 manifests") {
+		t.Errorf("got %s", out)
+	}
+	if out := f.run(t, exitRefused, append(args, "pods/b.yaml")...); !strings.Contains(out, "pods/b.yaml:5: Pod/a: spec.nosuch: unknown field") || strings.Contains(out, "hint") {
+		t.Errorf("a hint at a flag that there is not: %s", out)
+	}
+	f.run(t, exitUsage, append(args, "--in-place", "-")...)
+}
+
 func TestPolicyACIPod(t *testing.T) {
 	f := newFolder(t)
 	f.write(t, "pod.yaml", `apiVersion: v1

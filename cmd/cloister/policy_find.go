@@ -166,9 +166,9 @@ func policiesOf(objects []map[string]any) ([]foundPolicy, error) {
 }
 
 // nothingSelected is the error when no pod gets a policy. Who forgot a class, or misspelt it, must not deploy what came in.
-func nothingSelected(passed, wanted []string) error {
+func nothingSelected(names, passed, wanted []string) error {
 	if len(passed) == 0 {
-		return errors.New("the manifests have nothing that makes pods")
+		return noPods(names)
 	}
 	found := make([]string, len(passed))
 	for i, class := range passed {
@@ -180,6 +180,20 @@ func nothingSelected(passed, wanted []string) error {
 		found = append(found[:maxNamed], fmt.Sprintf("%d more", len(found)-maxNamed))
 	}
 	return hint(fmt.Errorf("no pod has a runtimeClassName that starts with %s", strings.Join(wanted, " or ")), "the pods have: %s", strings.Join(found, ", "))
+}
+
+// noPods is the error when there is nothing to make a policy of.
+func noPods(names []string) error {
+	shown := make([]string, len(names))
+	for i, name := range names {
+		if shown[i] = printable(name); name == "-" {
+			shown[i] = "standard input"
+		}
+	}
+	if len(shown) > maxNamed {
+		shown = append(shown[:maxNamed], fmt.Sprintf("%d more", len(shown)-maxNamed))
+	}
+	return fmt.Errorf("there is nothing that makes pods in %s", strings.Join(shown, ", "))
 }
 
 // maxNamed bounds lists in errors.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -190,7 +191,7 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 		return err
 	}
 	if len(problems) == 0 && len(set.Workloads) == 0 {
-		return nothingSelected(set.Passed, f.runtimeClasses)
+		return nothingSelected(names, set.Passed, f.runtimeClasses)
 	}
 	var base *initdata.Document
 	if f.initdata != "" {
@@ -212,6 +213,9 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 		}
 	}
 	if err := append(problems, more...).Err(); err != nil {
+		if strings.Contains(err.Error(), "unknown field") {
+			return hint(err, "fields that are spelled right and do not matter to the guest are accepted with --ignore-unknown-fields")
+		}
 		return kubeHint(err)
 	}
 	if err := parsePolicyRules(o.Rules); err != nil {
@@ -254,6 +258,8 @@ func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) 
 	return results, problems, nil
 }
 
+var noAccess = regexp.MustCompile(`registry (\S+) refuses access: `)
+
 // kubeHint says what to do about problems that have one remedy.
 func kubeHint(err error) error {
 	text := err.Error()
@@ -262,8 +268,8 @@ func kubeHint(err error) error {
 		_, rest, _ := strings.Cut(text, "registry ")
 		host, _, _ := strings.Cut(rest, " ")
 		return hint(err, "allow it by --insecure-registry %s", host)
-	case strings.Contains(text, "unknown field"):
-		return hint(err, "fields that are spelled right and do not matter to the guest are accepted with --ignore-unknown-fields")
+	case noAccess.MatchString(text):
+		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", noAccess.FindStringSubmatch(text)[1])
 	}
 	return err
 }
@@ -381,17 +387,21 @@ func rewrite(files []*kubernetes.File, changed [][]byte) error {
 		if bytes.Equal(f.Data, changed[i]) {
 			continue
 		}
-		name, err := filepath.EvalSymlinks(f.Path)
-		if err != nil {
-			return fmt.Errorf("changing %s: %w", f.Path, err)
-		}
-		info, err := os.Stat(name)
-		if err != nil {
-			return fmt.Errorf("changing %s: %w", f.Path, err)
-		}
-		if err := paths.WriteFile(name, changed[i], info.Mode().Perm()); err != nil {
+		if err := rewriteFile(f.Path, changed[i]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func rewriteFile(path string, data []byte) error {
+	name, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fmt.Errorf("changing %s: %w", path, err)
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return fmt.Errorf("changing %s: %w", path, err)
+	}
+	return paths.WriteFile(name, data, info.Mode().Perm())
 }

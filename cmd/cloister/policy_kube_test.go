@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cloister/cloister/internal/testregistry"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -166,7 +167,26 @@ func TestPolicyGenerateNothingSelected(t *testing.T) {
 		t.Error("the manifests are printed")
 	}
 	f.write(t, "empty.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
-	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--runtime-class", "kata", "empty.yaml"); !strings.Contains(out, "nothing that makes pods") {
+	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--runtime-class", "kata", "empty.yaml"); !strings.Contains(out, "nothing that makes pods in empty.yaml") {
+		t.Errorf("got %s", out)
+	}
+}
+
+// TestPolicyGenerateNoAccess has a registry that lets only its users in, and a name that is none.
+func TestPolicyGenerateNoAccess(t *testing.T) {
+	f := newFolder(t)
+	r, err := testregistry.Start(testregistry.Options{User: "u", Password: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	f.write(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: "+r.Addr()+"/app:1}]}\n")
+	out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--insecure-registry", r.Addr(), "pod.yaml")
+	if !strings.Contains(out, "registry "+r.Addr()+" refuses access: ") || !strings.Contains(out, "`docker login "+r.Addr()+"`") {
+		t.Errorf("got %s", out)
+	}
+	f.write(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: Registry.Example/Shop:1:2}]}\n")
+	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "pod.yaml"); !strings.Contains(out, "image Registry.Example/Shop:1:2: that is no name of an image: want HOST/PATH:TAG") {
 		t.Errorf("got %s", out)
 	}
 }
