@@ -74,7 +74,9 @@ func TestBundles(t *testing.T) {
 		})
 	}
 	e := newEnv(t)
-	for _, dir := range []string{"", "/", "/none", "a\x00b", "/proc/self/mem"} {
+	pipe := filepath.Join(e.dir, "pipe")
+	e.must(os.Mkdir(pipe, 0o700), unix.Mkfifo(filepath.Join(pipe, "config.json"), 0o600))
+	for _, dir := range []string{"", "/", "/none", "a\x00b", "/proc/self/mem", pipe} {
 		_, err := e.service.Create(testContext(t), &task.CreateTaskRequest{ID: "pod", Bundle: dir})
 		wantCode(t, err, codes.Unknown, "reading the container's specification")
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 
 	eventtypes "github.com/containerd/containerd/api/events"
@@ -20,13 +19,14 @@ import (
 	"github.com/cloister/cloister/host/cri"
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/volume"
+	"github.com/cloister/cloister/internal/paths"
 )
 
 // maxSpec bounds a container's config.json.
 const maxSpec = 16 << 20
 
 func readSpec(bundle string) (*specs.Spec, error) {
-	f, err := os.Open(filepath.Join(bundle, "config.json"))
+	f, err := paths.OpenRegular(filepath.Join(bundle, "config.json"))
 	if err != nil {
 		return nil, fmt.Errorf("reading the container's specification: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -132,4 +133,26 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Unlock()
+}
+
+func TestOpenRegular(t *testing.T) {
+	dir := t.TempDir()
+	pipe, plain := filepath.Join(dir, "pipe"), filepath.Join(dir, "plain")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(plain, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{pipe, dir, "/dev/null", filepath.Join(dir, "none")} {
+		if f, err := OpenRegular(bad); err == nil {
+			f.Close()
+			t.Errorf("%s was opened", bad)
+		}
+	}
+	f, err := OpenRegular(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/cloister/cloister/host/cri"
+	"github.com/cloister/cloister/internal/paths"
 )
 
 // Kind is what a bundle stands for. A bundle without config.json, which containerd makes for the sandbox service, is a single container.
@@ -46,7 +47,7 @@ func Classify(id string, annotations map[string]string) (Kind, string, error) {
 func (p *Params) readBundle() error {
 	p.Kind, p.SandboxID = KindSingle, p.ID
 	name := filepath.Join(p.Bundle, "config.json")
-	f, err := os.Open(name)
+	f, err := paths.OpenRegular(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(p.Bundle); err != nil {
 			return fmt.Errorf("looking at the bundle of %s: %w", p.ID, err)
