@@ -100,3 +100,26 @@ func TestKubernetesFirst(t *testing.T) {
 		mustDeny(t, e, r)
 	}
 }
+
+// TestKubernetesImageNames: the Kata generator may name an image by its tag. Docker's registry needs no naming, others do.
+func TestKubernetesImageNames(t *testing.T) {
+	for declared, references := range map[string]map[string]bool{
+		"nginx:1.27": {"nginx:1.27": true, "docker.io/library/nginx:1.27": true, "library/nginx:1.27": true, "nginx:1.28": false, "nginx": false,
+			"docker.io/nginx:1.27": false, "evil/nginx:1.27": false, "evil.example/nginx:1.27": false, "localhost/nginx:1.27": false,
+			"evil.example/library/nginx:1.27": false, "evil:5000/library/nginx:1.27": false, "nginx:1.27@" + kubepod.DigestTwo: false},
+		"team/app:1":           {"team/app:1": true, "docker.io/team/app:1": true, "docker.io/library/team/app:1": false, "app:1": false},
+		"r.example/team/app:1": {"r.example/team/app:1": true, "docker.io/r.example/team/app:1": false, "team/app:1": false},
+	} {
+		for reference, allowed := range references {
+			web := kubepod.Workload("web")
+			web.Image = reference
+			web.Annotations()["io.kubernetes.cri.image-name"] = declared
+			e := kubeEngine(t, kubepod.Data(kubepod.Pause(), web))
+			r := web.Request(kubepod.ID(1))
+			r.OCI.Annotations["io.kubernetes.cri.image-name"] = reference
+			if err := ask(e, r); (err == nil) != allowed {
+				t.Errorf("%s for %s: %v", reference, declared, err)
+			}
+		}
+	}
+}
