@@ -13,6 +13,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/cloister/cloister/host/agent"
 	"github.com/cloister/cloister/host/health"
 	"github.com/cloister/cloister/host/manage"
@@ -28,6 +30,7 @@ const (
 	destroyTimeout = 5 * time.Second       // the guest's own end
 	shareGrace     = 2 * time.Second       // from the end of virtiofsd to that of the monitor that it belongs to
 	maxGuestLine   = 16 << 10              // one line of the guest's log
+	guestLogPace   = 1 << 20               // bytes a second that are read of it: a guest may write without end
 	oomPace        = 50 * time.Millisecond // between two events of containers without memory
 )
 
@@ -161,10 +164,14 @@ func (s *Sandbox) collectLog() {
 		boot = io.Discard // what it says is about the boot of the template
 	}
 	r := bufio.NewReaderSize(conn, maxGuestLine)
+	pace := rate.NewLimiter(guestLogPace, guestLogPace)
 	for {
 		line, err := r.ReadSlice('\n')
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return // it ends with the guest
+		}
+		if pace.WaitN(s.background, len(line)) != nil {
+			return
 		}
 		_, _ = boot.Write(line)
 		if !s.log.Enabled(s.background, slog.LevelDebug) {
