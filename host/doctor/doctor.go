@@ -73,7 +73,7 @@ func Probe(ctx context.Context, h Host) *Report {
 	r.add(h.cpu())
 	kvm, usable := h.kvm(ctx)
 	r.add(kvm)
-	r.Accel, r.AccelReason = "tcg", kvm.Detail+"; software emulation is used"
+	r.Accel, r.AccelReason = "tcg", kvm.Detail+emulated
 	if usable {
 		r.Accel, r.AccelReason = "kvm", kvm.Detail
 	}
@@ -174,7 +174,8 @@ func (r *Report) SelectAccel(want string) (string, error) {
 	case "tcg":
 		return want, nil
 	case "kvm":
-		return "", fmt.Errorf("accelerator kvm was asked for: %s", r.AccelReason)
+		return "", fmt.Errorf("accelerator kvm was asked for, but %s (hint: \"auto\" takes software emulation where there is no KVM, which is slow)",
+			strings.TrimSuffix(r.AccelReason, emulated))
 	}
 	return "", fmt.Errorf("accelerator %q was asked for, expected one of %s", want, strings.Join(Accels, ", "))
 }

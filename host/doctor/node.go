@@ -46,7 +46,7 @@ func ProbeNode(ctx context.Context, h Host, n Node) *Report {
 	r := &Report{hardware: map[string]Check{}}
 	r.add(h.cpu())
 	kvm, usable := h.kvm(ctx)
-	r.Accel, r.AccelReason = "tcg", kvm.Detail+"; software emulation is used"
+	r.Accel, r.AccelReason = "tcg", kvm.Detail+emulated
 	if usable {
 		r.Accel, r.AccelReason = "kvm", kvm.Detail
 	}

@@ -7,12 +7,15 @@ import (
 	"strings"
 )
 
+// emulated ends the reason why KVM is not used.
+const emulated = "; software emulation is used"
+
 // Accelerator answers how VMs can run here when want was asked for ("auto" or "" takes the best that works), without all other checks.
 func Accelerator(ctx context.Context, h Host, want string) (string, error) {
 	h.complete()
 	r := &Report{}
 	kvm, usable := h.kvm(ctx)
-	r.Accel, r.AccelReason = "tcg", kvm.Detail+"; software emulation is used"
+	r.Accel, r.AccelReason = "tcg", kvm.Detail+emulated
 	if usable {
 		r.Accel, r.AccelReason = "kvm", kvm.Detail
 	}
@@ -37,5 +40,6 @@ func HardwareTEE(h Host, want string) (string, error) {
 		return "", fmt.Errorf("TEE %q was asked for, expected one of auto, snp, tdx, se, cca", want)
 	}
 	slices.Sort(reasons)
-	return "", fmt.Errorf("TEE %q was asked for, but this host has none (%s)", want, strings.Join(reasons, "; "))
+	return "", fmt.Errorf("TEE %q was asked for, but this host has none: %s (hint: enable it in the firmware and the kernel, or set sandbox.tee to what "+
+		"the host has; `cloister doctor` lists it)", want, strings.Join(reasons, "; "))
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -102,15 +103,41 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
-// TestSteps: the file of steps is there when it is asked for.
+// TestSteps: the file of steps is there when it is asked for, and names containers as people do.
 func TestSteps(t *testing.T) {
 	for _, on := range []bool{true, false} {
 		s, _, err := start(t, guest(&fakeguest.Guest{}), fmt.Sprintf("tracing.steps = %v\n", on))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat(filepath.Join(s.Dir(), trace.FileName)); (err == nil) != on {
+		file := filepath.Join(s.Dir(), trace.FileName)
+		if _, err := os.Stat(file); (err == nil) != on {
 			t.Errorf("steps %v: %v", on, err)
+		}
+		if !on {
+			continue
+		}
+		// Steps have the container's name in the manifest: its id says nothing to a person.
+		spec := &specs.Spec{Process: &specs.Process{}, Root: &specs.Root{Path: "rootfs"}, Annotations: map[string]string{
+			"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.container-name": "web", "io.kubernetes.cri.image-name": "example/image"}}
+		if err := s.CreateContainer(t.Context(), Container{ID: "c0ffee", Bundle: t.TempDir(), Spec: spec}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.StartContainer(t.Context(), "c0ffee"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := trace.Load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var named []string
+		for _, e := range got.Steps {
+			if who := e.Attrs["container"]; who != "" {
+				named = append(named, e.Name+" "+who)
+			}
+		}
+		if !slices.Equal(named, []string{"create web", "start web"}) {
+			t.Errorf("steps of the container: %q", named)
 		}
 	}
 }
