@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -8,7 +9,9 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/cloister/cloister/host/doctor"
 	"github.com/cloister/cloister/host/runtimeconfig"
+	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/host/sizing"
 )
 
@@ -55,7 +58,7 @@ func configShowCmd(a *app) *cobra.Command {
 		Long: "Prints every setting, its value, and where that came from. With --annotations or --pod the wishes of a pod are applied as\n" +
 			"the runtime does it; with --pod the size of its virtual machine on this host is computed, too.",
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			annotations := map[string]string{}
 			var request *sizing.Request
 			if pod != "" {
@@ -79,7 +82,7 @@ func configShowCmd(a *app) *cobra.Command {
 			}
 			s := shown{Files: e.Files, Values: e.Values(), Ignored: e.Ignored, Insecure: e.Config.Insecure()}
 			if request != nil {
-				if s.Size, err = machineSize(&e.Config, *request); err != nil {
+				if s.Size, err = machineSize(c.Context(), &e.Config, *request); err != nil {
 					return err
 				}
 			}
@@ -97,20 +100,12 @@ func configShowCmd(a *app) *cobra.Command {
 }
 
 // machineSize computes the size of a sandbox on this host.
-func machineSize(c *runtimeconfig.Config, r sizing.Request) (*shownSize, error) {
-	host, err := sizing.ThisHost()
+func machineSize(ctx context.Context, c *runtimeconfig.Config, r sizing.Request) (*shownSize, error) {
+	o, err := sandbox.OverheadOn(ctx, doctor.Host{}, c, c.Sandbox.TEE)
 	if err != nil {
 		return nil, err
 	}
-	o, err := sizing.OverheadOf(c.Sandbox.TEE)
-	if err != nil {
-		return nil, err
-	}
-	o = o.Replace(c.Sandbox.OverheadVCPUs, c.Sandbox.OverheadMemoryMiB)
-	plan, err := sizing.Compute(sizing.Input{
-		Request: r, DefaultVCPUs: c.Sandbox.VCPUs, DefaultMemoryMiB: c.Sandbox.MemoryMiB, MaxVCPUs: c.Sandbox.MaxVCPUs,
-		MaxMemoryMiB: c.Sandbox.MaxMemoryMiB, Overhead: o, Static: c.Static(), BlockMiB: c.Sandbox.MemoryBlockMiB, Host: host,
-	})
+	plan, err := sandbox.Size(c, o, r)
 	if err != nil {
 		return nil, err
 	}
@@ -210,12 +205,12 @@ func configRuntimeClassCmd(a *app) *cobra.Command {
 		Use:   "runtimeclass",
 		Short: "Print the RuntimeClass of this configuration, with its overhead",
 		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			e, err := loadRuntime(file, nil)
 			if err != nil {
 				return err
 			}
-			text, err := runtimeClass(&e.Config, name)
+			text, err := runtimeClass(c.Context(), &e.Config, name)
 			if err != nil {
 				return err
 			}
@@ -229,12 +224,11 @@ func configRuntimeClassCmd(a *app) *cobra.Command {
 }
 
 // runtimeClass is a manifest for the scheduler, which adds the overhead to what the containers of a pod ask for.
-func runtimeClass(c *runtimeconfig.Config, name string) ([]byte, error) {
-	o, err := sizing.OverheadOf(c.Sandbox.TEE)
+func runtimeClass(ctx context.Context, c *runtimeconfig.Config, name string) ([]byte, error) {
+	o, err := sandbox.OverheadOn(ctx, doctor.Host{}, c, c.Sandbox.TEE)
 	if err != nil {
 		return nil, err
 	}
-	o = o.Replace(c.Sandbox.OverheadVCPUs, c.Sandbox.OverheadMemoryMiB)
 	cpu, memory := o.PodFixed(c.Sandbox.MemoryMiB)
 	if name == "" {
 		name = "cloister"

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/author/refvalue"
+	"github.com/cloister/cloister/host/doctor"
 	"github.com/cloister/cloister/host/runtimeconfig"
 	"github.com/cloister/cloister/host/sandbox"
 	"github.com/cloister/cloister/wire/guestimage"
@@ -54,7 +55,7 @@ func refvalueComputeCmd(a *app) *cobra.Command {
 			}
 			var r *refvalue.Result
 			if runtimeFile != "" {
-				r, err = a.runtimeValues(runtimeFile, args[0], document)
+				r, err = a.runtimeValues(c.Context(), runtimeFile, args[0], document)
 			} else {
 				var in refvalue.Input
 				if in, err = pf.boot(c.Context(), a, args[0], image); err != nil {
@@ -131,14 +132,14 @@ func (f *podFlags) boot(ctx context.Context, a *app, pod, image string) (refvalu
 
 // runtimeValues are the values of all pods in a manifest that the container runtime starts. A document stands for the initdata of all;
 // without one it is that of each pod's annotation, and pods that have none are left out.
-func (a *app) runtimeValues(file, manifest string, document []byte) (*refvalue.Result, error) {
+func (a *app) runtimeValues(ctx context.Context, file, manifest string, document []byte) (*refvalue.Result, error) {
 	pods, err := readPodSizes(manifest)
 	if err != nil {
 		return nil, err
 	}
 	all := &refvalue.Result{Values: map[string][]string{}}
 	for _, p := range pods {
-		in, err := runtimeBoot(file, p)
+		in, err := runtimeBoot(ctx, file, p)
 		if err == nil && document != nil {
 			in.Initdata = document
 		}
@@ -176,7 +177,7 @@ func (a *app) runtimeValues(file, manifest string, document []byte) (*refvalue.R
 }
 
 // runtimeBoot is what the container runtime boots for a pod, with the initdata of its annotation if it has one.
-func runtimeBoot(file string, p podSize) (refvalue.Input, error) {
+func runtimeBoot(ctx context.Context, file string, p podSize) (refvalue.Input, error) {
 	e, err := loadRuntime(file, p.annotations)
 	if err != nil {
 		return refvalue.Input{}, err
@@ -189,7 +190,11 @@ func runtimeBoot(file string, p podSize) (refvalue.Input, error) {
 	if err != nil {
 		return refvalue.Input{}, err
 	}
-	size, err := sandbox.Size(&e.Config, runtimeconfig.TEETPM, p.request)
+	o, err := sandbox.OverheadOn(ctx, doctor.Host{}, &e.Config, runtimeconfig.TEETPM)
+	if err != nil {
+		return refvalue.Input{}, err
+	}
+	size, err := sandbox.Size(&e.Config, o, p.request)
 	if err != nil {
 		return refvalue.Input{}, err
 	}

@@ -246,7 +246,11 @@ func (s *Sandbox) size(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.plan, err = Size(s.runtime, s.tee, request); err != nil {
+	o, err := OverheadOn(ctx, s.cfg.Host, s.runtime, s.tee)
+	if err != nil {
+		return err
+	}
+	if s.plan, err = Size(s.runtime, o, request); err != nil {
 		return err
 	}
 	s.vcpus, s.memoryMiB = s.plan.VCPUs, s.plan.MemoryMiB
@@ -254,20 +258,36 @@ func (s *Sandbox) size(ctx context.Context) error {
 	return nil
 }
 
-// Size computes the size of a sandbox with this configuration on this host.
-func Size(c *runtimeconfig.Config, tee string, r sizing.Request) (sizing.Plan, error) {
-	host, err := sizing.ThisHost()
-	if err != nil {
-		return sizing.Plan{}, err
-	}
+// OverheadOn is what a sandbox with this configuration needs on a host besides its containers.
+func OverheadOn(ctx context.Context, h doctor.Host, c *runtimeconfig.Config, tee string) (sizing.Overhead, error) {
 	o, err := sizing.OverheadOf(tee)
+	if err != nil {
+		return sizing.Overhead{}, err
+	}
+	o = o.Replace(c.Sandbox.OverheadVCPUs, c.Sandbox.OverheadMemoryMiB)
+	// Nothing else emulates, and the hardware of TEEs needs KVM: without it their start is an error.
+	if c.VMM.Kind != "qemu" || c.VMM.Accel == vmm.AccelKVM || tee != runtimeconfig.TEENone && tee != runtimeconfig.TEETPM {
+		return o, nil
+	}
+	accel, err := doctor.Accelerator(ctx, h, c.VMM.Accel)
+	if err != nil {
+		return sizing.Overhead{}, err
+	}
+	if accel == vmm.AccelTCG {
+		o = o.Emulated(vmm.TranslatedMiB)
+	}
+	return o, nil
+}
+
+// Size computes the size of a sandbox with this configuration and overhead on this host.
+func Size(c *runtimeconfig.Config, o sizing.Overhead, r sizing.Request) (sizing.Plan, error) {
+	host, err := sizing.ThisHost()
 	if err != nil {
 		return sizing.Plan{}, err
 	}
 	return sizing.Compute(sizing.Input{
 		Request: r, DefaultVCPUs: c.Sandbox.VCPUs, DefaultMemoryMiB: c.Sandbox.MemoryMiB, MaxVCPUs: c.Sandbox.MaxVCPUs,
-		MaxMemoryMiB: c.Sandbox.MaxMemoryMiB, Overhead: o.Replace(c.Sandbox.OverheadVCPUs, c.Sandbox.OverheadMemoryMiB),
-		Static: c.Static(), BlockMiB: c.Sandbox.MemoryBlockMiB, Host: host,
+		MaxMemoryMiB: c.Sandbox.MaxMemoryMiB, Overhead: o, Static: c.Static(), BlockMiB: c.Sandbox.MemoryBlockMiB, Host: host,
 	})
 }
 

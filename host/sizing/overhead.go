@@ -51,6 +51,14 @@ func (o Overhead) Replace(vcpus float64, memoryMiB int) Overhead {
 	return o
 }
 
+// Emulated is the overhead of a VM without the processor's help: the monitor keeps up to translatedMiB of the guest's code in the host's
+// form, and half as much about it.
+func (o Overhead) Emulated(translatedMiB int) Overhead {
+	o.HostMiB += translatedMiB * 3 / 2
+	o.Source += fmt.Sprintf("; %d MiB of the host's part are for emulation", translatedMiB*3/2)
+	return o
+}
+
 // PodFixed is the overhead of a RuntimeClass: what a pod whose VM has vmMiB in all costs besides its containers.
 func (o Overhead) PodFixed(vmMiB int) (milliCPU int64, memoryMiB int) {
 	net := vmMiB

@@ -233,3 +233,15 @@ func FuzzSpec(f *testing.F) {
 		}
 	})
 }
+
+func TestEmulated(t *testing.T) {
+	o, err := OverheadOf("none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, plain := o.PodFixed(512)
+	_, emulated := o.Emulated(100).PodFixed(512)
+	if emulated != plain+150 || o.Emulated(100).VM(256) != o.VM(256) {
+		t.Errorf("%d MiB with emulation, %d without: want 150 more, all of it on the host", emulated, plain)
+	}
+}

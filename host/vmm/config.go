@@ -25,6 +25,9 @@ const (
 	AccelTCG = "tcg"
 )
 
+// TranslatedMiB bounds what emulation keeps of the guest's code in the host's form. By itself QEMU would keep up to 1 GiB.
+const TranslatedMiB = 128
+
 // GuestMAC is the hardware address of the guest's only network card. Each VM has a network of its own, so that it can be the same for all.
 const GuestMAC = "52:54:00:c1:01:57"
 

@@ -68,7 +68,7 @@ func qemuArgs(c *vmm.Config, f *bootFiles) ([]string, error) {
 		// emulation of QEMU 7.2, kernels that use it (6.12 does, in its allocator) crash in about every second boot.
 		// One thread for all virtual CPUs, because with several the emulation of QEMU 7.2 races with a kernel that patches its
 		// own code (static keys), and the guest panics now and then.
-		cpu, accel, needs = "max", "tcg,thread=single", ",la57=off,cx16=off"
+		cpu, accel, needs = "max", fmt.Sprintf("tcg,thread=single,tb-size=%d", vmm.TranslatedMiB), ",la57=off,cx16=off"
 	}
 	if c.TEE != nil {
 		cpu = teeCPU(c.TEE.Kind)
