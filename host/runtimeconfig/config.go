@@ -166,8 +166,9 @@ type Tracing struct {
 
 // Debug is what helps to find faults.
 type Debug struct {
-	KeepFailed bool
-	Profiles   bool
+	KeepFailed     bool
+	Profiles       bool
+	RecordRequests bool
 }
 
 // Annotations says what pods may set for themselves.
