@@ -256,5 +256,8 @@ func (c *Config) Insecure() []string {
 	if c.Tracing.OTLPInsecureHTTP {
 		on = append(on, "tracing.otlp_insecure_http: traces travel in the clear")
 	}
+	if c.Debug.RecordRequests {
+		on = append(on, "debug.record_requests: the node keeps what its pods are given, values of variables too")
+	}
 	return on
 }
