@@ -166,8 +166,9 @@ type Tracing struct {
 
 // Debug is what helps to find faults.
 type Debug struct {
-	KeepFailed bool
-	Profiles   bool
+	KeepFailed     bool
+	Profiles       bool
+	RecordRequests bool
 }
 
 // Annotations says what pods may set for themselves.
@@ -254,6 +255,9 @@ func (c *Config) Insecure() []string {
 	var on []string
 	if c.Tracing.OTLPInsecureHTTP {
 		on = append(on, "tracing.otlp_insecure_http: traces travel in the clear")
+	}
+	if c.Debug.RecordRequests {
+		on = append(on, "debug.record_requests: the node keeps what its pods are given, values of variables too")
 	}
 	return on
 }

@@ -219,8 +219,8 @@ func TestInsecureIsListed(t *testing.T) {
 	if on := c.Insecure(); len(on) != 0 {
 		t.Errorf("the default has %v on", on)
 	}
-	c.Tracing.OTLPInsecureHTTP = true
-	if on := c.Insecure(); len(on) != 1 {
+	c.Tracing.OTLPInsecureHTTP, c.Debug.RecordRequests = true, true
+	if on := c.Insecure(); len(on) != 2 {
 		t.Errorf("listed: %v", on)
 	}
 }

@@ -207,6 +207,7 @@ func settings() []setting {
 		kata: names("runtime.keep_abnormal")})
 	put(setting{key: "debug.profiles", field: func(c *Config) any { return &c.Debug.Profiles }, kata: names("runtime.enable_pprof"),
 		notes: names("runtime.enable_pprof")})
+	put(setting{key: "debug.record_requests", field: func(c *Config) any { return &c.Debug.RecordRequests }})
 
 	// annotations
 	put(setting{key: "annotations.enabled", field: func(c *Config) any { return &c.Annotations.Enabled },

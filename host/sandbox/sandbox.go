@@ -74,7 +74,8 @@ type Sandbox struct {
 	agent     *agent.Client
 	forward   *portforward.Forwarder // nil without
 	trace     *trace.Recorder
-	manage    *manage.Server // nil without
+	record    *agent.Recorder // nil without
+	manage    *manage.Server  // nil without
 	// durations are how long the guest takes to answer, for the metrics.
 	durations manage.Durations
 	ready     time.Time // when the guest gave its first answer

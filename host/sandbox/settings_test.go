@@ -206,8 +206,9 @@ func rows() map[string]row {
 		"tracing.otlp_insecure_http": {test: "../runtimeconfig/tracing_test.go TestExporterHasEverySetting"},
 		"tracing.ratio":              {test: "../runtimeconfig/tracing_test.go TestExporterHasEverySetting"},
 
-		"debug.keep_failed": here("TestKeepFailed"),
-		"debug.profiles":    {other: "true"},
+		"debug.keep_failed":     here("TestKeepFailed"),
+		"debug.profiles":        {other: "true"},
+		"debug.record_requests": {test: "record_test.go TestRecordRequests"},
 
 		"annotations.enabled":               {test: "../runtimeconfig/annotation_test.go TestAnnotations"},
 		"annotations.valid_guest_paths":     {test: "../runtimeconfig/annotation_test.go TestAnnotatedPaths"},

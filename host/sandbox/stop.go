@@ -85,6 +85,7 @@ func (s *Sandbox) takeDown(ctx context.Context) error {
 	if group != nil {
 		add("control group", group.Destroy(ctx))
 	}
+	s.endRecord()
 	s.endTrace(ctx)
 	return errors.Join(errs...)
 }

@@ -155,7 +155,7 @@ func (s *Sandbox) firstAnswer(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connecting to the guest's agent: %w", err)
 	}
-	s.agent = agent.New(conn, s.gone, s.durations.Interceptor())
+	s.agent = agent.New(conn, s.gone, s.interceptors()...)
 	return s.agent.Call(ctx, 0, "waiting for the guest", func(c context.Context) error {
 		_, err := s.agent.Health.Check(c, &pb.CheckRequest{})
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -165,23 +164,11 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 // diskUsage is what is in a directory.
 func diskUsage(ctx context.Context, dir string) (usage snapshots.Usage, err error) {
 	seen := map[uint64]bool{}
-	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil // containers write and remove while this looks
-			}
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return nil
-		}
-		if !seen[st.Ino] {
-			seen[st.Ino] = true
-			usage.Add(snapshots.Usage{Inodes: 1, Size: st.Blocks * 512})
+	// Containers write and remove while this looks.
+	err = walkUpper(ctx, dir, true, func(_ string, f *upperFile) error {
+		if !seen[f.Stat.Ino] {
+			seen[f.Stat.Ino] = true
+			usage.Add(snapshots.Usage{Inodes: 1, Size: f.Stat.Blocks * 512})
 		}
 		return nil
 	})

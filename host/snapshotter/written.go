@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"time"
 
@@ -32,8 +30,11 @@ const (
 func tarOf(ctx context.Context, dir string) tarStream {
 	r, w := io.Pipe()
 	go func() {
-		t := &tarWriter{w: tar.NewWriter(w), root: dir, links: map[[2]uint64]string{}}
-		err := t.walk(ctx, ".")
+		t := &tarWriter{w: tar.NewWriter(w), links: map[[2]uint64]string{}}
+		err := walkUpper(ctx, dir, false, t.entry)
+		if err != nil {
+			err = fmt.Errorf("reading what was written into %s: %w", dir, err)
+		}
 		if err == nil {
 			err = t.w.Close()
 		}
@@ -44,43 +45,15 @@ func tarOf(ctx context.Context, dir string) tarStream {
 
 type tarWriter struct {
 	w     *tar.Writer
-	root  string
 	links map[[2]uint64]string // first name of a file with several, by device and inode
 }
 
-func (t *tarWriter) walk(ctx context.Context, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	path := filepath.Join(t.root, name)
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return fmt.Errorf("reading what was written: %s: %w", path, err)
-	}
-	if err := t.entry(name, path, st); err != nil {
-		return fmt.Errorf("reading what was written: %s: %w", path, err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return nil
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return fmt.Errorf("reading what was written: %w", err)
-	}
-	sort.Slice(entries, func(i, j int) bool { return entries[i].Name() < entries[j].Name() })
-	for _, e := range entries {
-		if err := t.walk(ctx, filepath.Join(name, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // entry writes one file. Sockets are left out, as tar has none.
-func (t *tarWriter) entry(name, path string, st unix.Stat_t) error {
+func (t *tarWriter) entry(name string, f *upperFile) error {
+	st := &f.Stat
 	h := &tar.Header{Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX}
 	var body *os.File
-	switch st.Mode & unix.S_IFMT {
+	switch f.Type() {
 	case unix.S_IFREG:
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
 		if st.Nlink > 1 {
@@ -91,16 +64,15 @@ func (t *tarWriter) entry(name, path string, st unix.Stat_t) error {
 			}
 			t.links[inode] = name
 		}
-		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-		if err != nil {
+		var err error
+		if body, err = f.Open(); err != nil {
 			return err
 		}
-		defer f.Close()
-		body = f
+		defer body.Close()
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, name+"/"
 	case unix.S_IFLNK:
-		target, err := os.Readlink(path)
+		target, err := f.Target()
 		if err != nil {
 			return err
 		}
@@ -118,7 +90,7 @@ func (t *tarWriter) entry(name, path string, st unix.Stat_t) error {
 	default:
 		return nil
 	}
-	opaque, err := xattrs(path, h)
+	opaque, err := xattrs(f, h)
 	if err != nil {
 		return err
 	}
@@ -140,26 +112,26 @@ func (t *tarWriter) entry(name, path string, st unix.Stat_t) error {
 
 // xattrs adds a file's extended attributes to a header. What overlayfs notes for itself is left out; that a directory hides those
 // below is returned. The label of SELinux is the node's, not the image's.
-func xattrs(path string, h *tar.Header) (opaque bool, err error) {
+func xattrs(f *upperFile, h *tar.Header) (opaque bool, err error) {
 	buf := make([]byte, maxXattrs)
-	n, err := unix.Llistxattr(path, buf)
+	n, err := unix.Listxattr(f.path(), buf)
 	if errors.Is(err, unix.ENOTSUP) {
 		return false, nil
 	}
 	if err != nil {
-		return false, &fs.PathError{Op: "listing extended attributes of", Path: path, Err: err}
+		return false, fmt.Errorf("listing its extended attributes: %w", err)
 	}
 	value := make([]byte, maxXattrs)
 	for _, name := range strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
 		if name == "" || name == "security.selinux" {
 			continue
 		}
-		size, err := unix.Lgetxattr(path, name, value)
+		size, err := unix.Getxattr(f.path(), name, value)
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		}
 		if err != nil {
-			return false, &fs.PathError{Op: "reading " + name + " of", Path: path, Err: err}
+			return false, fmt.Errorf("reading its attribute %s: %w", name, err)
 		}
 		switch {
 		case name == opaqueXattr:
