@@ -263,6 +263,23 @@ func TestEmptyDirs(t *testing.T) {
 	}
 }
 
+// A pod that wants no token has no place for one.
+func TestToken(t *testing.T) {
+	for spec, want := range map[string]bool{
+		"restartPolicy: Always": true, "automountServiceAccountToken: true": true, "automountServiceAccountToken: false": false,
+		"automountServiceAccountToken: false\n  volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: token}}]}}]": true,
+	} {
+		container := ""
+		if strings.Contains(spec, "projected") {
+			container = "volumeMounts: [{name: v, mountPath: " + tokenDir + ", readOnly: true}]"
+		}
+		c, _ := one(t, spec, container, Options{})
+		if got := slices.ContainsFunc(c.OCI.Mounts, func(m mount) bool { return m.Destination == tokenDir }); got != want {
+			t.Errorf("%s: a mount for the token is admitted: %v", spec, got)
+		}
+	}
+}
+
 // FuzzGenerate wants that no manifest makes the generator panic.
 func FuzzGenerate(f *testing.F) {
 	web, err := os.ReadFile("testdata/web.yaml")

@@ -59,12 +59,18 @@ func (m *mounts) base(pause, privileged bool) {
 	}
 }
 
+// tokenDir is where Kubernetes mounts the token of the service account, unless the pod wants none.
+const tokenDir = "/var/run/secrets/kubernetes.io/serviceaccount"
+
 // settings adds the mounts that the settings have for a kind of container.
 func (m *mounts) settings(t *template, readonlyRoot bool, terminationLog string) {
 	for _, x := range t.Mounts {
 		mounted := m.c != nil && slices.ContainsFunc(m.c.VolumeMounts, func(v kubernetes.VolumeMount) bool { return v.MountPath == x.Destination })
 		if !mounted && !slices.Contains(m.g.s.MountDestinations, x.Destination) {
 			continue
+		}
+		if auto := m.g.w.Spec.AutomountToken; !mounted && auto != nil && !*auto && x.Destination == tokenDir {
+			continue // what the host put there would not be asked for
 		}
 		x.Options = slices.Clone(x.Options)
 		if x.Source == "" && x.Type == "bind" {

@@ -34,8 +34,9 @@ type PodSpec struct {
 	Hostname              string      `k:"hostname"`
 	GracePeriodSeconds    *int64      `k:"terminationGracePeriodSeconds"`
 	EnableServiceLinks    *bool       `k:"enableServiceLinks"`
+	AutomountToken        *bool       `k:"automountServiceAccountToken"`
 
-	_ struct{} `accept:"nodeSelector affinity tolerations topologySpreadConstraints imagePullSecrets subdomain setHostnameAsFQDN dnsConfig dnsPolicy hostAliases priorityClassName preemptionPolicy priority schedulerName resources automountServiceAccountToken activeDeadlineSeconds readinessGates schedulingGates overhead workloadRef hostnameOverride"`
+	_ struct{} `accept:"nodeSelector affinity tolerations topologySpreadConstraints imagePullSecrets subdomain setHostnameAsFQDN dnsConfig dnsPolicy hostAliases priorityClassName preemptionPolicy priority schedulerName resources activeDeadlineSeconds readinessGates schedulingGates overhead workloadRef hostnameOverride"`
 	_ struct{} `refuse:"hostPID=the guest has no access to the host's processes|hostIPC=the guest has no access to the host's IPC|ephemeralContainers=every container must be known to the policy|resourceClaims=devices of claims are not known when the policy is made"`
 
 	HostUsers *bool `k:"hostUsers"`
