@@ -1,9 +1,11 @@
 package cri
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -80,13 +82,39 @@ func checkScratch(t *testing.T, out, node string) {
 			t.Errorf("%s has %d bytes", name, st.Size)
 		}
 		largest = max(largest, st.Blocks*512)
-		// grep goes over the file's holes.
-		if err := exec.CommandContext(t.Context(), "grep", "-q", "-a", "-F", plainText, name).Run(); err == nil || err.(*exec.ExitError).ExitCode() != 1 {
-			t.Errorf("%s shows what the container has written: %v", name, err)
+		if bytes.Contains(allocated(t, name), []byte(plainText)) {
+			t.Errorf("%s shows what the container has written", name)
 		}
 	}
 	if largest < 50_000_000 || largest > 200_000_000 {
 		t.Errorf("the largest disk takes %d bytes on the host", largest)
+	}
+}
+
+// allocated is what a sparse file holds, without its holes.
+func allocated(t *testing.T, name string) (data []byte) {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for at := int64(0); ; {
+		from, err := f.Seek(at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return data
+		}
+		if err == nil {
+			at, err = f.Seek(from, unix.SEEK_HOLE)
+		}
+		var part []byte
+		if err == nil {
+			part, err = io.ReadAll(io.NewSectionReader(f, from, at-from))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data = append(data, part...)
 	}
 }
 
