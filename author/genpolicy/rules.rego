@@ -967,7 +967,9 @@ disk_mount_point(s) := concat("/", [common.spath, base64url.encode(s.source)])
 right_storages(t, pod, disks) if {
 	layers := [s | some s in input.storages; is_lower(s)]
 	right_layers(layers, t)
-	others := [s | some s in input.storages; s.driver != "image_guest_pull"; not is_lower(s); not is_directory(s, t)]
+	uppers := [s | some s in input.storages; is_upper(s)]
+	right_uppers(uppers, layers, disks)
+	others := [s | some s in input.storages; s.driver != "image_guest_pull"; not is_lower(s); not is_upper(s); not is_directory(s, t)]
 	count(others) == count(t.storages)
 	every i in others {
 		some s in t.storages
@@ -1079,7 +1081,12 @@ keep(disks) := [{"op": "add", "path": concat("", ["/pstate/volume:", pointer(vol
 
 # --- layers ----------------------------------------------------------------
 
-is_lower(s) if "X-kata.multi-layer=true" in s.options
+is_lower(s) if {
+	"X-kata.multi-layer=true" in s.options
+	not is_upper(s)
+}
+
+is_upper(s) if "X-kata.overlay-upper" in s.options
 
 # Each declared layer once, all in partitions of a disk or each on one.
 right_layers(layers, t) if {
@@ -1114,6 +1121,29 @@ right_layer(i, t) if {
 }
 
 roots_of(s) := {o | some o in s.options; startswith(o, "X-kata.dmverity.roothash=")}
+
+# What a container writes over its layers is in the guest's memory, or on one disk of the host that the guest encrypts with a key
+# of its own. Nobody declares it: without it the container has the same files, and with it the host learns no more of them.
+right_uppers(uppers, _, _) if count(uppers) == 0
+
+right_uppers(uppers, layers, disks) if {
+	count(uppers) == 1
+	count(layers) > 0
+	right_upper(uppers[0], layers[0].mount_point)
+	count([s | some s in input.storages; s.source == uppers[0].source]) == 1
+	taken := {d | some d in disks} | {data.pstate[concat("", ["volume:", volume])].disk | some volume in volumes_on_disks}
+	not uppers[0].source in taken
+}
+
+right_upper(i, root) if {
+	i.fstype == "ext4"
+	sort(i.options) == ["X-kata.multi-layer=true", "X-kata.overlay-upper"]
+	sort(i.driver_options) == ["create_filesystem", "encryption_key=ephemeral"]
+	is_null(i.fs_group)
+	i.shared == false
+	i.mount_point == root
+	right_device_source(i, {"driver": ""})
+}
 
 # Disks without encryption, and devices, show the host what is on them. The guest asks about each one once more, and only a
 # policy that declares such a thing says yes.

@@ -135,6 +135,9 @@ type Storage struct {
 	VirtiofsCache string
 	EmptyDir      string
 	GuestPull     bool
+	// ScratchMiB is the size of the disk for what each container of a confidential sandbox writes over its image, when the image's layers
+	// are attached; 0 is none, but memory of the guest.
+	ScratchMiB int
 }
 
 // Timeouts bound what is waited for.
@@ -187,7 +190,7 @@ func Default() Config {
 		Network: Network{Model: "tc", Queues: 1, Vhost: true},
 		Storage: Storage{SharedFS: StorageAuto, Virtiofsd: "/usr/libexec/virtiofsd",
 			VirtiofsdArgs: []string{"--thread-pool-size=1", "--announce-submounts"},
-			VirtiofsCache: "auto", EmptyDir: StorageAuto},
+			VirtiofsCache: "auto", EmptyDir: StorageAuto, ScratchMiB: 10 << 10},
 		Timeouts: Timeouts{Boot: 45 * time.Second, CreateContainer: time.Minute, Request: time.Minute, HealthCheck: 90 * time.Second,
 			Hub: 50 * time.Second, GuestProcess: 6 * time.Second, Remote: 10 * time.Minute},
 		Logging: Logging{Level: "info", GuestLevel: "info"},

@@ -164,6 +164,7 @@ func settings() []setting {
 	put(setting{key: "storage.guest_pull", field: func(c *Config) any { return &c.Storage.GuestPull },
 		kata:  append(names("runtime.experimental_force_guest_pull"), foreign{"runtime.experimental", guestPull()}),
 		notes: names("runtime.experimental_force_guest_pull")})
+	put(setting{key: "storage.scratch_mib", field: func(c *Config) any { return &c.Storage.ScratchMiB }, max: 8 << 20, short: "scratch-mib"})
 
 	// timeouts
 	put(setting{key: "timeouts.boot", field: func(c *Config) any { return &c.Timeouts.Boot }, min: 1, max: 3600,

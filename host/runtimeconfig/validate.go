@@ -8,6 +8,9 @@ import (
 	"github.com/cloister/cloister/host/vmm"
 )
 
+// minScratchMiB leaves room for what an encrypted file system needs for itself.
+const minScratchMiB = 64
+
 // validate reports every fault that is between settings; at tells where a value came from.
 func (c *Config) validate(at func(key string) string) error {
 	var faults []error
@@ -22,6 +25,9 @@ func (c *Config) validate(at func(key string) string) error {
 	}
 	if b := c.Sandbox.MemoryBlockMiB; b&(b-1) != 0 {
 		fault("sandbox.memory_block_mib", "is %d, want a power of two", b)
+	}
+	if n := c.Storage.ScratchMiB; n > 0 && n < minScratchMiB {
+		fault("storage.scratch_mib", "is %d, want 0 or at least %d", n, minScratchMiB)
 	}
 	if c.Guest.Image != "" && c.Guest.Initrd != "" {
 		fault("guest.image", "is set beside guest.initrd (%s), want one of them", at("guest.initrd"))

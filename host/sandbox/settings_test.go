@@ -184,6 +184,7 @@ func rows() map[string]row {
 		"storage.virtiofsd_args": {other: `["--x"]`},
 		"storage.virtiofs_cache": {other: `"never"`},
 		"storage.emptydir":       {test: "../volume/emptydir_test.go TestEmptyDirs"},
+		"storage.scratch_mib":    {test: "scratch_test.go TestScratchSize"},
 		"storage.guest_pull":     {test: "../volume/device_test.go TestWithoutShare"},
 
 		"timeouts.boot":             here("TestTimeouts"),

@@ -81,7 +81,7 @@ type Config struct {
 	TEE *TEE `json:"tee,omitempty"`
 
 	ExtraDisks []Disk `json:"extra_disks,omitempty"`
-	// LateDisks leaves room for read-only disks that come while the VM runs, in a VM that is otherwise made without hot plug.
+	// LateDisks leaves room for disks that are read-only or Sealed and come while the VM runs, in a VM that is otherwise made without hot plug.
 	LateDisks bool `json:"late_disks,omitempty"`
 	// NICs are the network cards on taps. UserNetwork is the monitor's own user-mode network instead, with one card of address GuestMAC.
 	NICs        []NIC `json:"-"`
@@ -160,7 +160,13 @@ type Disk struct {
 	Serial string `json:"serial"`
 	// Discard passes the guest's discards on, so that a sparse file gives space back.
 	Discard bool `json:"discard,omitempty"`
+	// Sealed says that the guest is going to write what it has encrypted, and trusts nothing that was there before. An error of the host's
+	// file system, as when it is full, is the guest's to handle: the machine goes on.
+	Sealed bool `json:"sealed,omitempty"`
 }
+
+// Late says whether the disk is one of those that a VM with LateDisks takes.
+func (d *Disk) Late() bool { return d.ReadOnly || d.Sealed }
 
 // Formats of disks.
 const (

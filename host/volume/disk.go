@@ -25,13 +25,14 @@ type disk struct {
 	keep bool
 	// leaving: the guest was asked to let go of it, and has not yet.
 	leaving bool
-	dir     string // goes with the disk, if not ""
+	dir     string       // goes with the disk, if not ""
+	scratch *scratchNote // of the file that goes with the disk, or nil
 }
 
 // attachOptions say how a disk is used.
 type attachOptions struct {
-	readOnly, discard, keep bool
-	format                  string
+	readOnly, discard, keep, sealed bool
+	format                          string
 }
 
 // attach gives the VM a block device or an image file, once, and counts this container as a user.
@@ -62,7 +63,7 @@ func (b *build) plugIn(ctx context.Context, key, name string, o attachOptions) (
 		d = &disk{serial: s.serial(key), readOnly: o.readOnly, keep: o.keep}
 		var err error
 		d.place, err = s.opts.Disks.AddDisk(ctx, vmm.Disk{
-			Path: name, Format: o.format, ReadOnly: o.readOnly, Serial: d.serial, Discard: o.discard,
+			Path: name, Format: o.format, ReadOnly: o.readOnly, Serial: d.serial, Discard: o.discard, Sealed: o.sealed,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("adding the disk %s: %w", name, err)
@@ -110,13 +111,16 @@ func (s *Set) unplug(ctx context.Context, key string) error {
 			return fmt.Errorf("removing the table of a disk of layers: %w", err)
 		}
 	}
+	if d.scratch != nil {
+		return s.dropScratch(*d.scratch)
+	}
 	return nil
 }
 
 // scratchNote says where a scratch disk's file is, for Cleanup.
 type scratchNote struct {
-	Pod  string `json:"pod"`  // the kubelet's directory of the pod
-	Dir  string `json:"dir"`  // the volume's directory in it
+	Pod  string `json:"pod"`  // the kubelet's directory of the pod, or a snapshotter's for what a container writes
+	Dir  string `json:"dir"`  // the volume's directory in it, "." for itself
 	Name string `json:"name"` // the file's
 }
 
@@ -135,7 +139,7 @@ func (b *build) attachScratch(ctx context.Context, src *source, size int64, disc
 		if s.opts.Disks == nil {
 			return nil, fmt.Errorf("this virtual machine takes no disks: %w", errors.ErrUnsupported)
 		}
-		if err := s.makeScratch(src, note, size); err != nil {
+		if err := s.makeScratch(src.file, note, size); err != nil {
 			return nil, fmt.Errorf("making the disk of emptyDir %s: %w", src.kube.name, err)
 		}
 	}
@@ -147,7 +151,7 @@ func (b *build) attachScratch(ctx context.Context, src *source, size int64, disc
 }
 
 // makeScratch notes the file before it makes it, so that no crash can leave one that nobody knows of.
-func (s *Set) makeScratch(src *source, note scratchNote, size int64) error {
+func (s *Set) makeScratch(place *os.File, note scratchNote, size int64) error {
 	text, err := json.Marshal(note)
 	if err != nil {
 		return err
@@ -155,7 +159,7 @@ func (s *Set) makeScratch(src *source, note scratchNote, size int64) error {
 	if err := os.WriteFile(s.notePath(note), text, 0o600); err != nil {
 		return err
 	}
-	dir, err := openBelow(src.file, ".", unix.O_RDONLY|unix.O_DIRECTORY, beneath)
+	dir, err := openBelow(place, ".", unix.O_RDONLY|unix.O_DIRECTORY, beneath)
 	if err != nil {
 		return err
 	}

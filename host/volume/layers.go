@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ type blockLayer struct {
 // layerRoot gives the guest a root file system of layers that a snapshotter has as files with dm-verity hashes. The guest verifies them and
 // puts a writable layer of its own over them. done is false when the root is another one, or this virtual machine takes no disks.
 func (b *build) layerRoot(ctx context.Context) (done bool, err error) {
-	layers, err := b.findLayers()
+	layers, upper, err := b.findLayers()
 	if err != nil || len(layers) == 0 {
 		return false, err
 	}
@@ -44,7 +45,7 @@ func (b *build) layerRoot(ctx context.Context) (done bool, err error) {
 		for i, l := range layers {
 			b.layer(l, disk.place, "X-kata.gpt-partitioned=true", fmt.Sprintf("X-kata.partition-number=%d", i+1))
 		}
-		return true, nil
+		return true, b.upperDisk(ctx, upper)
 	}
 	if !errors.Is(err, errors.ErrUnsupported) {
 		return false, err
@@ -61,37 +62,40 @@ func (b *build) layerRoot(ctx context.Context) (done bool, err error) {
 		}
 		b.layer(l, d.place, fmt.Sprintf("X-cloister.layer-number=%d", i+1))
 	}
+	if b.set.opts.ScratchSize > 0 { // the places of the machine's bus are for layers
+		b.set.log.Info("what the container writes goes to the guest's memory", "container", b.req.ID, "reason", "each layer is a disk")
+	}
 	return true, nil
 }
 
-// findLayers looks at the snapshotter's mounts, and at the files that they name.
-func (b *build) findLayers() ([]blockLayer, error) {
+// findLayers looks at the snapshotter's mounts, and at the files that they name. upper is the host's directory for what is written, or "".
+func (b *build) findLayers() (_ []blockLayer, upper string, err error) {
 	var mounts []blockmount.Mount
 	for _, m := range b.req.Rootfs {
 		mounts = append(mounts, blockmount.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
 	}
 	found, upper, err := blockmount.Layers(mounts)
 	if err != nil || len(found) == 0 {
-		return nil, err
+		return nil, "", err
 	}
 	if len(found) > layerdisk.MaxLayers {
-		return nil, fmt.Errorf("the image has %d layers, at most %d can be attached\nhint: set storage.guest_pull = true, or merge layers of the image",
+		return nil, "", fmt.Errorf("the image has %d layers, at most %d can be attached\nhint: set storage.guest_pull = true, or merge layers of the image",
 			len(found), layerdisk.MaxLayers)
 	}
-	if err := checkUpper(upper); err != nil {
-		return nil, err
+	if err := b.set.checkUpper(upper); err != nil {
+		return nil, "", err
 	}
 	layers := make([]blockLayer, len(found))
 	for i, l := range found {
 		if layers[i], err = examineLayer(l); err != nil {
-			return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(found), err)
+			return nil, "", fmt.Errorf("layer %d of %d: %w", i+1, len(found), err)
 		}
 	}
-	return layers, nil
+	return layers, upper, nil
 }
 
 // checkUpper refuses what would be lost: what the host has written over the layers does not go to the guest.
-func checkUpper(dir string) error {
+func (s *Set) checkUpper(dir string) error {
 	if dir == "" {
 		return nil
 	}
@@ -103,7 +107,10 @@ func checkUpper(dir string) error {
 		return fmt.Errorf("the writable layer on the host: %w", err)
 	}
 	defer f.Close()
-	if names, _ := f.Readdirnames(1); len(names) > 0 {
+	names, _ := f.Readdirnames(2)
+	// A scratch disk of before, of a container with this root that was made and removed, is made anew.
+	names = slices.DeleteFunc(names, func(n string) bool { return n == s.upperNote(dir).Name })
+	if len(names) > 0 {
 		return fmt.Errorf("something has been written over the image on the host (%s in %s), which the guest would not see\n"+
 			"hint: user namespaces and other changes of the host to the root file system do not work with attached layers", names[0], dir)
 	}

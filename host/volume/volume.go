@@ -60,6 +60,8 @@ type Options struct {
 	Disks vmm.Plug
 	// CopyFile sends a file to the guest; nil is none. It is called from several goroutines.
 	CopyFile func(context.Context, *agent.CopyFileRequest) error
+	// ScratchSize is the size in bytes of the disk for what each container writes over layers that the host attaches; 0 is none.
+	ScratchSize int64
 	// DirectDir is where direct-assigned volumes are announced; empty is DirectDir's default, DefaultDirectDir.
 	DirectDir string
 	Logger    *slog.Logger

@@ -43,6 +43,7 @@ type world struct {
 	plugErr   error
 	unplugErr error
 	noVMDK    bool
+	noSealed  error
 	sent      []string
 	sendErr   error
 }
@@ -74,6 +75,16 @@ func (w *world) confidential() *Set {
 	c := runtimeconfig.Default()
 	c.Sandbox.TEE = "snp"
 	return w.new(&c, w)
+}
+
+// scratch makes the set of a confidential sandbox whose containers write to disks.
+func (w *world) scratch(disks vmm.Plug, size int64) *Set {
+	w.t.Helper()
+	c := runtimeconfig.Default()
+	c.Sandbox.TEE = "tpm"
+	s := w.new(&c, disks)
+	s.opts.ScratchSize = size
+	return s
 }
 
 func (w *world) sandboxed(change ...func(*runtimeconfig.Config)) *Set {
@@ -263,6 +274,9 @@ func (w *world) AddDisk(_ context.Context, d vmm.Disk) (vmm.Place, error) {
 	defer w.mu.Unlock()
 	if w.plugErr != nil {
 		return vmm.Place{}, w.plugErr
+	}
+	if w.noSealed != nil && d.Sealed {
+		return vmm.Place{}, w.noSealed
 	}
 	if w.noVMDK && d.Format != vmm.FormatRaw {
 		return vmm.Place{}, errors.ErrUnsupported

@@ -241,7 +241,7 @@ func confidentialPods(t *testing.T, version string) {
 		refused(t, err, "brings no initdata", "hint: `cloister initdata new`", "cloister.dev/initdata")
 	})
 	t.Run("pod", func(t *testing.T) { confidential(t, w) })
-	t.Run("generated policy", func(t *testing.T) { generated(t, w, w.images[BusyboxImage], "guest") })
+	t.Run("generated policy", func(t *testing.T) { generated(t, w, w.images[BusyboxImage], "guest", "") })
 	t.Run("other policy", func(t *testing.T) { otherPolicy(t, w) })
 }
 

@@ -1,11 +1,18 @@
 package cri
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -36,10 +43,89 @@ spec:
   - {name: scratch, emptyDir: {medium: Memory}}
 `
 
+// fillRoot writes 50 MB into the container's root, and says by how much that grows what file systems in memory hold.
+const fillRoot = `shmem() { awk '/^Shmem:/ {print $2}' /proc/meminfo; }; n=$(shmem); yes "` + plainText + `" | head -c 50000000 > /filled; sync; ` +
+	`echo $(($(shmem) - n)) kB grown; `
+
+const plainText = "nobody else reads this line"
+
+func scratchFiles(t *testing.T, node string) []string {
+	t.Helper()
+	if node == "" {
+		return nil
+	}
+	names, err := filepath.Glob(node + "/snapshots/*/fs/*.img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// checkScratch expects what fillRoot has written in one file of the host, encrypted, and not in the guest's memory.
+func checkScratch(t *testing.T, out, node string) {
+	t.Helper()
+	grown := regexp.MustCompile(`(-?\d+) kB grown`).FindStringSubmatch(out)
+	if grown == nil {
+		t.Fatalf("got %q", out)
+	}
+	if n, err := strconv.Atoi(grown[1]); err != nil || n > 5_000 {
+		t.Errorf("50 MB in the container's root grow the guest's memory by %s kB, %v", grown[1], err)
+	}
+	var largest int64
+	for _, name := range scratchFiles(t, node) {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d bytes, %d on the disk", name, st.Size, st.Blocks*512)
+		if st.Size != 10<<30 {
+			t.Errorf("%s has %d bytes", name, st.Size)
+		}
+		largest = max(largest, st.Blocks*512)
+		if bytes.Contains(allocated(t, name), []byte(plainText)) {
+			t.Errorf("%s shows what the container has written", name)
+		}
+	}
+	if largest < 50_000_000 || largest > 200_000_000 {
+		t.Errorf("the largest disk takes %d bytes on the host", largest)
+	}
+}
+
+// allocated is what a sparse file holds, without its holes.
+func allocated(t *testing.T, name string) (data []byte) {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for at := int64(0); ; {
+		from, err := f.Seek(at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return data
+		}
+		if err == nil {
+			at, err = f.Seek(from, unix.SEEK_HOLE)
+		}
+		var part []byte
+		if err == nil {
+			part, err = io.ReadAll(io.NewSectionReader(f, from, at-from))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data = append(data, part...)
+	}
+}
+
 // generated runs the pod of a manifest under the policy that was made of it, with layers of the guest or the host, and the host's attempts to
-// have something else.
-func generated(t *testing.T, w *secretPod, ref, layers string) {
-	script := `cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; ` + Sleeper
+// have something else. node is the snapshotter's directory, if it has the layers.
+func generated(t *testing.T, w *secretPod, ref, layers, node string) {
+	script := `cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; `
+	if layers == "host" {
+		script += fillRoot
+	}
+	script += Sleeper
 	base := w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "any.rego", "package agent_policy\n"), "--insecure-registry", w.address,
 		"--guest-kbs", w.kbs, w.file(t, "pod.yaml", fmt.Sprintf(manifest, ""))}, w.admin...)...)
 	out := w.run(t, "policy", "generate", "--base64", "--allow-logs", "--emptydir", "guest", "--layers", layers, "--image-source",
@@ -87,6 +173,10 @@ func generated(t *testing.T, w *secretPod, ref, layers string) {
 
 	k := p.RunContainer(t, main)
 	k.Says("redkept\nroot ")
+	if layers == "host" {
+		k.Says(" kB grown\n")
+		checkScratch(t, k.Output(), node)
+	}
 	if r := k.Exec("cat", "/scratch/note"); r.Code != 0 || r.Stdout != "kept\n" { // the probe
 		t.Errorf("the probe got %+v", r)
 	}
@@ -96,6 +186,9 @@ func generated(t *testing.T, w *secretPod, ref, layers string) {
 	k.ExpectExit(0)
 	before.Remove()
 	k.Remove()
+	if left := scratchFiles(t, node); len(left) > 0 {
+		t.Errorf("the containers are gone, and their disks are there: %v", left)
+	}
 	unmount(scratch)
 	p.Remove()
 }
@@ -111,5 +204,5 @@ func generatedPolicy(t *testing.T, version string) {
 	}
 	ref := w.images[BusyboxImage]
 	w.pullFor(t, ref, handlerTPM)
-	generated(t, w, ref, "host")
+	generated(t, w, ref, "host", dir+"/root")
 }

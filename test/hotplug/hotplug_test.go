@@ -183,7 +183,8 @@ func TestHotPlug(t *testing.T) {
 	}
 }
 
-// TestLateDisks adds disks that can only be read to a VM whose start is measured, and which gets no other device.
+// TestLateDisks adds disks that can only be read, and one that the guest would encrypt, to a VM whose start is measured, and which gets no
+// other device.
 func TestLateDisks(t *testing.T) {
 	image := probeImage(t)
 	cfg := config(t, image, "serve")
@@ -193,8 +194,9 @@ func TestLateDisks(t *testing.T) {
 	g.ask("size 1 256")
 	path := diskImage(t, "first")
 	for serial, d := range map[string]vmm.Disk{
-		"plain": {Path: path, ReadOnly: true},
-		"parts": {Path: partitioned(t, path), ReadOnly: true, Format: vmm.FormatVMDK},
+		"plain":  {Path: path, ReadOnly: true},
+		"parts":  {Path: partitioned(t, path), ReadOnly: true, Format: vmm.FormatVMDK},
+		"sealed": {Path: diskImage(t, "first"), Sealed: true},
 	} {
 		d.Serial = serial
 		place, err := g.AddDisk(ctx, d)
@@ -210,7 +212,7 @@ func TestLateDisks(t *testing.T) {
 			t.Errorf("disk %s is not at %+v", serial, place)
 		}
 	}
-	for _, serial := range []string{"plain", "parts"} {
+	for _, serial := range []string{"plain", "parts", "sealed"} {
 		if err := g.RemoveDisk(ctx, serial); err != nil {
 			t.Error(err)
 		}

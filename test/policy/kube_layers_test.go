@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloister/cloister/author/genpolicy"
 	"github.com/cloister/cloister/author/imagesource"
+	"github.com/cloister/cloister/guest/gate"
 	"github.com/cloister/cloister/test/kubepod"
 	"github.com/cloister/cloister/wire/agent"
 )
@@ -103,7 +104,113 @@ func TestGeneratedLayers(t *testing.T) {
 		mustAllow(t, e, present(n, form.disks))
 		mustAllow(t, e, &agent.RemoveContainerRequest{ContainerId: n})
 	}
+	t.Run("writable layer", func(t *testing.T) { upperLayers(t, e, present, id) })
 	mixed := present(id(), true)
 	mixed.Storages[0] = present(mixed.ContainerId, false).Storages[0]
 	mustDeny(t, e, mixed)
+}
+
+// upperStorage is what host/volume makes of a container's scratch disk.
+func upperStorage(root string) *agent.Storage {
+	return &agent.Storage{Driver: "blk", Source: "02/1e", Fstype: "ext4", MountPoint: root, Options: []string{"X-kata.overlay-upper", "X-kata.multi-layer=true"},
+		DriverOptions: []string{"encryption_key=ephemeral", "create_filesystem"}}
+}
+
+// upperLayers: what is written over layers may be on one disk that nobody else can read, or in memory.
+func upperLayers(t *testing.T, e *gate.Engine, present func(string, bool) createRequest, id func() string) {
+	const upper = 3
+	for _, a := range []struct {
+		name   string
+		change func(*agent.CreateContainerRequest)
+		want   string
+	}{
+		{"plain", func(r *agent.CreateContainerRequest) { r.Storages[upper].DriverOptions = []string{"create_filesystem"} }, "storages[3]"},
+		{"plain with content", func(r *agent.CreateContainerRequest) { r.Storages[upper].DriverOptions = nil }, "storages[3]"},
+		{"key of the host", func(r *agent.CreateContainerRequest) {
+			r.Storages[upper].DriverOptions[0] = "encryption_key=/dev/zero"
+		}, "storages[3]"},
+		{"foreign driver option", func(r *agent.CreateContainerRequest) {
+			r.Storages[upper].DriverOptions = append(r.Storages[upper].DriverOptions, "x")
+		}, "storages[3]"},
+		{"driver option twice", func(r *agent.CreateContainerRequest) {
+			r.Storages[upper].DriverOptions = append(r.Storages[upper].DriverOptions, "create_filesystem")
+		}, "storages[3]"},
+		{"foreign option", func(r *agent.CreateContainerRequest) {
+			r.Storages[upper].Options = append(r.Storages[upper].Options, "X-kata.mkdir.path=/etc")
+		}, "storages[3]"},
+		{"mount option", func(r *agent.CreateContainerRequest) {
+			r.Storages[upper].Options = append(r.Storages[upper].Options, "ro")
+		}, "storages[3]"},
+		{"lower, too", func(r *agent.CreateContainerRequest) {
+			r.Storages[upper].Options = append(r.Storages[upper].Options, "X-kata.overlay-lower")
+		}, "storages[3]"},
+		{"not of the layers", func(r *agent.CreateContainerRequest) { r.Storages[upper].Options = []string{"X-kata.overlay-upper"} }, "storages[3]"},
+		{"a layer as the writable one", func(r *agent.CreateContainerRequest) {
+			r.Storages[0].Options = append(r.Storages[0].Options, "X-kata.overlay-upper")
+			r.Storages = r.Storages[:upper]
+		}, "count(layers): got 2, expected 3"},
+		{"two", func(r *agent.CreateContainerRequest) {
+			second := proto.CloneOf(r.Storages[upper])
+			second.Source = "02/1d"
+			r.Storages = append(r.Storages, second)
+		}, "count(uppers): got 2, expected 1"},
+		{"the disk of the layers", func(r *agent.CreateContainerRequest) { r.Storages[upper].Source = r.Storages[0].Source }, "expected 1"},
+		{"elsewhere", func(r *agent.CreateContainerRequest) {
+			r.Storages[upper].MountPoint = "/run/kata-containers/sandbox/storage/x"
+		}, "storages[3]"},
+		{"of the pod", func(r *agent.CreateContainerRequest) { r.Storages[upper].Shared = true }, "storages[3]"},
+		{"group", func(r *agent.CreateContainerRequest) { r.Storages[upper].FsGroup = &agent.FSGroup{GroupId: 1} }, "storages[3]"},
+		{"file system", func(r *agent.CreateContainerRequest) { r.Storages[upper].Fstype = "xfs" }, "storages[3]"},
+		{"driver", func(r *agent.CreateContainerRequest) { r.Storages[upper].Driver = "ephemeral" }, "storages[3]"},
+		{"source", func(r *agent.CreateContainerRequest) { r.Storages[upper].Source = "/dev/vda" }, "storages[3]"},
+		{"without layers", func(r *agent.CreateContainerRequest) { r.Storages = r.Storages[upper:] }, "count(layers): got 0, expected 3"},
+	} {
+		t.Run(a.name, func(t *testing.T) {
+			r := present(id(), false)
+			r.Storages = append(r.Storages, upperStorage(r.OCI.Root.Path))
+			a.change(r)
+			deniedFor(t, e, r, a.want)
+		})
+	}
+	for _, disks := range []bool{false, true} {
+		r := present(id(), disks)
+		r.Storages = append([]*agent.Storage{upperStorage(r.OCI.Root.Path)}, r.Storages...)
+		mustAllow(t, e, r)
+		mustAllow(t, e, &agent.RemoveContainerRequest{ContainerId: r.ContainerId})
+	}
+}
+
+// TestUpperOnVolume: the disk of a volume is nobody's writable layer, in the container that mounts it and in those after it.
+func TestUpperOnVolume(t *testing.T) {
+	const manifest = `apiVersion: v1
+kind: Pod
+metadata: {name: web-bcdf-ghjkl, namespace: shop}
+spec:
+  containers:
+  - {name: a, image: registry.example/app:1, volumeMounts: [{name: scratch, mountPath: /scratch}]}
+  - {name: b, image: registry.example/app:1}
+  volumes: [{name: scratch, emptyDir: {}}]
+`
+	g := generate(t, manifest, layeredImage{}, func(s *genpolicy.Settings) { s.SetLayers(genpolicy.LayersVerity) })
+	e := g.engine(t)
+	mustAllow(t, e, kubepod.Sandbox())
+	request := func(name string, n int, upper string) createRequest {
+		r := g.request(t, name, kubepod.ID(n))
+		r.Storages = slices.DeleteFunc(r.Storages, func(s *agent.Storage) bool { return s.Driver == "image_guest_pull" })
+		for _, s := range r.Storages {
+			if s.Driver == "erofs-verity-layer" {
+				s.Driver, s.Source, s.MountPoint = "blk", "02/1d", r.OCI.Root.Path
+			}
+		}
+		r.Storages = append(r.Storages, upperStorage(r.OCI.Root.Path))
+		if upper != "" {
+			r.Storages[len(r.Storages)-1].Source = upper
+		}
+		return r
+	}
+	volume := disks["scratch"]
+	deniedFor(t, e, request("a", 1, volume), "got 2, expected 1")
+	mustAllow(t, e, request("a", 2, ""))
+	deniedFor(t, e, request("b", 3, volume), "in taken")
+	mustAllow(t, e, request("b", 4, "02/1c"))
 }

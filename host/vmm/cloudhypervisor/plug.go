@@ -21,7 +21,7 @@ var bdf = regexp.MustCompile(`^0000:00:([01][0-9a-f])\.0$`)
 
 // AddDisk adds a disk to the running VM.
 func (v *VM) AddDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
-	if err := v.pluggable(); err != nil && !(d.ReadOnly && v.cfg.LateDisks) {
+	if err := v.pluggable(); err != nil && !(d.Late() && v.cfg.LateDisks) {
 		return vmm.Place{}, fmt.Errorf("adding disk %s: %w", d.Serial, err)
 	}
 	if d.Format != vmm.FormatRaw {

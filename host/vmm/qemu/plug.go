@@ -167,7 +167,7 @@ func (v *VM) AddDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 
 func (v *VM) addDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 	why := v.noPlug
-	if d.ReadOnly {
+	if d.Late() {
 		why = v.noDisks
 	}
 	if why != nil {
@@ -179,7 +179,7 @@ func (v *VM) addDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 	if v.atStart["disk "+d.Serial] {
 		return vmm.Place{}, fmt.Errorf("disk %s is there since the start", d.Serial)
 	}
-	device, err := isBlockDevice(d.Path)
+	onDevice, err := isBlockDevice(d.Path)
 	if err != nil {
 		return vmm.Place{}, err
 	}
@@ -190,7 +190,7 @@ func (v *VM) addDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 	if err != nil {
 		return vmm.Place{}, err
 	}
-	node, err := blockdev(p.backend, d, device)
+	node, err := blockdev(p.backend, d, onDevice)
 	if err == nil {
 		err = v.qmp.run(ctx, "blockdev-add", node, nil)
 	}
@@ -198,10 +198,14 @@ func (v *VM) addDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 		v.plug.release(p)
 		return vmm.Place{}, err
 	}
-	if err := v.qmp.run(ctx, "device_add", map[string]any{
+	device := map[string]any{
 		"driver": "virtio-blk-pci", "id": p.device, "drive": p.backend, "serial": d.Serial, "disable-legacy": "on",
 		"bus": plugBus, "addr": strconv.FormatInt(int64(p.slot), 16),
-	}, nil); err != nil {
+	}
+	if d.Sealed {
+		device["werror"], device["rerror"] = "report", "report"
+	}
+	if err := v.qmp.run(ctx, "device_add", device, nil); err != nil {
 		v.undo(ctx, p)
 		return vmm.Place{}, err
 	}

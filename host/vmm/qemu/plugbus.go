@@ -21,8 +21,8 @@ func whyNoPlug(c *vmm.Config) error {
 	return nil
 }
 
-// whyNoDisks says why a VM takes no read-only disks while it runs, or nil when it does. Those that are made with room for them have the
-// bus, too: what is on such a disk the guest verifies, so that it changes nothing of what is proven.
+// whyNoDisks says why a VM takes no disks that are read-only or sealed while it runs, or nil when it does. Those that are made with room
+// for them have the bus, too: what is on such a disk the guest verifies or has written itself, so that it changes nothing of what is proven.
 func whyNoDisks(c *vmm.Config) error {
 	why := whyNoPlug(c)
 	switch {
