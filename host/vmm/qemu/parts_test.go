@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/yamux"
 
@@ -132,10 +133,12 @@ func TestCleanStale(t *testing.T) {
 		t.Error("the directory is still there")
 	}
 	for _, left := range []*exec.Cmd{ours, bare} {
-		var how syscall.WaitStatus
-		if pid, err := syscall.Wait4(left.Process.Pid, &how, syscall.WNOHANG, nil); err != nil || pid == 0 || !how.Signaled() {
-			t.Errorf("%q %q was left: %v, %v", left.Args, left.Env, how, err)
-			_ = left.Process.Kill()
+		// A killed process may take a moment to end; one that was left would not.
+		late := time.AfterFunc(time.Minute, func() { _ = left.Process.Signal(syscall.SIGTERM) })
+		_ = left.Wait()
+		late.Stop()
+		if how, ok := left.ProcessState.Sys().(syscall.WaitStatus); !ok || how.Signal() != syscall.SIGKILL {
+			t.Errorf("%q %q was left: %v", left.Args, left.Env, left.ProcessState)
 		}
 	}
 	if err := foreign.Process.Signal(syscall.Signal(0)); err != nil {
