@@ -3,6 +3,8 @@ package runtimeconfig
 import (
 	"fmt"
 	"strings"
+
+	"github.com/agnivade/levenshtein"
 )
 
 // Bounds of a guess: a name that is longer is no typing error, and one with more mistakes could mean anything.
@@ -47,30 +49,9 @@ func nearest(name string, names []string) string {
 	}
 	best, fewest := "", maxMistakes+1
 	for _, n := range names {
-		if d := mistakes(name, n); d < fewest {
+		if d := levenshtein.ComputeDistance(name, n); d < fewest {
 			best, fewest = n, d
 		}
 	}
 	return best
-}
-
-// mistakes counts the letters that are missing, too many or wrong in a, which shall be b (Levenshtein's distance).
-func mistakes(a, b string) int {
-	row := make([]int, len(b)+1) // of the beginning of a, for each beginning of b
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := before
-			if a[i] != b[j] {
-				cost++
-			}
-			before = row[j+1]
-			row[j+1] = min(cost, before+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }

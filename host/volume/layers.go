@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -107,7 +108,10 @@ func (s *Set) checkUpper(dir string) error {
 		return fmt.Errorf("the writable layer on the host: %w", err)
 	}
 	defer f.Close()
-	names, _ := f.Readdirnames(2)
+	names, err := f.Readdirnames(2)
+	if err != nil && err != io.EOF {
+		return fmt.Errorf("the writable layer on the host: %w", err)
+	}
 	// A scratch disk of before, of a container with this root that was made and removed, is made anew.
 	names = slices.DeleteFunc(names, func(n string) bool { return n == s.upperNote(dir).Name })
 	if len(names) > 0 {
