@@ -366,9 +366,7 @@ func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
 		return nil
 	}
 	var errs []error
-	select {
-	case <-s.ended: // the guest's part went with the guest
-	default:
+	if !s.exited() {
 		err := s.call(ctx, "removing container "+id, func(c context.Context) error {
 			_, err := s.agent.RemoveContainer(c, &pb.RemoveContainerRequest{ContainerId: id})
 			return err
@@ -381,13 +379,15 @@ func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
 			s.log.Warn("the guest keeps a container until the pod ends", "container", id, "error", err)
 			err = nil
 		}
+		if s.exited() {
+			err = nil // the guest's part went with the guest, during the call
+		}
 		errs = append(errs, err)
 	}
 	if err := s.volumes.Release(ctx, id); err != nil {
-		select {
-		case <-s.ended: // disks went with the VM, and what is shared goes with the pod
+		if s.exited() { // disks went with the VM, and what is shared goes with the pod
 			s.log.Warn("giving back the volumes of a container", "container", id, "error", err)
-		default:
+		} else {
 			errs = append(errs, err)
 		}
 	}
@@ -398,6 +398,16 @@ func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
 	delete(s.containers, id)
 	s.mu.Unlock()
 	return nil
+}
+
+// exited says whether the VM is gone, which is so a moment before Ended is closed.
+func (s *Sandbox) exited() bool {
+	select {
+	case <-s.vm.Exited():
+		return true
+	default:
+		return false
+	}
 }
 
 // networkChanged brings the VM and the guest to the new state of the pod's network.

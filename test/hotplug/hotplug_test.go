@@ -246,12 +246,13 @@ func (g *guest) disks(ctx context.Context) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, found := range g.ask("wait disk %s", serial).Disks {
+		disks := g.ask("wait disk %s", serial).Disks
+		for _, found := range disks {
 			if found.Serial == serial && found.PCI == place.Address && found.Content == "this is "+serial {
 				return place
 			}
 		}
-		t.Fatalf("disk %s is not at %+v", serial, place)
+		t.Fatalf("disk %s is not at %+v: %+v", serial, place, disks)
 		return place
 	}
 	one := add("one", vmm.Disk{Path: diskImage(t, "one"), Discard: true})

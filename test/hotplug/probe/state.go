@@ -135,12 +135,14 @@ func look() state {
 	for _, b := range blocks {
 		name := filepath.Base(b)
 		d := disk{Name: name, Serial: text(b + "/serial"), PCI: pciPath(b + "/device")}
-		if f, err := os.Open("/dev/" + name); err == nil {
-			start := make([]byte, 16)
-			_, _ = f.Read(start)
-			f.Close()
-			d.Content = string(bytes.TrimRight(start, "\x00"))
+		f, err := os.Open("/dev/" + name)
+		if err != nil {
+			continue // sysfs shows a disk a moment before it has a node
 		}
+		start := make([]byte, 16)
+		_, _ = f.Read(start)
+		f.Close()
+		d.Content = string(bytes.TrimRight(start, "\x00"))
 		s.Disks = append(s.Disks, d)
 	}
 	nets, _ := filepath.Glob("/sys/class/net/*/device")
