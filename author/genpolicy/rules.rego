@@ -156,6 +156,8 @@ by_name[name] contains index if {
 	name := object.get(object.get(c.OCI, "Annotations", {}), "io.kubernetes.cri.container-name", "")
 }
 
+container_names := array.concat([name | some name, _ in by_name; name != ""], [""])
+
 # Text with placeholders becomes a regular expression: what stands for one id of the request is written \$\(...\), and
 # the request's own id is exchanged for the same text before they are compared. So the expressions stay the same.
 anchored(pattern) := concat("", ["^(?:", with_paths(pattern), ")$"])
@@ -438,7 +440,9 @@ annotation(key) := object.get(input.OCI.Annotations, key, "")
 CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	fragments_ready
 	plain(input)
-	some index in by_name[annotation("io.kubernetes.cri.container-name")]
+	container_name := annotation("io.kubernetes.cri.container-name")
+	container_name in container_names
+	some index in by_name[container_name]
 	p := containers[index]
 	t := table[index]
 	id := input.container_id
@@ -805,7 +809,11 @@ right_capabilities(i, t) if i == t.capability_lists
 
 right_capabilities(i, t) if {
 	every name in capability_names {
-		{trim_prefix(c, "CAP_") | some c in i[name]} == t.capabilities[name]
+		given := {trim_prefix(c, "CAP_") | some c in i[name]}
+		missing_capabilities := t.capabilities[name] - given
+		missing_capabilities == set()
+		surplus_capabilities := given - t.capabilities[name]
+		surplus_capabilities == set()
 	}
 }
 
@@ -1568,6 +1576,7 @@ declared_content(base, below) := concat("", ["sha256:", input.data_sha256]) if {
 declared_content(base, below) := "free" if {
 	input.file_type == "Regular"
 	some f in partly_bound[base]
+	not below_known(f, place_of(below))
 	bits.and(input.file_mode, 3584) == 0
 	not known_content(base, below)
 	free_file(f, place_of(below))

@@ -72,7 +72,7 @@ func (f *kubeFlags) flags(p *pflag.FlagSet) {
 	p.BoolVar(&f.noCache, "no-cache", false, "keep nothing, and use nothing that was kept")
 	p.StringArrayVar(&f.sources, "image-source", nil, "registry, oci:DIR, archive:FILE or containerd[:SOCKET[,NAMESPACE]] (repeatable, tried in order; default: registry)")
 	p.StringArrayVar(&f.fragments, "fragment", nil, "JSON file that declares a signed fragment to accept, as 'cloister policy fragment inspect --declare guest' prints it (repeatable)")
-	p.BoolVar(&f.allowLogs, "allow-logs", false, "hand the containers' output to the host")
+	p.BoolVar(&f.allowLogs, "allow-logs", false, "hand the containers' output and termination messages to the host")
 	p.BoolVar(&f.forward, "allow-port-forward", false, "let the host forward connections to the ports that containers declare")
 	p.BoolVar(&f.anyOrder, "any-order", false, "do not hold init containers to run before the others")
 	p.BoolVar(&f.anyFiles, "any-files", false, "do not bind the content of ConfigMaps and Secrets: they may change while the pod runs")
@@ -129,7 +129,7 @@ func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
 		}
 	}
 	if f.allowLogs {
-		o.Settings.Allow("ReadStreamRequest")
+		o.Settings.Allow("ReadStreamRequest", "GetDiagnosticDataRequest")
 	}
 	if rf.allowExecStdin {
 		o.Settings.Allow("WriteStreamRequest", "CloseStdinRequest")

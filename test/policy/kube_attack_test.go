@@ -181,7 +181,7 @@ func TestKubernetesContainerAttacks(t *testing.T) {
 		{"id that is a path", func(r req) { r.ContainerId = "../x"; r.ExecId = "" }, "container_id"},
 		// who it is
 		{"name of another container", func(r req) { r.OCI.Annotations["io.kubernetes.cri.container-name"] = "other" }, `"other"`},
-		{"unknown container", func(r req) { r.OCI.Annotations["io.kubernetes.cri.container-name"] = "evil" }, `container-name`},
+		{"unknown container", func(r req) { r.OCI.Annotations["io.kubernetes.cri.container-name"] = "evil" }, `container_name: got "evil"`},
 		{"container as sandbox", func(r req) { r.OCI.Annotations["io.kubernetes.cri.container-type"] = "sandbox" }, "container-type"},
 		{"Kata's container type", func(r req) { r.OCI.Annotations["io.katacontainers.pkg.oci.container_type"] = "pod_sandbox" }, "container_type"},
 		{"another pod's name", func(r req) { r.OCI.Annotations["io.kubernetes.cri.sandbox-name"] = "web-pod2" }, "sandbox-name"},

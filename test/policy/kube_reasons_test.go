@@ -33,9 +33,15 @@ func TestKubernetesReasons(t *testing.T) {
 	for _, r := range []proto.Message{file(conf+"/..1/mode", "hi"), link(conf+"/..data", "..1"), link(conf+"/mode", "..data/mode")} {
 		mustAllow(t, e, r)
 	}
+	stranger := web.Request(kubepod.ID(2)) // as kubectl debug makes one
+	stranger.OCI.Annotations["io.kubernetes.cri.container-name"] = "debugger"
+	denied(t, ask(e, stranger), []string{`got "debugger", expected "web"`}, []string{"undefined"})
 	r := web.Request(id)
 	r.OCI.Process.Env[2] = "MODE=debugging"
 	denied(t, ask(e, r), []string{`closest is container "web"`, "MODE", "another_value"}, []string{"debugging", "production"})
+	r = web.Request(id)
+	r.OCI.Process.Capabilities.Bounding = r.OCI.Process.Capabilities.Bounding[1:] // a node that has not all of them
+	denied(t, ask(e, r), []string{`missing_capabilities: got "CHOWN", expected nothing`}, []string{"nothing in the policy ()"})
 	mustAllow(t, e, web.Request(id))
 	mustAllow(t, e, &agent.StartContainerRequest{ContainerId: id})
 	denied(t, ask(e, dir(conf+"/..2")), []string{"volume_in_use"}, []string{"undefined", "mixed_bases"})
