@@ -36,16 +36,20 @@ spec:
     image: %[1]s
     command: [sh, -c, %[2]q]
     livenessProbe: {exec: {command: [cat, /scratch/note]}}
-    volumeMounts: [{name: settings, mountPath: /config}, {name: scratch, mountPath: /scratch}]
+    volumeMounts: [{name: settings, mountPath: /config}, {name: scratch, mountPath: /scratch}, {name: disk, mountPath: /disk}]
     resources: {limits: {cpu: "1", memory: 192Mi}}
   volumes:
   - {name: settings, configMap: {name: settings}}
   - {name: scratch, emptyDir: {medium: Memory}}
+  - {name: disk, emptyDir: {}}
 `
 
 // fillRoot writes 50 MB into the container's root, and says by how much that grows what file systems in memory hold.
 const fillRoot = `shmem() { awk '/^Shmem:/ {print $2}' /proc/meminfo; }; n=$(shmem); yes "` + plainText + `" | head -c 50000000 > /filled; sync; ` +
 	`echo $(($(shmem) - n)) kB grown; `
+
+// fillDisk writes 5 MB to the emptyDir on a disk, and shows what is mounted there.
+const fillDisk = `yes "` + plainText + `" | head -c 5000000 > /disk/f; sync; awk '$2 == "/disk" {print "disk", $1, $3}' /proc/mounts; `
 
 const plainText = "nobody else reads this line"
 
@@ -91,6 +95,19 @@ func checkScratch(t *testing.T, out, node string) {
 	}
 }
 
+// checkDisk expects what fillDisk has written in one file of the volume's directory on the host, encrypted.
+func checkDisk(t *testing.T, volume string) {
+	t.Helper()
+	names, err := filepath.Glob(volume + "/*")
+	if err != nil || len(names) != 1 {
+		t.Fatalf("in the directory of the emptyDir: %v, %v", names, err)
+	}
+	data := allocated(t, names[0])
+	if len(data) < 5_000_000 || bytes.Contains(data, []byte(plainText)) {
+		t.Errorf("the disk of the emptyDir has %d bytes, readable: %v", len(data), bytes.Contains(data, []byte(plainText)))
+	}
+}
+
 // allocated is what a sparse file holds, without its holes.
 func allocated(t *testing.T, name string) (data []byte) {
 	t.Helper()
@@ -121,14 +138,14 @@ func allocated(t *testing.T, name string) (data []byte) {
 // generated runs the pod of a manifest under the policy that was made of it, with layers of the guest or the host, and the host's attempts to
 // have something else. node is the snapshotter's directory, if it has the layers.
 func generated(t *testing.T, w *secretPod, ref, layers, node string) {
-	script := `cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; `
+	script := `cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; ` + fillDisk
 	if layers == "host" {
 		script += fillRoot
 	}
 	script += Sleeper
 	base := w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "any.rego", "package agent_policy\n"), "--insecure-registry", w.address,
 		"--guest-kbs", w.kbs, w.file(t, "pod.yaml", fmt.Sprintf(manifest, ""))}, w.admin...)...)
-	out := w.run(t, "policy", "generate", "--base64", "--allow-logs", "--emptydir", "guest", "--layers", layers, "--image-source",
+	out := w.run(t, "policy", "generate", "--base64", "--allow-logs", "--layers", layers, "--image-source",
 		"containerd:"+w.Daemon.Address+",k8s.io", "--initdata", w.file(t, "base.toml", base), w.file(t, "generated.yaml", fmt.Sprintf(generatedManifest, ref, script)))
 	annotation := strings.TrimSpace(out)
 	p := w.NewPod(t, handlerTPM, "generated")
@@ -144,6 +161,7 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	WriteAtomically(t, settings, map[string]string{"color": "red"})
 	scratch := p.Volume(t, "empty-dir", "scratch")
 	Tmpfs(t, scratch, "size=16m,mode=0777")
+	disk := p.Volume(t, "empty-dir", "disk")
 	config := func(name, script string) *runtime.ContainerConfig {
 		c := Shell(name, script)
 		c.Image = &runtime.ImageSpec{Image: ref, UserSpecifiedImage: ref}
@@ -156,7 +174,7 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 		c.Envs = []*runtime.KeyValue{{Key: "KUBERNETES_SERVICE_HOST", Value: []byte("10.96.0.1")}, {Key: "KUBERNETES_PORT_443_TCP", Value: []byte("tcp://10.96.0.1:443")}}
 		return c
 	}
-	volumes := []*runtime.Mount{ReadOnly(settings, "/config"), Mount(scratch, "/scratch")}
+	volumes := []*runtime.Mount{ReadOnly(settings, "/config"), Mount(scratch, "/scratch"), Mount(disk, "/disk")}
 	main := config("main", script)
 	main.Mounts = append(main.Mounts, volumes...)
 
@@ -173,6 +191,8 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 
 	k := p.RunContainer(t, main)
 	k.Says("redkept\nroot ")
+	k.Says("\ndisk /dev/dm-")
+	checkDisk(t, disk)
 	if layers == "host" {
 		k.Says(" kB grown\n")
 		checkScratch(t, k.Output(), node)
