@@ -186,7 +186,7 @@ func (s *Server) Run() {
 
 func (s *Server) ready() {
 	s.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		// The eighth line of the server's lock file tells when it takes connections.
 		raw, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
@@ -219,13 +219,13 @@ func (s *Server) Kill() {
 	for _, child := range strings.Fields(string(raw)) {
 		if n, err := strconv.Atoi(child); err == nil {
 			kill(n)
-			defer func() { _ = ended.Wait(n, 5*time.Second) }() // or the next server finds their shared memory in use
+			defer func() { _ = ended.Wait(n, time.Minute) }() // or the next server finds their shared memory in use
 		}
 	}
 	<-s.done
 	s.cmd = nil
 	// The processes are gone when nobody holds the port any more. A connection that one of them has taken ends with it.
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		conn, err := net.Dial("tcp", s.Address())
 		if err != nil {
 			return
