@@ -33,7 +33,7 @@ func network(t *testing.T, w *world) {
 	}
 	get := func(address string) string {
 		t.Helper()
-		client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 		r, err := client.Get("http://" + address + "/")
 		if err != nil {
 			t.Error(err)
