@@ -73,7 +73,7 @@ func TestSandboxed(t *testing.T) {
 		"-device", "virtio-scsi-pci,id=scsi,addr=6",
 		"-drive", "if=none,id=onscsi,format=raw,file="+onSCSI, "-device", "scsi-hd,bus=scsi.0,scsi-id=0,lun=3,drive=onscsi",
 		"-device", "pcie-root-port,id=rp,chassis=1,addr=7", "-drive", "if=none,id=late,format=raw,file="+late)
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	v.connect()
 
