@@ -366,7 +366,7 @@ func otherPolicy(t *testing.T, w *secretPod) {
 			t.Errorf("the broker refuses %s:\n%s", pcr, said)
 		}
 	}
-	k.Stop(10)
+	k.Stop(60)
 	k.ExpectExit(0)
 	p.Remove()
 }

@@ -202,7 +202,7 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	}
 	_, err := k.TryExec(60, "cat", "/config/color")
 	refused(t, err, "ExecProcessRequest is blocked by policy")
-	k.Stop(10)
+	k.Stop(60)
 	k.ExpectExit(0)
 	before.Remove()
 	k.Remove()
