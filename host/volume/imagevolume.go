@@ -4,6 +4,7 @@ import (
 	"errors"
 	"path"
 	"regexp"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -18,6 +19,11 @@ var imageVolumePath = regexp.MustCompile(`^/.+/io\.containerd\.grpc\.v1\.cri/con
 func (b *build) fromImage(source string) bool {
 	m := imageVolumePath.FindStringSubmatch(source)
 	return m != nil && m[1] == b.req.ID
+}
+
+// hasImageVolumes says whether the guest makes any for the container.
+func (b *build) hasImageVolumes() bool {
+	return b.req.ImageVolumes && b.set.opts.Share == nil && slices.ContainsFunc(b.req.Spec.Mounts, func(m specs.Mount) bool { return b.fromImage(m.Source) })
 }
 
 // imageVolume is the mount of such a directory in a guest that shares nothing. The guest makes it and fills it from the image, which it

@@ -73,3 +73,21 @@ func TestSharedImageVolumes(t *testing.T) {
 	}
 	w.want(w.seen(p.Mounts[0].Source)+"/file", "copied up")
 }
+
+// TestImageVolumesOnDisk: what is written to them goes to the container's disk also where nothing else of its root is written.
+func TestImageVolumesOnDisk(t *testing.T) {
+	w := newWorld(t)
+	s := w.scratch(w, 100<<20)
+	_, overlay, _ := w.image("9")
+	spec := &specs.Spec{Root: &specs.Root{Readonly: true}, Mounts: []specs.Mount{bind(w.criVolume(cid, strings.Repeat("ab", 32)), "/data", "rw")}}
+	for _, makes := range []bool{true, false} {
+		p, err := s.Container(w.ctx(), Request{ID: cid, Spec: spec, Rootfs: overlay, ImageVolumes: makes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.upper(p, makes)
+		if err := s.Release(w.ctx(), cid); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

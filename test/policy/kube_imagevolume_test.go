@@ -54,7 +54,9 @@ func TestImageVolumesOfOtherGenerators(t *testing.T) {
 	mustAllow(t, e, kubepod.Sandbox())
 	for n, change := range []func(*agent.CreateContainerRequest){
 		func(*agent.CreateContainerRequest) {},
-		func(r *agent.CreateContainerRequest) { mountAt(r, db).Source = kubepod.SharedDir + agent.ImageVolume(r.ContainerId, 3, db) },
+		func(r *agent.CreateContainerRequest) {
+			mountAt(r, db).Source = kubepod.SharedDir + agent.ImageVolume(r.ContainerId, 3, db)
+		},
 		dropMount(db),
 	} {
 		id := kubepod.ID(n + 1)
