@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloister/cloister/author/imagesource"
 	"github.com/cloister/cloister/author/kubernetes"
+	"github.com/cloister/cloister/wire/agent"
 )
 
 // mounts gathers the mounts of one container and what they need.
@@ -323,17 +324,21 @@ func (v volume) storage(mountPoint string) storage {
 		MountPoint: mountPoint, Shared: v.Shared}
 }
 
-// imageVolumes are those that the image declares and the pod does not replace.
+// imageVolumes are those that the image declares and the pod does not replace. Cloister's guest makes them, where the settings do not say
+// that the host does.
 func (m *mounts) imageVolumes(img *imagesource.Image) {
 	v := m.g.s.Volumes["image_volume"]
+	hosts := !strings.Contains(v.MountSource, agent.ImageVolumePattern)
 	for _, name := range img.Config.Volumes {
 		destination := path.Clean("/" + name)
 		if destination == "/" || slices.ContainsFunc(m.list, func(x mount) bool { return x.Destination == destination }) {
 			continue
 		}
-		m.g.warn(m.c.At, m.path+".image", "it makes %s a volume, whose content the host chooses; mount an emptyDir there", destination)
 		base := path.Base(destination)
 		m.list = append(m.list, mount{Destination: destination, Type: v.MountType, Source: v.MountSource + regexp.QuoteMeta(base) + "$", Options: v.Options})
-		m.files = append(m.files, fileMount{Destination: destination, Base: base, Kind: "image", Entries: map[string]fileEntry{}})
+		if hosts {
+			m.g.warn(m.c.At, m.path+".image", "it makes %s a volume, whose content the host chooses; mount an emptyDir there", destination)
+			m.files = append(m.files, fileMount{Destination: destination, Base: base, Kind: "image", Entries: map[string]fileEntry{}})
+		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/cloister/cloister/wire/agent"
 )
 
 func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
@@ -171,6 +173,8 @@ func origin(p *Policy, c *containerData, m mountData) string {
 		return disk(c, m)
 	case strings.Contains(m.Source, "/sandbox/ephemeral/") || strings.Contains(m.Source, "/sandbox/shm"):
 		return "memory of the guest"
+	case strings.Contains(m.Source, agent.ImageVolumePattern):
+		return "volume of the image, made in the guest for each container with what the image has there"
 	case strings.HasPrefix(m.Source, "$(sfprefix)"):
 		return "content chosen by the host"
 	}

@@ -27,6 +27,7 @@ policy_data := {
                   {"destination": "/some", "type_": "bind", "source": "$(sfprefix)some$", "options": ["ro"]},
                   {"destination": "/any", "type_": "bind", "source": "$(sfprefix)any$", "options": ["ro"]},
                   {"destination": "/data", "type_": "bind", "source": "$(sfprefix)data$", "options": ["rw"]},
+                  {"destination": "/var/lib/db", "type_": "bind", "source": "^$(cpath)/$(bundle-id)-imagevolume[0-9]{5}-db$", "options": ["rw"]},
                   {"destination": "/part", "type_": "bind", "source": "^/run/x/[a-z]+/part$", "options": ["rw"], "volume": "scratch"},
                   {"destination": "/plain", "type_": "bind", "source": "", "options": ["rw"], "volume": "plain"},
                   {"destination": "/scratch", "type_": "bind", "source": "", "options": ["rw"], "volume": "scratch"}]}},
@@ -56,6 +57,7 @@ func TestPage(t *testing.T) {
 	for _, want := range []string{
 		"A pod of 3 containers", "^web$", "(pause)", "the guest's own pause program", "web, container", "nginx:1, bound by digest sha256:aa",
 		"variables  PASSWORD A", "cluster    $(cluster:DB_PORT) is any text that fits (?:[0-9]{1,5})", "1:2", "/etc/conf read-only, configMap conf, 1 files bound by digest", "/data read-write, may be left out, content chosen by the host",
+		"/var/lib/db read-write, may be left out, volume of the image, made in the guest for each container",
 		"layer of the host, number 1, bound by verity root abcd at byte 4096, sealed with kbs:///a/b/c", "optional   A: the host may leave",
 		"/scratch read-write, disk of the host for the volume scratch alone, encrypted", "/plain read-write, may be left out, disk of the host for the volume plain alone, not",
 		"directory of the disk of the host for the volume scratch alone, encrypted", "add variables to any container that fit one of 2 patterns",
@@ -69,7 +71,7 @@ func TestPage(t *testing.T) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	for _, never := range []string{"swordfish", "\x1b", "the content of /etc/conf", "web: the host may leave out", "pause): the host may"} {
+	for _, never := range []string{"swordfish", "\x1b", "the content of /etc/conf", "the content of /var/lib/db", "web: the host may leave out", "pause): the host may"} {
 		if strings.Contains(page, never) {
 			t.Errorf("the page has %q", never)
 		}

@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cloister/cloister/test/containerd"
 )
 
 // generatedManifest is a pod as its owner writes it, without any Rego.
@@ -30,7 +32,8 @@ spec:
   initContainers:
   - name: before
     image: %[1]s
-    command: [sh, -c, "echo first"]
+    command: [sh, -c, %[3]q]
+    securityContext: {readOnlyRootFilesystem: true}
   containers:
   - name: main
     image: %[1]s
@@ -43,6 +46,21 @@ spec:
   - {name: scratch, emptyDir: {medium: Memory}}
   - {name: disk, emptyDir: {}}
 `
+
+// VolumesImage is an image that declares directories as volumes: one with a file, an empty one, and one that it does not have.
+const VolumesImage = "registry.cloister.test/volumes:1"
+
+func volumesImage(t testing.TB) containerd.Image {
+	image := containerd.Busybox(t, VolumesImage)
+	image.Files = append(image.Files, containerd.File{Path: "seeded/", Mode: 0o755}, containerd.File{Path: "seeded/file", Mode: 0o644, Data: []byte("of the image\n")},
+		containerd.File{Path: "empty/", Mode: 0o750, UID: 1000})
+	image.Config.Volumes = map[string]struct{}{"/seeded": {}, "/empty": {}, "/not/there/": {}}
+	return image
+}
+
+// useVolumes writes to the volumes of the image, below a root that cannot be written.
+const useVolumes = `set -e; cat /seeded/file; stat -c '%a %u' /empty; for d in /seeded /empty /not/there; do grep -q " $d " /proc/mounts; echo mine > $d/mine; done; ` +
+	`if touch /root/x 2>/dev/null; then exit 9; fi; ls /seeded /empty /not/there`
 
 // fillRoot writes 50 MB into the container's root, and says by how much that grows what file systems in memory hold.
 const fillRoot = `shmem() { awk '/^Shmem:/ {print $2}' /proc/meminfo; }; n=$(shmem); yes "` + plainText + `" | head -c 50000000 > /filled; sync; ` +
@@ -138,7 +156,7 @@ func allocated(t *testing.T, name string) (data []byte) {
 // generated runs the pod of a manifest under the policy that was made of it, with layers of the guest or the host, and the host's attempts to
 // have something else. node is the snapshotter's directory, if it has the layers.
 func generated(t *testing.T, w *secretPod, ref, layers, node string) {
-	script := `cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; ` + fillDisk
+	script := `echo $(ls /empty /not/there /seeded); cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; ` + fillDisk
 	if layers == "host" {
 		script += fillRoot
 	}
@@ -146,7 +164,7 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	base := w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "any.rego", "package agent_policy\n"), "--insecure-registry", w.address,
 		"--guest-kbs", w.kbs, w.file(t, "pod.yaml", fmt.Sprintf(manifest, ""))}, w.admin...)...)
 	out := w.run(t, "policy", "generate", "--base64", "--allow-logs", "--layers", layers, "--image-source",
-		"containerd:"+w.Daemon.Address+",k8s.io", "--initdata", w.file(t, "base.toml", base), w.file(t, "generated.yaml", fmt.Sprintf(generatedManifest, ref, script)))
+		"containerd:"+w.Daemon.Address+",k8s.io", "--initdata", w.file(t, "base.toml", base), w.file(t, "generated.yaml", fmt.Sprintf(generatedManifest, ref, script, useVolumes)))
 	annotation := strings.TrimSpace(out)
 	p := w.NewPod(t, handlerTPM, "generated")
 	p.Config.Annotations["io.katacontainers.config.hypervisor.cc_init_data"] = annotation
@@ -179,8 +197,13 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	main.Mounts = append(main.Mounts, volumes...)
 
 	refused(t, attempt(t, p, main), "CreateContainerRequest is blocked by policy", "finished") // the init container has not run
-	before := p.RunContainer(t, config("before", "echo first"))
+	first := config("before", useVolumes)
+	first.Linux.SecurityContext.ReadonlyRootfs = true
+	before := p.RunContainer(t, first)
 	before.ExpectExit(0)
+	if out := before.Output(); out != "of the image\n750 1000\n/empty:\nmine\n\n/not/there:\nmine\n\n/seeded:\nfile\nmine\n" {
+		t.Errorf("the volumes of the image: %q", out)
+	}
 	other := config("main", "echo something else")
 	other.Mounts = main.Mounts
 	refused(t, attempt(t, p, other), "CreateContainerRequest is blocked by policy")
@@ -190,7 +213,7 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	refused(t, attempt(t, p, more), "CreateContainerRequest is blocked by policy", "LD_PRELOAD")
 
 	k := p.RunContainer(t, main)
-	k.Says("redkept\nroot ")
+	k.Says("/empty: /not/there: /seeded: file\nredkept\nroot ") // volumes of its own
 	k.Says("\ndisk /dev/dm-")
 	checkDisk(t, disk)
 	if layers == "host" {
@@ -222,7 +245,7 @@ func generatedPolicy(t *testing.T, version string) {
 	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
 		t.Fatal(err)
 	}
-	ref := w.images[BusyboxImage]
+	ref := w.images[VolumesImage]
 	w.pullFor(t, ref, handlerTPM)
 	generated(t, w, ref, "host", dir+"/root")
 }
