@@ -282,7 +282,7 @@ func (g *generator) fetch(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return errors.Join(ctx.Err(), a.err)
 			}
-			g.fail(j.at, j.path, "%v", a.err)
+			g.fail(j.at, j.path, "%w", a.err)
 			continue
 		}
 		g.images[j.reference] = a.img

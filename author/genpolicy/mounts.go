@@ -152,14 +152,23 @@ func (m *mounts) volume(where string, vm *kubernetes.VolumeMount, destination st
 	spec := &m.g.w.Spec
 	i := slices.IndexFunc(spec.Volumes, func(v kubernetes.Volume) bool { return v.Name == vm.Name })
 	if i < 0 {
-		if c := m.g.set.Claim(m.g.w, vm.Name); c != nil && slices.ContainsFunc(m.g.w.Claims, func(x kubernetes.Claim) bool { return x.Metadata.Name == vm.Name }) {
+		template := slices.ContainsFunc(m.g.w.Claims, func(x kubernetes.Claim) bool { return x.Metadata.Name == vm.Name })
+		d, disk := m.g.directVolume(vm.Name)
+		switch {
+		case !template:
+			m.g.fail(vm.At, where+".name", "the pod has no volume %q", vm.Name)
+		case d != nil:
+			m.direct(where, vm, d, disk, destination, vm.ReadOnly)
+		default:
 			m.shared(vm, destination, "claim", vm.ReadOnly)
-			return
 		}
-		m.g.fail(vm.At, where+".name", "the pod has no volume %q", vm.Name)
 		return
 	}
 	v := &spec.Volumes[i]
+	if d, disk := m.g.directVolume(vm.Name); d != nil {
+		m.direct(where, vm, d, disk, destination, vm.ReadOnly || v.Claim != nil && v.Claim.ReadOnly)
+		return
+	}
 	switch {
 	case v.EmptyDir != nil:
 		m.emptyDir(where, vm, v.EmptyDir, destination)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -35,7 +34,7 @@ type kubeFlags struct {
 	allowLogs, forward        bool
 	anyOrder, anyFiles        bool
 	ignoreUnknown             bool
-	fragments                 []string
+	fragments, direct         []string
 }
 
 func (f *kubeFlags) add(c *cobra.Command) {
@@ -72,6 +71,7 @@ func (f *kubeFlags) flags(p *pflag.FlagSet) {
 	p.BoolVar(&f.noCache, "no-cache", false, "keep nothing, and use nothing that was kept")
 	p.StringArrayVar(&f.sources, "image-source", nil, "registry, oci:DIR, archive:FILE or containerd[:SOCKET[,NAMESPACE]] (repeatable, tried in order; default: registry)")
 	p.StringArrayVar(&f.fragments, "fragment", nil, "JSON file that declares a signed fragment to accept, as 'cloister policy fragment inspect --declare guest' prints it (repeatable)")
+	p.StringArrayVar(&f.direct, "direct-volume", nil, "JSON about volumes whose disk the guest gets, as in direct_volumes of the settings, and before those (repeatable)")
 	p.BoolVar(&f.allowLogs, "allow-logs", false, "hand the containers' output to the host")
 	p.BoolVar(&f.forward, "allow-port-forward", false, "let the host forward connections to the ports that containers declare")
 	p.BoolVar(&f.anyOrder, "any-order", false, "do not hold init containers to run before the others")
@@ -126,6 +126,11 @@ func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
 	if f.emptyDir != "" {
 		if err := o.Settings.SetEmptyDir(f.emptyDir); err != nil {
 			return o, usageError{fmt.Errorf("--emptydir: %w", err)}
+		}
+	}
+	for _, d := range slices.Backward(f.direct) { // each goes before what is there
+		if err := o.Settings.AddDirectVolume(d); err != nil {
+			return o, hint(usageError{fmt.Errorf("--direct-volume %s: %w", printable(d), err)}, `such as {"claim": "data", "fstype": "ext4"}: docs/reference/policy-generate.md has all members`)
 		}
 	}
 	if f.allowLogs {
@@ -213,7 +218,7 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 		}
 	}
 	if err := append(problems, more...).Err(); err != nil {
-		if strings.Contains(err.Error(), "unknown field") {
+		if errors.Is(err, kubernetes.ErrUnknownField) {
 			return hint(err, "fields that are spelled right and do not matter to the guest are accepted with --ignore-unknown-fields")
 		}
 		return kubeHint(err)
@@ -258,18 +263,15 @@ func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) 
 	return results, problems, nil
 }
 
-var noAccess = regexp.MustCompile(`registry (\S+) refuses access: `)
-
 // kubeHint says what to do about problems that have one remedy.
 func kubeHint(err error) error {
-	text := err.Error()
+	var plain *imagesource.PlainHTTPError
+	var access *imagesource.AccessError
 	switch {
-	case strings.Contains(text, "would be spoken to in plain HTTP"):
-		_, rest, _ := strings.Cut(text, "registry ")
-		host, _, _ := strings.Cut(rest, " ")
-		return hint(err, "allow it by --insecure-registry %s", host)
-	case noAccess.MatchString(text):
-		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", noAccess.FindStringSubmatch(text)[1])
+	case errors.As(err, &plain):
+		return hint(err, "allow it by --insecure-registry %s", plain.Host)
+	case errors.As(err, &access):
+		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", access.Host)
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -11,16 +12,31 @@ import (
 	"github.com/cloister/cloister/guest/gate"
 )
 
-const recordHelp = `REQUESTS holds one JSON object {"kind": RULE, "request": INPUT} per line, or a JSON list of them; "description" and
+func recordHelp() string {
+	return `REQUESTS holds one JSON object {"kind": RULE, "request": INPUT} per line, or a JSON list of them; "description" and
 "allowed" (the decision that is expected) may be there. POLICY is the text of a policy, an initdata document or the value of
-an initdata annotation. Use - for standard input. Two kinds are not of the protocol: ContainerExited, by which the guest says
-that a container has ended, and PortForwardRequest.`
+an initdata annotation. Use - for standard input. The kinds are
+  ` + strings.Join(lines(policytest.Kinds(), 110), "\n  ")
+}
+
+// lines puts words into lines of a width.
+func lines(words []string, width int) []string {
+	var out []string
+	for _, w := range words {
+		if n := len(out); n > 0 && len(out[n-1])+1+len(w) <= width {
+			out[n-1] += " " + w
+		} else {
+			out = append(out, w)
+		}
+	}
+	return out
+}
 
 func policyTestCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "test POLICY REQUESTS",
 		Short: "Replay recorded requests: each must be decided as expected, or allowed where nothing is expected",
-		Long:  recordHelp,
+		Long:  recordHelp(),
 		Args:  exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			total, failed := 0, 0
@@ -54,7 +70,7 @@ func policySimCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "sim POLICY REQUESTS",
 		Short: "Print the decision about each recorded request, its reason, and how it changes the policy's state",
-		Long:  recordHelp,
+		Long:  recordHelp(),
 		Args:  exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.replay(c, args, func(r policytest.Result) error {
@@ -94,6 +110,10 @@ func (a *app) replay(c *cobra.Command, args []string, each func(policytest.Resul
 		in = f
 	}
 	cases, err := policytest.Read(in)
+	var kind *policytest.KindError
+	if errors.As(err, &kind) {
+		return hint(err, "`%s --help` lists the kinds", c.CommandPath())
+	}
 	if err != nil {
 		return hint(err, "see `%s --help` for the form of requests", c.CommandPath())
 	}
