@@ -28,6 +28,9 @@ type mounts struct {
 }
 
 // set replaces the mount at the destination of m, or adds m.
+// maxMounts bounds the volumes of a container. Each is compared with all others.
+const maxMounts = 4096
+
 func (m *mounts) set(x mount) {
 	if i := slices.IndexFunc(m.list, func(y mount) bool { return y.Destination == x.Destination }); i >= 0 {
 		m.list[i] = x
@@ -98,6 +101,10 @@ func (m *mounts) settings(t *template, readonlyRoot bool, terminationLog string)
 
 // volumes adds the mounts of the pod's volumes.
 func (m *mounts) volumes() {
+	if n := len(m.c.VolumeMounts); n > maxMounts {
+		m.g.fail(m.c.At, m.path+".volumeMounts", "there are %d, at most %d are supported", n, maxMounts)
+		return
+	}
 	seen := map[string]bool{}
 	for i := range m.c.VolumeMounts {
 		vm := &m.c.VolumeMounts[i]
@@ -336,6 +343,10 @@ func (v volume) storage(mountPoint string) storage {
 // imageVolumes are those that the image declares and the pod does not replace. Cloister's guest makes them, where the settings do not say
 // that the host does.
 func (m *mounts) imageVolumes(img *imagesource.Image) {
+	if n := len(img.Config.Volumes); n > maxMounts {
+		m.g.fail(m.c.At, m.path+".image", "it declares %d volumes, at most %d are supported", n, maxMounts)
+		return
+	}
 	v := m.g.s.Volumes["image_volume"]
 	hosts := !strings.Contains(v.MountSource, agent.ImageVolumePattern)
 	for _, name := range img.Config.Volumes {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -237,15 +238,24 @@ func parsePolicyRules(rules string) error {
 	return nil
 }
 
+// maxPolicies bounds the policies of one run together, in bytes.
+const maxPolicies = 512 << 20
+
 // generateAll makes the policies of all workloads, several at a time.
 func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) ([]*genpolicy.Result, kubernetes.Problems, error) {
 	results := make([]*genpolicy.Result, len(set.Workloads))
 	faults := make([]error, len(set.Workloads))
 	var group errgroup.Group
 	group.SetLimit(8)
+	var size atomic.Int64
 	for i, w := range set.Workloads {
 		group.Go(func() error {
-			results[i], faults[i] = genpolicy.Generate(ctx, set, w, o)
+			if size.Load() > maxPolicies {
+				return fmt.Errorf("the policies of these manifests have more than %d MiB\nhint: generate for fewer of them at a time", maxPolicies>>20)
+			}
+			if results[i], faults[i] = genpolicy.Generate(ctx, set, w, o); results[i] != nil {
+				size.Add(int64(len(results[i].Policy)))
+			}
 			return nil
 		})
 	}
