@@ -73,7 +73,7 @@ func (m *mounts) settings(t *template, readonlyRoot bool, terminationLog string)
 		if !mounted && !slices.Contains(m.g.s.MountDestinations, x.Destination) {
 			continue
 		}
-		if auto := m.g.w.Spec.AutomountToken; !mounted && auto != nil && !*auto && x.Destination == tokenDir {
+		if !mounted && x.Destination == tokenDir && !m.g.set.MountsToken(m.g.w) {
 			continue // what the host put there would not be asked for
 		}
 		x.Options = slices.Clone(x.Options)

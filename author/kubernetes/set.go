@@ -93,6 +93,7 @@ type Set struct {
 	configMaps map[string]*ConfigMap // by namespace/name
 	secrets    map[string]*Secret
 	claims     map[string]*Claim
+	tokens     map[string]*bool // of ServiceAccounts: automountServiceAccountToken, for those that say so
 	opts       Options
 	problems   Problems
 }
@@ -118,7 +119,7 @@ var podGroups = map[string][]string{
 // Parse reads manifests, and more ConfigMaps, Secrets and claims from data, whose other objects are ignored. The error
 // is of type Problems and has all that was found; the Set is usable all the same for further checks.
 func Parse(inputs, data []Input, opts Options) (*Set, error) {
-	s := &Set{opts: opts, configMaps: map[string]*ConfigMap{}, secrets: map[string]*Secret{}, claims: map[string]*Claim{}}
+	s := &Set{opts: opts, configMaps: map[string]*ConfigMap{}, secrets: map[string]*Secret{}, claims: map[string]*Claim{}, tokens: map[string]*bool{}}
 	for _, in := range inputs {
 		f := &File{Input: in}
 		f.docs = documents(in, &s.problems)
@@ -185,6 +186,8 @@ func (s *Set) add(f *File, n *yaml.Node, at place, dataOnly bool) {
 		c := &Claim{}
 		s.decode(f, n, "PersistentVolumeClaim/"+name(n), where, reflect.ValueOf(c).Elem())
 		s.claims[key(c.Metadata)] = c
+	case kind == "ServiceAccount" && version == "v1":
+		s.addServiceAccount(n)
 	case dataOnly:
 	case isPod && ofGroup(kind, version):
 		s.addWorkload(f, n, kind, at)

@@ -318,6 +318,9 @@ func (f *kubeFlags) deliver(a *app, set *kubernetes.Set, results []*genpolicy.Re
 		if f.base64 {
 			text.WriteString(annotation + "\n")
 		}
+		if warning := tooLarge(w, annotation); warning != "" {
+			fmt.Fprintf(a.stderr, "warning: %s: %s\n", w.File, warning)
+		}
 		if err := w.SetAnnotation(initdata.Annotation, annotation); err != nil {
 			return err
 		}

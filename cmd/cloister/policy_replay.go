@@ -14,8 +14,8 @@ import (
 
 func recordHelp() string {
 	return `REQUESTS holds one JSON object {"kind": RULE, "request": INPUT} per line, or a JSON list of them; "description" and
-"allowed" (the decision that is expected) may be there. POLICY is the text of a policy, an initdata document or the value of
-an initdata annotation. Use - for standard input. The kinds are
+"allowed" (the decision that is expected) may be there. POLICY is the text of a policy, an initdata document, the value of an
+initdata annotation, or a manifest with such annotations. Use - for standard input. The kinds are
   ` + strings.Join(lines(policytest.Kinds(), 110), "\n  ")
 }
 
@@ -33,14 +33,15 @@ func lines(words []string, width int) []string {
 }
 
 func policyTestCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var object string
+	cmd := &cobra.Command{
 		Use:   "test POLICY REQUESTS",
 		Short: "Replay recorded requests: each must be decided as expected, or allowed where nothing is expected",
 		Long:  recordHelp(),
 		Args:  exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			total, failed := 0, 0
-			err := a.replay(c, args, func(r policytest.Result) error {
+			err := a.replay(c, args, object, func(r policytest.Result) error {
 				total++
 				if !r.Unexpected {
 					return nil
@@ -64,16 +65,19 @@ func policyTestCmd(a *app) *cobra.Command {
 			return nil
 		},
 	}
+	objectFlag(cmd, &object)
+	return cmd
 }
 
 func policySimCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var object string
+	cmd := &cobra.Command{
 		Use:   "sim POLICY REQUESTS",
 		Short: "Print the decision about each recorded request, its reason, and how it changes the policy's state",
 		Long:  recordHelp(),
 		Args:  exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.replay(c, args, func(r policytest.Result) error {
+			return a.replay(c, args, object, func(r policytest.Result) error {
 				if a.json {
 					return a.printJSON(r)
 				}
@@ -89,14 +93,20 @@ func policySimCmd(a *app) *cobra.Command {
 			})
 		},
 	}
+	objectFlag(cmd, &object)
+	return cmd
+}
+
+func objectFlag(c *cobra.Command, object *string) {
+	c.Flags().StringVar(object, "object", "", "whose policy it is, in a manifest with several: such as Deployment/web")
 }
 
 // replay judges recorded requests with the engine of the guest.
-func (a *app) replay(c *cobra.Command, args []string, each func(policytest.Result) error) error {
+func (a *app) replay(c *cobra.Command, args []string, object string, each func(policytest.Result) error) error {
 	if args[0] == "-" && args[1] == "-" {
 		return usageError{errors.New("only one of the two can be standard input")}
 	}
-	text, err := a.policyText(args[0])
+	text, err := a.policyText(args[0], object)
 	if err != nil {
 		return err
 	}
