@@ -60,7 +60,7 @@ type containerData struct {
 	MustRun       bool          `json:"must_run"`
 	Image         *imageData    `json:"image"`
 	Files         files         `json:"files"`
-	Devices       []any         `json:"devices"`
+	Devices       []deviceData  `json:"devices"`
 	SharedPID     bool          `json:"sandbox_pidns"`
 	StandardInput bool          `json:"stdin"`
 	// Names and destinations that the host may not leave out; nil in data of other generators.
@@ -103,6 +103,10 @@ type storageData struct {
 	Options       []string `json:"options"`
 	DriverOptions []string `json:"driver_options"`
 	Volume        string   `json:"volume"`
+}
+
+type deviceData struct {
+	Path string `json:"container_path"`
 }
 
 type imageData struct {
@@ -226,5 +230,8 @@ func (c *containerData) title() string {
 	case name != "":
 		return name
 	}
-	return "(pause)"
+	return pauseTitle
 }
+
+// pauseTitle is that of the container that only keeps the pod.
+const pauseTitle = "(pause)"
