@@ -191,7 +191,23 @@ func parse(text string) (*ast.Module, error) {
 			return m, nil
 		}
 	}
-	return nil, fmt.Errorf("parsing the policy: %w", faults[len(faults)-1])
+	return nil, SyntaxError(faults[len(faults)-1])
+}
+
+// SyntaxError is the first of what a parser found wrong with a policy, with its line and without the text of that line, which is foreign.
+func SyntaxError(err error) error {
+	var all ast.Errors
+	if !errors.As(err, &all) || len(all) == 0 {
+		return fmt.Errorf("it is no policy: %w", err)
+	}
+	where := ""
+	if l := all[0].Location; l != nil && l.Row > 0 {
+		where = fmt.Sprintf("line %d: ", l.Row)
+	}
+	if len(all) > 1 {
+		return fmt.Errorf("it is no policy: %s%s, and more", where, all[0].Message)
+	}
+	return fmt.Errorf("it is no policy: %s%s", where, all[0].Message)
 }
 
 func (p *Policy) read(value *ast.Term) error {

@@ -100,6 +100,9 @@ func (a *app) replay(c *cobra.Command, args []string, each func(policytest.Resul
 	if err != nil {
 		return err
 	}
+	if err := parsePolicy(text); err != nil {
+		return hint(fmt.Errorf("%s: %w", args[0], err), "the guest would stop for this policy")
+	}
 	in := a.stdin
 	if args[1] != "-" {
 		f, err := os.Open(args[1])
