@@ -135,7 +135,8 @@ func LoadSettings(path string) (*Settings, error) {
 	}
 	base := filepath.Join(path, "genpolicy-settings.json")
 	text, err := readBounded(base)
-	if errors.Is(err, os.ErrNotExist) {
+	missing := errors.Is(err, os.ErrNotExist)
+	if missing {
 		text, err = defaultSettings, nil
 	}
 	if err != nil {
@@ -146,6 +147,9 @@ func LoadSettings(path string) (*Settings, error) {
 		return nil, fmt.Errorf("reading settings: %w", err)
 	}
 	slices.Sort(names)
+	if missing && len(names) == 0 {
+		return nil, fmt.Errorf("reading settings: %s has neither genpolicy-settings.json nor genpolicy-settings.d/*.json", path)
+	}
 	var patches []namedPatch
 	for _, name := range names {
 		p, err := readBounded(name)
@@ -193,7 +197,9 @@ func decodeStrict(text []byte, v any) error {
 
 func decodeWhole(dec *json.Decoder, v any) error {
 	dec.UseNumber()
-	if err := dec.Decode(v); err != nil {
+	if err := dec.Decode(v); errors.Is(err, io.EOF) {
+		return errors.New("it is empty")
+	} else if err != nil {
 		return err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {

@@ -139,8 +139,8 @@ func (a *app) printError(err error) {
 		_ = enc.Encode(line) // to whom could it be told
 		return
 	}
-	fmt.Fprintf(a.stderr, "cloister: error: %v\n", err)
+	fmt.Fprintf(a.stderr, "cloister: error: %s\n", harmless(err.Error()))
 	if h.hint != "" {
-		fmt.Fprintf(a.stderr, "cloister: hint: %s\n", h.hint)
+		fmt.Fprintf(a.stderr, "cloister: hint: %s\n", harmless(h.hint))
 	}
 }

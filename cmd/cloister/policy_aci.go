@@ -96,7 +96,7 @@ func (f *aciFlags) run(c *cobra.Command, a *app, file, out string) error {
 		o.Fragments = append(o.Fragments, aci.Infrastructure(f.infrastructure))
 	}
 	if f.fragments != "" {
-		text, err := os.ReadFile(f.fragments)
+		text, err := readFile(f.fragments)
 		if err != nil {
 			return fmt.Errorf("reading the fragments: %w", err)
 		}
@@ -233,13 +233,13 @@ func (f *aciFlags) read(a *app, file string) (*aciJob, error) {
 }
 
 func (f *aciFlags) readTemplate(file string) (*aciJob, error) {
-	text, err := os.ReadFile(file)
+	text, err := readFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the template: %w", err)
 	}
 	o := aci.TemplateOptions{AllowOpen: f.openValues, PinSecure: f.pinSecure}
 	if f.parameters != "" {
-		raw, err := os.ReadFile(f.parameters)
+		raw, err := readFile(f.parameters)
 		if err != nil {
 			return nil, fmt.Errorf("reading the parameters: %w", err)
 		}

@@ -1,18 +1,19 @@
 package main
 
 import (
-	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/cloister/cloister/author/aci"
+	"github.com/cloister/cloister/author/policytest"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -55,24 +56,28 @@ func (a *app) policyText(file, object string) (string, error) {
 
 // policyTexts are the policies in a file, at least one: what policyForms lists.
 func (a *app) policyTexts(file string) ([]foundPolicy, error) {
-	raw, err := a.readSaved(file)
+	raw, err := a.readText(file, "the policy")
 	if err != nil {
 		return nil, err
 	}
-	if !utf8.Valid(raw) || bytes.IndexByte(raw, 0) >= 0 {
-		return nil, hint(fmt.Errorf("%s is no text", file), policyForms)
-	}
-	text, err := unwrapPolicy(strings.TrimSpace(string(raw)), string(raw))
+	text, err := unwrapPolicy(strings.TrimSpace(raw), raw)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	if n := len(packageLine.FindAllStringIndex(text, -1)); n > 1 {
 		return nil, hint(fmt.Errorf("%s holds the texts of %d policies, and where one ends cannot be told", file, n), "give the manifests with their policies: `cloister policy generate` without --raw")
 	}
-	if objects := objectsOf(text); len(objects) > 0 {
+	objects, err := objectsOf(text)
+	if err != nil && likeObject.MatchString(text) {
+		return nil, hint(fmt.Errorf("%s looks like a manifest or template and cannot be read: %w", file, err), policyForms)
+	}
+	if len(objects) > 0 {
 		found, err := policiesOf(objects)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if len(found) == 0 && slices.Contains(policytest.Kinds(), fmt.Sprint(objects[0]["kind"])) {
+			return nil, hint(fmt.Errorf("%s holds recorded requests and no policy", file), "`cloister policy sim POLICY REQUESTS`: the policy comes first")
 		}
 		if len(found) == 0 {
 			return nil, hint(fmt.Errorf("%s is a manifest or template without a policy", file), "`cloister policy generate` makes those of Kubernetes, `cloister policy aci` those of Azure Container Instances")
@@ -110,9 +115,11 @@ var jsonComment = regexp.MustCompile(`("(?:[^"\\]|\\.)*")|//[^\n]*|(?s:/\*.*?\*/
 // maxObjects bounds the documents of a manifest that is searched for policies.
 const maxObjects = 10_000
 
-// objectsOf are the documents of a manifest in YAML or JSON, or nothing.
-func objectsOf(text string) []map[string]any {
-	var out []map[string]any
+// likeObject is the beginning of manifests and templates.
+var likeObject = regexp.MustCompile(`^\s*{|(?m:^(?:apiVersion|kind):)`)
+
+// objectsOf are the documents of a manifest in YAML or JSON.
+func objectsOf(text string) (out []map[string]any, err error) {
 	if strings.HasPrefix(strings.TrimSpace(text), "{") {
 		text = jsonComment.ReplaceAllString(text, "$1") // templates have comments
 	}
@@ -120,16 +127,16 @@ func objectsOf(text string) []map[string]any {
 		var doc map[string]any
 		err := dec.Decode(&doc)
 		if errors.Is(err, io.EOF) {
-			return out
+			return out, nil
 		}
 		if err != nil {
-			return nil
+			return nil, err
 		}
 		if doc["kind"] != nil || doc["resources"] != nil {
 			out = append(out, doc)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // policiesOf finds the policies in the annotations of manifests, and the ccePolicy of templates.

@@ -33,7 +33,7 @@ func fragmentNewCmd(a *app) *cobra.Command {
 		Long:  "Takes the containers, without the pause container, of a policy that `cloister policy generate --raw` has made.",
 		Args:  exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			text, err := os.ReadFile(args[0])
+			text, err := readFile(args[0])
 			if err != nil {
 				return fmt.Errorf("reading the policy: %w", err)
 			}
@@ -65,15 +65,15 @@ func fragmentSignCmd(a *app) *cobra.Command {
 		Short: "Sign a fragment: a COSE message with the certificate chain in it",
 		Args:  exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			module, err := os.ReadFile(args[0])
+			module, err := readFile(args[0])
 			if err != nil {
 				return fmt.Errorf("reading the fragment: %w", err)
 			}
-			key, err := os.ReadFile(keyFile)
+			key, err := readFile(keyFile)
 			if err != nil {
 				return fmt.Errorf("reading the signing key: %w", err)
 			}
-			chain, err := os.ReadFile(chainFile)
+			chain, err := readFile(chainFile)
 			if err != nil {
 				return fmt.Errorf("reading the certificate chain: %w", err)
 			}
@@ -117,7 +117,7 @@ func readFragmentFile(file string) (*signed.Message, error) {
 	if info, err := f.Stat(); err == nil && info.Size() > signed.MaxBytes {
 		return nil, fmt.Errorf("reading the fragment: %s has %d bytes, the limit is %d", file, info.Size(), signed.MaxBytes)
 	}
-	raw, err := os.ReadFile(file)
+	raw, err := readFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the fragment: %w", err)
 	}
@@ -229,7 +229,7 @@ func (a *app) declaration(v any) error {
 // readDeclaration reads what a policy says of a fragment.
 func readDeclaration(file string) (genpolicy.Fragment, error) {
 	var d genpolicy.Fragment
-	text, err := os.ReadFile(file)
+	text, err := readFile(file)
 	if err != nil {
 		return d, fmt.Errorf("reading the declaration of a fragment: %w", err)
 	}

@@ -100,11 +100,14 @@ func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
 		o.Fragments = append(o.Fragments, d)
 	}
 	if f.rules != "" {
-		text, err := os.ReadFile(f.rules)
+		text, err := readFile(f.rules)
 		if err != nil {
 			return o, fmt.Errorf("reading the rules: %w", err)
 		}
 		o.Rules = string(text)
+		if err := parsePolicy(o.Rules); err != nil {
+			return o, fmt.Errorf("reading the rules: %s: %w", f.rules, err)
+		}
 	}
 	var err error
 	if f.settings == "" {
@@ -201,7 +204,7 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 	}
 	var base *initdata.Document
 	if f.initdata != "" {
-		text, err := os.ReadFile(f.initdata)
+		text, err := readFile(f.initdata)
 		if err != nil {
 			return fmt.Errorf("reading the initdata: %w", err)
 		}
@@ -222,20 +225,9 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 		if errors.Is(err, kubernetes.ErrUnknownField) {
 			return hint(err, "fields that are spelled right and do not matter to the guest are accepted with --ignore-unknown-fields")
 		}
-		return kubeHint(err)
-	}
-	if err := parsePolicyRules(o.Rules); err != nil {
-		return err
+		return kubeHint(templateHint(err, inputs))
 	}
 	return f.deliver(a, set, results, base, out)
-}
-
-// parsePolicyRules finds what the guest would stop for.
-func parsePolicyRules(rules string) error {
-	if err := parsePolicy(rules); err != nil {
-		return fmt.Errorf("reading the rules: %w", err)
-	}
-	return nil
 }
 
 // maxPolicies bounds the policies of one run together, in bytes.

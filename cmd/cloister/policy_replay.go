@@ -110,6 +110,9 @@ func (a *app) replay(c *cobra.Command, args []string, object string, each func(p
 	if err != nil {
 		return err
 	}
+	if err := parsePolicy(text); err != nil {
+		return hint(fmt.Errorf("%s: %w", args[0], err), "the guest would stop for this policy")
+	}
 	in := a.stdin
 	if args[1] != "-" {
 		f, err := os.Open(args[1])

@@ -48,6 +48,7 @@ func policyExplainCmd(a *app) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&o.Values, "values", false, "show values of environment variables too")
+	c.Flags().BoolVar(&o.Full, "full", false, "show each layer of images with its whole root hash")
 	return c
 }
 

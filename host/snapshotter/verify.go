@@ -33,6 +33,9 @@ func verifyAll(ctx context.Context, cfg Config, out io.Writer, find func(context
 	if _, err := os.Stat(cfg.Root); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("verifying layers: %w\nhint: no snapshotter has kept anything there; --root or the configuration (--file) says where its directory is", err)
 	}
+	if err := checkRoot(cfg.Root); err != nil {
+		return fmt.Errorf("verifying layers: %w", err)
+	}
 	dirs, err := os.ReadDir(filepath.Join(cfg.Root, layersDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		dirs, err = nil, nil
