@@ -16,6 +16,7 @@
 #   "started:<n>"       id of the container whose start was allowed and whose end was not seen
 #   "finished:<n>"      true once a container of entry n has ended with status 0
 #   "retired:<id>"      true for an id that was removed; it is never accepted again
+#   "removed"           how many of these had been created
 #   "tree:<root>"       what was copied below a declared volume: path -> digest, "free", link or directory
 #   "closed:<root>"     true once a container uses the volume: nothing more is copied. Of a volume that is bound in part
 #                       {"index": n, "files": [...]}, the entry and the destinations of its mounts: it takes updates
@@ -1234,6 +1235,14 @@ ContainerExited := {"allowed": true, "ops": [{"op": "remove", "path": sprintf("/
 	not data.pstate[sprintf("started:%d", [index])]
 }
 
+default removed := 0
+
+removed := data.pstate.removed
+
+# What the host can add to the state without a container is bounded. The ids of containers that were there do not count: a pod may restart
+# them for months.
+room if count(data.pstate) - removed < 4096
+
 # Removing a container retires its id and forgets its volumes.
 RemoveContainerRequest := {"allowed": true, "ops": ops} if {
 	id := input.container_id
@@ -1242,6 +1251,7 @@ RemoveContainerRequest := {"allowed": true, "ops": ops} if {
 		[
 			{"op": "remove", "path": concat("", ["/pstate/container:", id])},
 			{"op": "add", "path": concat("", ["/pstate/retired:", id]), "value": true},
+			{"op": "add", "path": "/pstate/removed", "value": removed + 1},
 		],
 		array.concat(
 			[{"op": "remove", "path": path} |
@@ -1268,7 +1278,7 @@ RemoveContainerRequest := {"allowed": true, "ops": [{
 	not data.pstate[concat("", ["container:", input.container_id])]
 	not data.pstate[concat("", ["retired:", input.container_id])]
 	regex.match(`^[A-Za-z0-9][A-Za-z0-9_.-]{1,127}$`, input.container_id)
-	count(data.pstate) < 4096
+	room
 }
 
 WaitProcessRequest if {
@@ -1465,7 +1475,7 @@ CopyFileRequest := {"allowed": true, "ops": ops} if {
 	stays(tree, below, content)
 	not below_a_link(tree, below)
 	count(tree) < 4096
-	count(data.pstate) < 4096
+	room
 	ops := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(root)]), "value": object.union(tree, {below: content})}]
 }
 
@@ -1677,7 +1687,7 @@ free_volume := [{"op": "add", "path": concat("", ["/pstate/tree:", pointer(volum
 	mixed_bases[volume.base]
 	not declared_content(volume.base, volume.below)
 	not data.pstate[concat("", ["closed:", volume.root])]
-	count(data.pstate) < 4096
+	room
 }
 
 bound_base if bound_files[volume.base]
