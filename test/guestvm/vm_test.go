@@ -147,7 +147,7 @@ func (v *machine) waitExit() {
 		if err != nil {
 			v.t.Fatalf("machine: %v", err)
 		}
-	case <-time.After(3 * time.Minute):
+	case <-time.After(10 * time.Minute):
 		v.t.Fatal("the machine did not switch itself off")
 	}
 }
