@@ -52,7 +52,7 @@ func newSecretPod(t testing.TB, version string, flags ...string) *secretPod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text = append(text, "create_container = \"2m\"\nrequest = \"2m\"\n[sandbox]\ntee = \"tpm\"\n"...)
+	text = append(text, "create_container = \"4m\"\nrequest = \"4m\"\n[sandbox]\ntee = \"tpm\"\n"...)
 	if err := os.WriteFile(w.config, text, 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -152,7 +152,7 @@ type ExecResult struct {
 // Exec runs a command in it by ExecSync.
 func (k *Container) Exec(args ...string) ExecResult {
 	k.t.Helper()
-	r, err := k.TryExec(60, args...)
+	r, err := k.TryExec(180, args...)
 	if err != nil {
 		k.t.Fatalf("exec %q in %s: %v", args, k.Config.Metadata.Name, err)
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -13,11 +12,13 @@ import (
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cloister/cloister/test/freeport"
 )
 
 // network is two pods that talk to each other, to the host and through a port of the host, in IPv4 and IPv6.
 func network(t *testing.T, w *world) {
-	port := freePort(t)
+	port := freeport.TCP(t)
 	p := w.NewPod(t, w.handler, "server")
 	p.Config.PortMappings = []*runtime.PortMapping{{Protocol: runtime.Protocol_TCP, ContainerPort: 8080, HostPort: int32(port)}}
 	p.Run()
@@ -120,23 +121,6 @@ func forwarding(t *testing.T, p *Pod) {
 	if got, err := p.Forward(streamContext(t), 1, nil, 1); err == nil || !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("forwarding to a port where nobody listens: %q, %v", got, err)
 	}
-}
-
-// freePort is none of those, from 32768 on, that the kernel gives to whoever wants any: what the rules of a pod's port take away from another
-// test would be missed there.
-func freePort(t *testing.T) int {
-	t.Helper()
-	var err error
-	for range 100 {
-		port := 20000 + mathrand.IntN(12000)
-		var l net.Listener
-		if l, err = net.Listen("tcp4", fmt.Sprint("127.0.0.1:", port)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal(err)
-	return 0
 }
 
 // hostServer serves on an address of the host and says who asks.

@@ -66,7 +66,7 @@ func TestSandboxed(t *testing.T) {
 	if out, err := exec.Command("mkfs.ext4", "-q", plain).CombinedOutput(); err != nil {
 		needs.Missing(t, "mkfs.ext4: %v %s", err, out)
 	}
-	v := start(t, img, "cloister.sandboxed cloister.initdata=required agent.hotplug_timeout=20",
+	v := start(t, img, "cloister.sandboxed cloister.initdata=required agent.hotplug_timeout=60",
 		"-chardev", "socket,id=fs,path="+daemon(t, share), "-device", "vhost-user-fs-pci,chardev=fs,tag=kataShared,addr=3",
 		"-drive", "if=none,id=plain,format=raw,file="+plain, "-device", "virtio-blk-pci,drive=plain,addr=4",
 		"-drive", "if=none,id=secret,format=raw,file="+secret, "-device", "virtio-blk-pci,drive=secret,addr=5",

@@ -39,7 +39,7 @@ func TestTemplate(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cfg := vmm.Config{
-		Name: "template", Kernel: img + "/vmlinuz", Initrd: img + "/initrd.cpio", Cmdline: "console=ttyS0 quiet panic=-1 cloister.sandboxed agent.hotplug_timeout=60",
+		Name: "template", Kernel: img + "/vmlinuz", Initrd: img + "/initrd.cpio", Cmdline: "console=ttyS0 quiet panic=-1 no_timer_check cloister.sandboxed agent.hotplug_timeout=60",
 		VCPUs: 1, MaxVCPUs: 2, MemoryMiB: 512, MaxMemoryMiB: 1024, Balloon: true, Accel: vmm.AccelTCG,
 	}
 	base, err := os.MkdirTemp("/tmp", "tp")

@@ -15,7 +15,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/ended"
+	"github.com/cloister/cloister/test/freeport"
 )
 
 // What to log in with.
@@ -84,7 +84,7 @@ func Start(t testing.TB) *Server {
 	if err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
-	s.Port = freePort(t)
+	s.Port = freeport.TCP(t) // also after it was killed
 	s.Run()
 	t.Cleanup(s.Kill)
 	return s
@@ -245,24 +245,6 @@ func kill(pid int) {
 
 // Address is where the server listens besides the socket.
 func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
-
-// freePort is one that the server can have again after it was killed: the kernel gives ports from 32768 on to whoever wants any, and so to other
-// tests meanwhile.
-func freePort(t testing.TB) int {
-	var err error
-	for range 100 {
-		port := 20000 + mathrand.IntN(12000)
-		var ln net.Listener
-		if ln, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-			if err := ln.Close(); err != nil {
-				t.Fatal(err)
-			}
-			return port
-		}
-	}
-	t.Fatal(err)
-	return 0
-}
 
 // certify makes an authority and the server's certificate for 127.0.0.1.
 func (s *Server) certify() {
