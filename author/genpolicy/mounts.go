@@ -1,6 +1,7 @@
 package genpolicy
 
 import (
+	"fmt"
 	"path"
 	"regexp"
 	"slices"
@@ -238,7 +239,7 @@ func (m *mounts) emptyDir(where string, vm *kubernetes.VolumeMount, e *kubernete
 	}
 	kind := m.g.s.cluster.EmptyDir
 	if sub != "" && (e.Medium == "Memory" || kind != emptyDirShared) {
-		m.parts = append(m.parts, directory{destination, m.partOptions()})
+		m.parts = append(m.parts, directory{destination, m.partOptions(e.Medium)})
 	}
 	switch {
 	case strings.HasPrefix(e.Medium, "HugePages"):
@@ -321,12 +322,18 @@ func (m *mounts) fsgid() []string {
 	return nil
 }
 
-// partOptions are those of the directory that the kubelet makes for a sub-path: it has the mode of an emptyDir.
-func (m *mounts) partOptions() []string {
-	if gid := m.fsgid(); gid != nil {
-		return append([]string{"mode=02777"}, gid...)
+// partOptions are those of the directory that the kubelet makes for a sub-path: it has the mode of the emptyDir, which in memory
+// is that of a new tmpfs.
+func (m *mounts) partOptions(medium string) []string {
+	mode := 0o777
+	if medium == "Memory" {
+		mode |= 0o1000
 	}
-	return []string{"mode=0777"}
+	gid := m.fsgid()
+	if gid != nil {
+		mode |= 0o2000
+	}
+	return append([]string{fmt.Sprintf("mode=%#o", mode)}, gid...)
 }
 
 func (v volume) storage(mountPoint string) storage {

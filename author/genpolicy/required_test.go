@@ -166,3 +166,21 @@ func TestIDs(t *testing.T) {
 		}
 	}
 }
+
+// TestSubPathModes has the modes of the directories that the kubelet makes for sub-paths of emptyDirs: those of the volume.
+func TestSubPathModes(t *testing.T) {
+	for _, c := range []struct {
+		volume, security string
+		want             []string
+	}{
+		{"{}", "{}", []string{"mode=0777"}},
+		{"{medium: Memory}", "{}", []string{"mode=01777"}},
+		{"{}", "{fsGroup: 2000}", []string{"mode=02777", "fsgid=2000"}},
+		{"{medium: Memory}", "{fsGroup: 2000}", []string{"mode=03777", "fsgid=2000"}},
+	} {
+		got, _ := one(t, "securityContext: "+c.security+"\n  volumes: [{name: v, emptyDir: "+c.volume+"}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x}]", Options{})
+		if list := got.Directories; len(list) != 1 || !slices.Equal(list[0].Options, c.want) {
+			t.Errorf("emptyDir %s, %s: %+v, want %q", c.volume, c.security, list, c.want)
+		}
+	}
+}

@@ -820,7 +820,8 @@ right_env(i, t, pod) if {
 once(_, names, rest, t) if {
 	t.env_once
 	count(names) == count(rest)
-	names & t.env_names == set()
+	variables_with_another_value := names & t.env_names
+	variables_with_another_value == set()
 }
 
 once(given, _, _, t) if {
@@ -1470,7 +1471,8 @@ CopyFileRequest := {"allowed": true, "ops": ops} if {
 	root := volume.root
 	below := volume.below
 	content := declared_content(volume.base, below)
-	not data.pstate[concat("", ["closed:", root])]
+	volume_in_use := object.get(data.pstate, concat("", ["closed:", root]), false)
+	volume_in_use == false
 	tree := object.get(data.pstate, concat("", ["tree:", root]), {})
 	stays(tree, below, content)
 	not below_a_link(tree, below)
@@ -1496,6 +1498,7 @@ CopyFileRequest := {"allowed": true, "ops": ops} if {
 	bound_base
 	root := volume.root
 	mounts := data.pstate[concat("", ["closed:", root])]
+	mounts.files
 	proper_path(input.path)
 	below := volume.below
 	tree := data.pstate[concat("", ["tree:", root])]
@@ -1551,18 +1554,26 @@ below_a_link(tree, below) if {
 # Where a path is in a volume, whatever version of it.
 place_of(below) := regex.replace(below, `^\.\.[^/]+/`, "")
 
+# Checks stand in the order in which a denial shall name them: the one that comes furthest is told.
 declared_content(base, below) := concat("", ["sha256:", input.data_sha256]) if {
 	input.file_type == "Regular"
-	known_content(base, below)
 	bits.and(input.file_mode, 3584) == 0
+	known_content(base, below)
 }
 
 declared_content(base, below) := "free" if {
 	input.file_type == "Regular"
-	not known_content(base, below)
-	some f in bound_files[base]
-	free_file(f, place_of(below))
+	some f in partly_bound[base]
 	bits.and(input.file_mode, 3584) == 0
+	not known_content(base, below)
+	free_file(f, place_of(below))
+}
+
+# Those of them that take files of unknown content, too.
+partly_bound[base] contains f if {
+	some base, list in bound_files
+	some f in list
+	f.free
 }
 
 known_content(base, below) if {
@@ -1672,11 +1683,11 @@ proper_link(f, below, target) if {
 
 # Other volumes: below the shared directory, links that stay inside.
 CopyFileRequest := {"allowed": true, "ops": ops} if {
+	ops := free_volume
 	proper_path(input.path)
 	free_paths != ""
 	regex.match(free_paths, input.path)
 	free_type(input.file_type)
-	ops := free_volume
 }
 
 free_volume := [] if not bound_base

@@ -119,11 +119,13 @@ func (a *app) explainRefusal(ctx context.Context, file, text string, saved *dryr
 }
 
 func (a *app) printGateDenial(request, reasons string) error {
-	x := gateExplanation{Request: request, Do: "if the request is meant: make the initdata anew (`cloister initdata new`), and register its values " +
+	x := gateExplanation{Request: request, Do: "if the request is meant: make the initdata anew (`cloister policy generate` for pods of Kubernetes, " +
+		"`cloister initdata new` for those of `cloister run`), and register its values " +
 		"(`cloister refvalue compute`, `cloister refvalue add`); if not: the host asked for something that the pod does not allow"}
 	if request == "ExecProcessRequest" {
-		x.Do = "if the command is meant: `cloister initdata new --allow-exec COMMAND`, and register the new values; if not: somebody on the host tried to run it"
+		x.Do = "if the command is meant: `cloister policy generate --allow-exec COMMAND`, or `cloister initdata new` with the same flag, and register the new values; if not: somebody on the host tried to run it"
 	}
+	reasons, _, _ = strings.Cut(reasons, " (hint: ") // the runtime's, in events of pods
 	for _, r := range strings.Split(reasons, "; ") {
 		if r = strings.TrimSpace(r); r != "" {
 			x.Reasons = append(x.Reasons, r)

@@ -237,7 +237,11 @@ type report struct {
 func (r *report) reasons(entries []*queryNode) []string {
 	var found []reason
 	for _, n := range entries {
-		found = append(found, r.descend(n, "")...)
+		more := r.descend(n, "")
+		if len(found) > 0 { // rules for something else fail for want of what they are about: that tells nothing
+			more = slices.DeleteFunc(more, func(x reason) bool { return x.undefined })
+		}
+		found = append(found, more...)
 		if len(found) >= maxReasons {
 			break
 		}
@@ -336,5 +340,5 @@ func (r *report) source(x *ast.Expr) string {
 	if line == "" {
 		return fmt.Sprintf("policy line %d", x.Location.Row)
 	}
-	return fmt.Sprintf("policy line %d: %s", x.Location.Row, shorten(r.input.secrets.redactText(line), 120))
+	return fmt.Sprintf("policy line %d: %s", x.Location.Row, shorten(r.input.secrets.redactSource(line), 120))
 }

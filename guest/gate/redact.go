@@ -220,6 +220,68 @@ func (s *secrets) redactText(text string) string {
 	return text
 }
 
+// redactSource removes secrets from a line of the policy. Outside of its literals are names of rules, of which a short value
+// such as "default" may be a part: there it has to stand alone.
+func (s *secrets) redactSource(line string) string {
+	if s == nil || line == "" {
+		return line
+	}
+	var out strings.Builder
+	for line != "" {
+		code := line
+		if i := strings.IndexAny(line, "\"`"); i >= 0 {
+			code = line[:i]
+		}
+		out.WriteString(s.redactWords(code))
+		line = line[len(code):]
+		literal := literalAt(line)
+		out.WriteString(s.redactText(literal))
+		line = line[len(literal):]
+	}
+	return out.String()
+}
+
+// literalAt is the literal that text begins with, up to the end of the text if it has none.
+func literalAt(text string) string {
+	for i := 1; i < len(text); i++ {
+		switch {
+		case text[i] == text[0]:
+			return text[:i+1]
+		case text[i] == '\\' && text[0] == '"':
+			i++
+		}
+	}
+	return text
+}
+
+// redactWords removes secrets that are whole words.
+func (s *secrets) redactWords(code string) string {
+	for _, secret := range s.long {
+		var out strings.Builder
+		rest := code
+		for {
+			i := strings.Index(rest, secret)
+			if i < 0 {
+				break
+			}
+			end := i + len(secret)
+			out.WriteString(rest[:i])
+			if (i > 0 && wordByte(rest[i-1])) || (end < len(rest) && wordByte(rest[end])) {
+				out.WriteString(secret)
+			} else {
+				out.WriteString("(not shown)")
+			}
+			rest = rest[end:]
+		}
+		code = out.String() + rest
+	}
+	return code
+}
+
+func wordByte(c byte) bool {
+	return c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
 // collectSecrets gathers what must not be shown from policy and request.
 func (r *report) collectSecrets() {
 	if r.policy.secrets == nil {

@@ -41,7 +41,7 @@ func (s *Sandbox) createInGuest(ctx context.Context) error {
 		Dir: filepath.Join(s.dir, volumeDir), SandboxID: s.cfg.ID, Config: s.runtime, Share: s.share, Disks: s.vm, Logger: s.log,
 		ScratchSize: s.scratchSize(),
 		CopyFile: func(ctx context.Context, r *pb.CopyFileRequest) error {
-			return s.call(ctx, "copying "+r.GetPath(), func(c context.Context) error {
+			return s.call(ctx, "copying to "+r.GetPath(), func(c context.Context) error {
 				_, err := s.agent.CopyFile(c, r)
 				return err
 			})

@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"errors"
+	"regexp"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -37,7 +38,32 @@ func answer(err error) error {
 	case errors.Is(err, errors.ErrUnsupported):
 		code = codes.Unimplemented
 	}
-	return status.Error(code, errorText(err))
+	text := errorText(err)
+	if e != nil && e.Denied() {
+		text += " (hint: " + denialHint(e.Message) + ")"
+	}
+	return status.Error(code, text)
+}
+
+// denial is how a guest's agent words a refusal by the pod's policy. Its protocol has nothing else that names the rule.
+var denial = regexp.MustCompile(`^([A-Za-z]+) is blocked by policy`)
+
+// denialHint says what helps the pod's owner, who reads it among the pod's events.
+func denialHint(text string) string {
+	rule := ""
+	if m := denial.FindStringSubmatch(text); m != nil {
+		rule = m[1]
+	}
+	switch rule {
+	case "CreateContainerRequest":
+		return "`cloister policy generate` makes a policy of the manifest as it is now; `cloister policy explain` shows what one has"
+	case "CopyFileRequest":
+		return "`cloister policy generate` with the ConfigMaps and Secrets as they are now, or with --any-files; a change of those that the" +
+			" policy binds needs a new pod"
+	case "ExecProcessRequest":
+		return "the policy has the commands of probes and hooks; `cloister policy generate --allow-exec COMMAND` adds one"
+	}
+	return "`cloister policy explain` of the pod's manifest shows what its policy allows"
 }
 
 // errorText is the text of an error as far as it fits, in the characters that a message may have: some of it may be from the guest.

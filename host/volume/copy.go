@@ -319,10 +319,6 @@ func (c *copier) file(ctx context.Context, parent *os.File, name, to string) err
 }
 
 func (c *copier) request(ctx context.Context, to string, st *unix.Stat_t, size int64, data []byte, off int64) error {
-	err := c.send(ctx, &agent.CopyFileRequest{Path: to, FileSize: size, FileMode: st.Mode, DirMode: copiedDirs, Uid: int32(st.Uid),
-		Gid: int32(st.Gid), Offset: off, Data: data})
-	if err != nil {
-		return fmt.Errorf("copying to %s: %w", to, err)
-	}
-	return nil
+	return c.send(ctx, &agent.CopyFileRequest{Path: to, FileSize: size, FileMode: st.Mode, DirMode: copiedDirs, Uid: int32(st.Uid),
+		Gid: int32(st.Gid), Offset: off, Data: data}) // which names the path in its errors
 }
