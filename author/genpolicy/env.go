@@ -48,7 +48,7 @@ func (e *environment) list() []string {
 }
 
 // placeholders are texts with a meaning in rules. In a manifest they would let the host choose a value.
-var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation|cluster:[A-Za-z0-9_.-]+)\)`)
+var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ips?|host-ips?|resource-field|todo-annotation|cluster:[A-Za-z0-9_.-]+)\)`)
 
 // texts are what a container's process is given.
 type texts struct {
@@ -281,10 +281,14 @@ func (g *generator) field(where string, f *kubernetes.FieldRef) (string, bool) {
 		return "$(sandbox-namespace)", true
 	case "metadata.uid":
 		return "$(pod-uid)", true
-	case "status.hostIP", "status.hostIPs":
+	case "status.hostIP":
 		return "$(host-ip)", true
-	case "status.podIP", "status.podIPs":
+	case "status.hostIPs":
+		return "$(host-ips)", true
+	case "status.podIP":
 		return "$(pod-ip)", true
+	case "status.podIPs":
+		return "$(pod-ips)", true
 	case "spec.nodeName":
 		return "$(node-name)", true
 	case "spec.serviceAccountName":

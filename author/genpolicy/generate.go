@@ -188,6 +188,7 @@ func (g *generator) checkPod() {
 		if p := c.Security.ProcMount; p != "" && p != "Default" {
 			g.fail(c.Security.At, path+".securityContext.procMount", "%q is not supported", p)
 		}
+		g.checkRestarts(path, c)
 	}
 	volumes := map[string]bool{}
 	for i, v := range spec.Volumes {
@@ -228,10 +229,9 @@ func (g *generator) containers() []container {
 		case isInit && c.RestartPolicy == "Always":
 			entry.Kind, entry.MustRun, entry.Restarts = kindSidecar, true, true
 		case isInit:
-			entry.Kind, entry.MustRun = kindInit, true
-			entry.Restarts = g.w.Spec.RestartPolicy != "Never"
+			entry.Kind, entry.MustRun, entry.Restarts = kindInit, true, g.restarts(c)
 		default:
-			entry.Restarts = g.w.Spec.RestartPolicy != "Never"
+			entry.Restarts = g.restarts(c)
 		}
 		entry.Order = order
 		if isInit {
@@ -243,6 +243,40 @@ func (g *generator) containers() []container {
 	}
 	slices.Reverse(inits)
 	return slices.Concat(out, inits, rest)
+}
+
+// restarts says whether the kubelet can run a container again: as the container says, else as the pod does, and by the rules for exit codes.
+func (g *generator) restarts(c *kubernetes.Container) bool {
+	policy := c.RestartPolicy
+	if policy == "" {
+		policy = g.w.Spec.RestartPolicy
+	}
+	return policy != "Never" || len(c.RestartRules) > 0 || g.restartsAll()
+}
+
+// restartsAll says whether the end of some container makes the kubelet run the whole pod again in its sandbox.
+func (g *generator) restartsAll() bool {
+	for _, c := range g.each() {
+		if slices.ContainsFunc(c.RestartRules, func(r kubernetes.RestartRule) bool { return r.Action == restartAll }) {
+			return true
+		}
+	}
+	return false
+}
+
+const restartAll = "RestartAllContainers"
+
+// checkRestarts refuses that init containers run again after they have succeeded, which the rules do not allow where they keep the order.
+func (g *generator) checkRestarts(path string, c *kubernetes.Container) {
+	ordered := slices.ContainsFunc(g.w.Spec.InitContainers, func(c kubernetes.Container) bool { return c.RestartPolicy != "Always" })
+	if g.o.AnyOrder || !ordered {
+		return
+	}
+	for i, r := range c.RestartRules {
+		if r.Action == restartAll {
+			g.fail(c.At, fmt.Sprintf("%s.restartPolicyRules[%d].action", path, i), "%s runs init containers again, and the policy lets none that has succeeded do so; generate with --any-order", restartAll)
+		}
+	}
 }
 
 // imagesAtOnce bounds the images that are asked for at the same time: most of it is waiting for registries. How many layers are read at

@@ -188,7 +188,12 @@ placeholders := {
 	`\$\(todo-annotation\)`: `[\s\S]*`,
 	`\$\(pod-ip\)`: address_pattern,
 	`\$\(host-ip\)`: address_pattern,
+	`\$\(pod-ips\)`: addresses_pattern,
+	`\$\(host-ips\)`: addresses_pattern,
 }
+
+# Pods of a cluster with both families have an address of each.
+addresses_pattern := concat("", [address_pattern, "(?:,", address_pattern, ")?"])
 
 address_pattern := concat("", [
 	`(?:(?:[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])(?:\.(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])){3}`,
@@ -198,7 +203,7 @@ address_pattern := concat("", [
 has_placeholder(text) if {
 	contains(text, "$(")
 	regex.match(
-		`\$\((?:host-name|node-name|pod-uid|resource-field|todo-annotation|pod-ip|host-ip|sandbox-name|sandbox-namespace|cluster:[A-Za-z0-9_.-]+)\)`,
+		`\$\((?:host-name|node-name|pod-uid|resource-field|todo-annotation|pod-ips?|host-ips?|sandbox-name|sandbox-namespace|cluster:[A-Za-z0-9_.-]+)\)`,
 		text,
 	)
 }
@@ -1197,7 +1202,7 @@ right_device(d, p) if {
 	d.vm_path == declared.vm_path
 	count(d.options) > 0
 	every o in d.options {
-		regex.match(`^[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]=[0-9a-fA-F]{2}/[0-9a-fA-F]{2}$`, o)
+		regex.match(`^[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]=[0-9a-fA-F]{2}/[0-9a-fA-F]{2}$`, o)
 	}
 }
 

@@ -92,8 +92,15 @@ type Container struct {
 	TTY                    bool          `k:"tty"`
 	Stdin                  bool          `k:"stdin"`
 	RestartPolicy          string        `k:"restartPolicy"`
+	RestartRules           []RestartRule `k:"restartPolicyRules"`
 	TerminationMessagePath string        `k:"terminationMessagePath"`
-	_                      struct{}      `accept:"stdinOnce imagePullPolicy terminationMessagePolicy resizePolicy restartPolicyRules"`
+	_                      struct{}      `accept:"stdinOnce imagePullPolicy terminationMessagePolicy resizePolicy"`
+}
+
+// RestartRule says what the exit codes of a container do.
+type RestartRule struct {
+	Action string   `k:"action"`
+	_      struct{} `accept:"exitCodes"`
 }
 
 // EnvVar is one variable.

@@ -32,7 +32,7 @@ func TestRead(t *testing.T) {
 	if storage["shared"] != false || storage["fs_group"] != nil || len(storage["options"].([]any)) != 0 || process["Cwd"] != "" || create["string_user"] != nil {
 		t.Errorf("a create has no defaults: %v", create)
 	}
-	list := `[{"kind":"StartContainerRequest","allowed":true},{"kind":"DestroySandboxRequest","allowed":false,"request":{}}]`
+	list := `[{"kind":"StartContainerRequest","allowed":true},{"kind":"DestroySandboxRequest","allowed":false,"state":{"a":1},"request":{}}]`
 	if cases, err = Read(strings.NewReader(list)); err != nil || len(cases) != 2 {
 		t.Errorf("got %v, %v", cases, err)
 	}
