@@ -160,6 +160,13 @@ func TestPolicyFragment(t *testing.T) {
 	f.write(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: app, image: %REGISTRY%/app:1, command: [/app]}]}\n")
 	f.run(t, exitDone, "policy", "generate", "--raw", "--no-cache", "--insecure-registry", f.registry, "-o", "pod.rego", "pod.yaml")
 	f.run(t, exitDone, "policy", "fragment", "new", "--feed", "registry.example/shop", "--svn", "7", "-o", "pod.fragment.rego", "pod.rego")
+	f.run(t, exitDone, "policy", "generate", "--no-cache", "--insecure-registry", f.registry, "-o", "pod.out.yaml", "pod.yaml")
+	if of := f.run(t, exitDone, "policy", "fragment", "new", "--feed", "registry.example/shop", "--svn", "7", "pod.out.yaml"); of != f.run(t, exitDone, "policy", "fragment", "new", "--feed", "registry.example/shop", "--svn", "7", "pod.rego") {
+		t.Error("the policy of a manifest makes another fragment than its text")
+	}
+	if out := f.run(t, exitRefused, "policy", "generate", "--fragment", "fragments.json", "pod.yaml"); !strings.Contains(out, "inspect --declare guest") {
+		t.Error(out)
+	}
 	f.run(t, exitDone, append(sign, "--svn", "7", "-o", "pod.cose", "pod.fragment.rego")...)
 	if out := f.run(t, exitDone, "policy", "fragment", "inspect", "--declare", "guest", "pod.cose"); !strings.Contains(out, `"minimum_svn": 7`) {
 		t.Error(out)

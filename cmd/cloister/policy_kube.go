@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -256,22 +255,6 @@ func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) 
 		problems = append(problems, ps...)
 	}
 	return results, problems, nil
-}
-
-var noAccess = regexp.MustCompile(`registry (\S+) refuses access: `)
-
-// kubeHint says what to do about problems that have one remedy.
-func kubeHint(err error) error {
-	text := err.Error()
-	switch {
-	case strings.Contains(text, "would be spoken to in plain HTTP"):
-		_, rest, _ := strings.Cut(text, "registry ")
-		host, _, _ := strings.Cut(rest, " ")
-		return hint(err, "allow it by --insecure-registry %s", host)
-	case noAccess.MatchString(text):
-		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", noAccess.FindStringSubmatch(text)[1])
-	}
-	return err
 }
 
 // deliver writes what was asked for.
