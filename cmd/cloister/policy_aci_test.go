@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -54,6 +55,15 @@ func TestPolicyACI(t *testing.T) {
 	}
 	if raw := f.run(t, exitDone, append(args, "--raw", "web.json")...); raw != string(policy) {
 		t.Error("--raw prints another policy")
+	}
+	// On standard input a template is known by its schema; bicep prints it there.
+	schema := strings.Replace(aciTemplate, "{", `{ "$schema": "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#",`, 1)
+	var piped, said bytes.Buffer
+	if code := run(t.Context(), append(args, "--host-data", "-"), strings.NewReader(schema), &piped, &said); code != exitDone || strings.TrimSpace(piped.String()) != digest {
+		t.Errorf("standard input: exit code %d, %s%s", code, piped.String(), said.String())
+	}
+	if code := run(t.Context(), []string{"policy", "aci", "-"}, strings.NewReader("kind: Nothing\napiVersion: v1\n"), &piped, &said); code != exitRefused || !strings.Contains(said.String(), "nothing that makes pods in standard input") {
+		t.Errorf("standard input: exit code %d, %s", code, said.String())
 	}
 	if data := f.run(t, exitDone, append(args, "--host-data", "web.json")...); strings.TrimSpace(data) != digest {
 		t.Error("--host-data prints another digest")
