@@ -158,7 +158,7 @@ func (d *decoder) decodeStruct(n *yaml.Node, path string, v reflect.Value, depth
 			d.fail(kn, sub, "not supported: %s", reason)
 		case refused, rules.accept[key], rules.accept["*"], d.lenient:
 		default:
-			d.fail(kn, sub, "unknown field")
+			d.fail(kn, sub, "unknown field%s", rules.near(key))
 		}
 	})
 }
