@@ -227,7 +227,19 @@ func (g *generator) unknownSet(from kubernetes.EnvFrom, where, kind, name string
 		g.warn(from.At, where, "%s %q is not known: no variables of it are allowed", kind, name)
 		return
 	}
-	g.fail(from.At, where, "%s %q is not known; give it by --config-file", kind, name)
+	g.fail(from.At, where, "%s %q is not known%s", kind, name, g.giveIt(kind, name))
+}
+
+// giveIt says what to do about a ConfigMap or Secret that is not known.
+func (g *generator) giveIt(kind, name string) string {
+	if space := g.set.Elsewhere(kind, name); space != "" {
+		own := "a namespace that the manifest does not name"
+		if ns := g.w.Namespace(); ns != "" {
+			own = "namespace " + ns
+		}
+		return fmt.Sprintf(" in %s; the one that was read is in namespace %s", own, space)
+	}
+	return "; give it by --config-file"
 }
 
 // sealed secrets are ciphertext.
@@ -244,7 +256,7 @@ func (g *generator) envValue(where string, v kubernetes.EnvVar) (value string, o
 		case r.Optional:
 			g.warn(v.At, where, "%s %q is not known: a variable %s is not allowed", kind, r.Name, v.Name)
 		case !known:
-			g.fail(v.At, where, "%s %q is not known; give it by --config-file", kind, r.Name)
+			g.fail(v.At, where, "%s %q is not known%s", kind, r.Name, g.giveIt(kind, r.Name))
 		default:
 			g.fail(v.At, where, "%s %q has no key %q", kind, r.Name, r.Key)
 		}

@@ -1,6 +1,11 @@
 package kubernetes
 
-import "go.yaml.in/yaml/v3"
+import (
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
 
 // addServiceAccount keeps what a ServiceAccount says about tokens. Nothing else of it reaches a pod's containers.
 func (s *Set) addServiceAccount(n *yaml.Node) {
@@ -26,4 +31,21 @@ func (s *Set) MountsToken(w *Workload) bool {
 		return *on
 	}
 	return true
+}
+
+// Elsewhere names a namespace that has the ConfigMap or Secret, where w cannot use it; "" if none that was read has it.
+func (s *Set) Elsewhere(kind, name string) string {
+	var found []string
+	for k := range s.configMaps {
+		if space, of, _ := strings.Cut(k, "/"); kind == "ConfigMap" && of == name {
+			found = append(found, space)
+		}
+	}
+	for k := range s.secrets {
+		if space, of, _ := strings.Cut(k, "/"); kind == "Secret" && of == name {
+			found = append(found, space)
+		}
+	}
+	slices.Sort(found)
+	return strings.Join(found[:min(len(found), 1)], "")
 }

@@ -158,7 +158,7 @@ func (d *decoder) decodeStruct(n *yaml.Node, path string, v reflect.Value, depth
 			d.fail(kn, sub, "not supported: %s", reason)
 		case refused, rules.accept[key], rules.accept["*"], d.lenient:
 		default:
-			d.fail(kn, sub, "%w", ErrUnknownField)
+			d.fail(kn, sub, "%w%s", ErrUnknownField, rules.near(key))
 		}
 	})
 }

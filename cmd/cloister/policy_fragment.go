@@ -25,19 +25,19 @@ func policyFragmentCmd(a *app) *cobra.Command {
 }
 
 func fragmentNewCmd(a *app) *cobra.Command {
-	var feed, issuer, out string
+	var feed, issuer, out, object string
 	var svn uint64
 	c := &cobra.Command{
-		Use:   "new POLICY.rego",
+		Use:   "new POLICY",
 		Short: "Make a fragment of the containers of a policy",
-		Long:  "Takes the containers, without the pause container, of a policy that `cloister policy generate --raw` has made.",
+		Long:  "Takes the containers, without the pause container, of a policy that `cloister policy generate` has made: its text, or a manifest with it.",
 		Args:  exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			text, err := readFile(args[0])
+			text, err := a.policyText(args[0], object)
 			if err != nil {
-				return fmt.Errorf("reading the policy: %w", err)
+				return err
 			}
-			containers, err := fragment.Containers(string(text))
+			containers, err := fragment.Containers(text)
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
@@ -53,6 +53,7 @@ func fragmentNewCmd(a *app) *cobra.Command {
 	c.Flags().Uint64Var(&svn, "svn", 0, "security version")
 	_ = c.MarkFlagRequired("feed") // the flag is there
 	_ = c.MarkFlagRequired("svn")
+	objectFlag(c, &object)
 	addOutput(c, &out)
 	return c
 }
@@ -242,7 +243,7 @@ func readDeclaration(file string) (genpolicy.Fragment, error) {
 		err = errors.New("it has no feed or no minimum_svn")
 	}
 	if err != nil {
-		return d, fmt.Errorf("reading the declaration of a fragment: %s: %w", file, err)
+		return d, hint(fmt.Errorf("reading the declaration of a fragment: %s: %w", file, err), "`cloister policy fragment inspect --declare guest FRAGMENT.cose` prints one")
 	}
 	return d, nil
 }

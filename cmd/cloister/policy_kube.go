@@ -265,19 +265,6 @@ func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) 
 	return results, problems, nil
 }
 
-// kubeHint says what to do about problems that have one remedy.
-func kubeHint(err error) error {
-	var plain *imagesource.PlainHTTPError
-	var access *imagesource.AccessError
-	switch {
-	case errors.As(err, &plain):
-		return hint(err, "allow it by --insecure-registry %s", plain.Host)
-	case errors.As(err, &access):
-		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", access.Host)
-	}
-	return err
-}
-
 // deliver writes what was asked for.
 func (f *kubeFlags) deliver(a *app, set *kubernetes.Set, results []*genpolicy.Result, base *initdata.Document, out string) error {
 	mode := os.FileMode(0o644)

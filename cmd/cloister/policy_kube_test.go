@@ -146,6 +146,19 @@ spec: {template: {spec: {containers: [{name: a, image: b}]}}}
 	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--ignore-unknown-fields", "bad.yaml"); !strings.Contains(out, "hint: allow it by --insecure-registry "+f.registry) {
 		t.Errorf("no hint: %s", out)
 	}
+	f.write(t, "elsewhere.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: one}\nstringData: {k: v}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: two}\n"+
+		"spec: {containers: [{name: a, image: 127.0.0.1:1/app:1, envFrom: [{secretRef: {name: s}}], env: [{name: X, valueFrom: {secretKeyRef: {name: s, key: k}}}]}]}\n")
+	out = f.run(t, exitRefused, "policy", "generate", "--no-cache", "--insecure-registry", "127.0.0.1:1", "elsewhere.yaml")
+	if strings.Count(out, `Secret "s" is not known in namespace two; the one that was read is in namespace one`) != 2 || !strings.Contains(out, "hint: without a registry at hand: --image-source") {
+		t.Errorf("got %s", out)
+	}
+	if err := os.Mkdir("kus", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.write(t, "kus/kustomization.yaml", "resources: []\n")
+	if out := f.run(t, exitRefused, "policy", "generate", "kus"); !strings.HasSuffix(out, "\ncloister: hint: kustomize build kus, and give what it prints by -\n") {
+		t.Errorf("got %s", out)
+	}
 	f.run(t, exitUsage, "policy", "generate", "--in-place", "--raw", "bad.yaml")
 	f.run(t, exitUsage, "policy", "generate", "--for", "nobody", "bad.yaml")
 	if out := f.run(t, exitUsage, "policy", "generate", "--for", "run", "--allow-logs", "--layers", "host", "bad.yaml"); !strings.Contains(out, "--allow-logs, --layers: not with --for run") {

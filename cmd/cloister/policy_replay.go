@@ -57,7 +57,7 @@ func policyTestCmd(a *app) *cobra.Command {
 				return err
 			}
 			if failed > 0 {
-				return hint(fmt.Errorf("%d of %d requests are not decided as expected", failed, total), "`cloister policy sim %s %s` shows every decision and the policy's state", args[0], args[1])
+				return hint(fmt.Errorf("%d of %d requests are not decided as expected", failed, total), "`cloister policy sim%s %s %s` shows every decision and the policy's state", option("--object", object), args[0], args[1])
 			}
 			if !a.json {
 				fmt.Fprintf(a.stdout, "%d requests are decided as expected\n", total)
@@ -95,6 +95,14 @@ func policySimCmd(a *app) *cobra.Command {
 	}
 	objectFlag(cmd, &object)
 	return cmd
+}
+
+// option is a flag with its value as in a command line, with a blank before it; nothing without a value.
+func option(flag, value string) string {
+	if value == "" {
+		return ""
+	}
+	return " " + flag + " " + value
 }
 
 func objectFlag(c *cobra.Command, object *string) {
