@@ -38,6 +38,7 @@ type served struct {
 	ready Ready
 	admin *client.Client // holder of the admin token; nil in other modes
 	stop  func()
+	now   func() time.Time // the broker's clock; nil is the machine's
 }
 
 // logText is a log that is written and read at the same time.
@@ -68,7 +69,13 @@ func serverCertificate(ca *certtest.CA) tls.Certificate {
 // newServed starts a broker. Nothing is approved and no secret is there yet.
 func newServed(t *testing.T, change func(dir string, c *config.Config)) *served {
 	t.Helper()
-	s := &served{t: t, dir: t.TempDir(), ca: certtest.New(t, "server authority", time.Now()), roots: x509.NewCertPool(), log: &logText{}}
+	return newServedAt(t, nil, change)
+}
+
+// newServedAt is newServed with a clock; nil is the machine's.
+func newServedAt(t *testing.T, now func() time.Time, change func(dir string, c *config.Config)) *served {
+	t.Helper()
+	s := &served{now: now, t: t, dir: t.TempDir(), ca: certtest.New(t, "server authority", time.Now()), roots: x509.NewCertPool(), log: &logText{}}
 	s.roots.AddCert(s.ca.Cert)
 	s.tpm = bootedTPM(t, initToml)
 	root := filepath.Join(s.dir, "maker.pem")
@@ -91,7 +98,7 @@ func newServed(t *testing.T, change func(dir string, c *config.Config)) *served 
 func (s *served) start(cfg config.Config) {
 	s.t.Helper()
 	var err error
-	s.b, err = Open(s.t.Context(), cfg, Options{Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test"})
+	s.b, err = Open(s.t.Context(), cfg, Options{Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test", Now: s.now})
 	s.must(err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
 	listening, done := make(chan Ready, 1), make(chan error, 1)

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cloister/cloister/broker/config"
 )
@@ -17,10 +18,16 @@ func (s *served) from(address string) *http.Client {
 	return c
 }
 
+// stopped is a clock that stands still: what a client may ask comes back with time, one request in a second.
+func stopped() func() time.Time {
+	now := time.Now()
+	return func() time.Time { return now }
+}
+
 // TestTrustedProxies: limits and records count the client that a trusted proxy names, and the sender of the header otherwise.
 func TestTrustedProxies(t *testing.T) {
 	const proxy, other = "127.0.0.2", "127.0.0.3"
-	s := newServed(t, func(_ string, c *config.Config) {
+	s := newServedAt(t, stopped(), func(_ string, c *config.Config) {
 		c.Server.TrustedProxies = []string{proxy}
 		c.Limits.RequestsPerSecond, c.Limits.Burst = 1, 8
 	})
@@ -73,7 +80,7 @@ func TestTrustedProxies(t *testing.T) {
 // TestSignInsBehindAProxy: one who guesses tokens does not keep others out of the console.
 func TestSignInsBehindAProxy(t *testing.T) {
 	const proxy = "127.0.0.2"
-	s := newServed(t, func(_ string, c *config.Config) { c.Server.TrustedProxies = []string{proxy} })
+	s := newServedAt(t, stopped(), func(_ string, c *config.Config) { c.Server.TrustedProxies = []string{proxy} })
 	sign := func(client, token string) int {
 		t.Helper()
 		code, _ := s.do(s.from(proxy), "POST", "/console/sign-in", url.Values{"token": {token}}.Encode(),

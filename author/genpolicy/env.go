@@ -48,7 +48,7 @@ func (e *environment) list() []string {
 }
 
 // placeholders are texts with a meaning in rules. In a manifest they would let the host choose a value.
-var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation|cluster:[A-Za-z0-9_.-]+)\)`)
+var placeholders = regexp.MustCompile(`\$\((sandbox-name|sandbox-namespace|host-name|node-name|pod-uid|pod-ips?|host-ips?|resource-field|todo-annotation|cluster:[A-Za-z0-9_.-]+)\)`)
 
 // texts are what a container's process is given.
 type texts struct {
@@ -67,11 +67,15 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	all.set(name, value)
 	var required []string
 	for _, x := range img.Config.Env {
+		if !g.take(c.At, path+".image", len(x)) {
+			return texts{}
+		}
 		if name, value, ok := strings.Cut(x, "="); ok {
 			all.set(name, value)
-			required = appendMissing(required, []string{name})
+			required = append(required, name)
 		}
 	}
+	required = appendMissing(nil, required)
 	if c.TTY {
 		all.set("TERM", "xterm")
 	}
@@ -94,27 +98,34 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 			where := fmt.Sprintf("%s.%s[%d]", path, field, i)
 			g.checkText(c.At, where, s)
 			l := lookup{g: g, at: c.At, path: where, values: own.values, found: cluster}
-			args = append(args, escapeDollars(kubernetes.ExpandBy(s, l.value)))
+			text := escapeDollars(kubernetes.ExpandBy(s, l.value))
+			if !g.take(c.At, where, len(text)) {
+				return
+			}
+			args = append(args, text)
+		}
+	}
+	ofImage := func(list []string) {
+		for _, s := range list {
+			g.checkImageText(path, c, s)
+			if !g.take(c.At, path+".image", len(s)) {
+				return
+			}
+			args = append(args, escapeDollars(s))
 		}
 	}
 	if len(c.Command) > 0 {
 		words("command", c.Command)
 	} else {
-		for _, s := range img.Config.Entrypoint {
-			g.checkImageText(path, c, s)
-			args = append(args, escapeDollars(s))
-		}
+		ofImage(img.Config.Entrypoint)
 	}
 	switch {
 	case len(c.Args) > 0:
 		words("args", c.Args)
 	case len(c.Command) == 0:
-		for _, s := range img.Config.Cmd {
-			g.checkImageText(path, c, s)
-			args = append(args, escapeDollars(s))
-		}
+		ofImage(img.Config.Cmd)
 	}
-	if len(args) == 0 && g.images[c.Image] != nil {
+	if len(args) == 0 && g.images[c.Image] != nil && g.texts <= maxTexts {
 		g.fail(c.At, path+".command", "neither the manifest nor the image names a command")
 	}
 	return texts{args: args, env: all.list(), required: required, values: own.values, cluster: cluster}
@@ -154,6 +165,9 @@ func (g *generator) variables(path string, c *kubernetes.Container, cluster map[
 		where := fmt.Sprintf("%s.envFrom[%d]", path, i)
 		values, secret := g.envFrom(where, from)
 		for _, k := range slices.Sorted(maps.Keys(values)) {
+			if !g.take(from.At, where, len(k)+len(values[k])) {
+				return env
+			}
 			g.checkText(from.At, where+"."+k, values[k])
 			name := from.Prefix + k
 			_, before := env.values[name]
@@ -173,10 +187,17 @@ func (g *generator) variables(path string, c *kubernetes.Container, cluster map[
 		if v.ValueFrom == nil {
 			g.checkText(v.At, where+".value", v.Value)
 			l := lookup{g: g, at: v.At, path: where + ".value", values: env.values, inEnv: true, found: cluster}
-			env.set(v.Name, kubernetes.ExpandBy(v.Value, l.value))
+			value := kubernetes.ExpandBy(v.Value, l.value)
+			if !g.take(v.At, where+".value", len(v.Name)+len(value)) {
+				return env
+			}
+			env.set(v.Name, value)
 			continue
 		}
 		if value, ok := g.envValue(where+".valueFrom", v); ok {
+			if !g.take(v.At, where+".valueFrom", len(v.Name)+len(value)) {
+				return env
+			}
 			env.set(v.Name, value)
 		}
 	}
@@ -206,7 +227,19 @@ func (g *generator) unknownSet(from kubernetes.EnvFrom, where, kind, name string
 		g.warn(from.At, where, "%s %q is not known: no variables of it are allowed", kind, name)
 		return
 	}
-	g.fail(from.At, where, "%s %q is not known; give it by --config-file", kind, name)
+	g.fail(from.At, where, "%s %q is not known%s", kind, name, g.giveIt(kind, name))
+}
+
+// giveIt says what to do about a ConfigMap or Secret that is not known.
+func (g *generator) giveIt(kind, name string) string {
+	if space := g.set.Elsewhere(kind, name); space != "" {
+		own := "a namespace that the manifest does not name"
+		if ns := g.w.Namespace(); ns != "" {
+			own = "namespace " + ns
+		}
+		return fmt.Sprintf(" in %s; the one that was read is in namespace %s", own, space)
+	}
+	return "; give it by --config-file"
 }
 
 // sealed secrets are ciphertext.
@@ -223,7 +256,7 @@ func (g *generator) envValue(where string, v kubernetes.EnvVar) (value string, o
 		case r.Optional:
 			g.warn(v.At, where, "%s %q is not known: a variable %s is not allowed", kind, r.Name, v.Name)
 		case !known:
-			g.fail(v.At, where, "%s %q is not known; give it by --config-file", kind, r.Name)
+			g.fail(v.At, where, "%s %q is not known%s", kind, r.Name, g.giveIt(kind, r.Name))
 		default:
 			g.fail(v.At, where, "%s %q has no key %q", kind, r.Name, r.Key)
 		}
@@ -260,10 +293,14 @@ func (g *generator) field(where string, f *kubernetes.FieldRef) (string, bool) {
 		return "$(sandbox-namespace)", true
 	case "metadata.uid":
 		return "$(pod-uid)", true
-	case "status.hostIP", "status.hostIPs":
+	case "status.hostIP":
 		return "$(host-ip)", true
-	case "status.podIP", "status.podIPs":
+	case "status.hostIPs":
+		return "$(host-ips)", true
+	case "status.podIP":
 		return "$(pod-ip)", true
+	case "status.podIPs":
+		return "$(pod-ips)", true
 	case "spec.nodeName":
 		return "$(node-name)", true
 	case "spec.serviceAccountName":

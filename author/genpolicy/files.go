@@ -87,7 +87,7 @@ func (c *contents) unknown(what string, paths []string) {
 		c.any = true
 	}
 	for _, p := range paths {
-		p = path.Clean(p)
+		p = c.place(p)
 		if _, ok := c.out.Entries[p]; ok {
 			c.m.g.fail(c.vm.At, c.where, "%s, whose content is not known, replaces the file %q of a source before it; give it another path", what, p)
 			continue
@@ -97,6 +97,14 @@ func (c *contents) unknown(what string, paths []string) {
 		}
 		c.free[p] = true
 	}
+}
+
+// place is the path of a file below the volume. Kubernetes refuses other ones.
+func (c *contents) place(p string) string {
+	if clean := path.Clean(p); p == "" || clean == "." || path.IsAbs(p) || slices.Contains(strings.Split(p, "/"), "..") {
+		c.m.g.fail(c.vm.At, c.where, "a source's path %q leads out of the volume, or names no file", p)
+	}
+	return path.Clean(p)
 }
 
 // made is a source that the cluster makes: a token, fields of the pod, certificates.
@@ -156,7 +164,7 @@ func (c *contents) add(kind, name string, data map[string]string, known bool, it
 			}
 			continue
 		}
-		c.known(path.Clean(it.Path), entry(value))
+		c.known(c.place(it.Path), entry(value))
 	}
 }
 

@@ -99,3 +99,18 @@ func TestPartlyKnownFiles(t *testing.T) {
 		})
 	}
 }
+
+// What a source puts beside or above the volume is refused, as Kubernetes does.
+func TestPathsOfSources(t *testing.T) {
+	for _, source := range []string{"configMap: {name: known, items: [{key: a, path: %}]}", "configMap: {name: unknown, items: [{key: a, path: %}]}", "serviceAccountToken: {path: %}",
+		"downwardAPI: {items: [{path: %, fieldRef: {fieldPath: metadata.name}}]}"} {
+		for p, good := range map[string]bool{"a": true, "a/b": true, "./a": true, "..a": true, "../a": false, "a/../b": false, "a/..": false, "/a": false, ".": false, "..": false} {
+			text := strings.NewReplacer("%SPEC", "volumes: [{name: v, projected: {sources: [{"+strings.ReplaceAll(source, "%", p)+"}]}}]", "%C", "volumeMounts: [{name: v, mountPath: /v}]").Replace(onePod) +
+				"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: known}\ndata: {a: b}\n"
+			_, err := generate(t, text, Options{})
+			if (err == nil) != good || err != nil && !strings.Contains(err.Error(), "leads out of the volume") {
+				t.Errorf("%s with %q: %v", source, p, err)
+			}
+		}
+	}
+}

@@ -55,8 +55,11 @@ type Pin struct {
 	Image     string
 }
 
-// maxLine is the longest line that policy engines accept.
-const maxLine = 64 << 10
+// maxLine is the longest line that policy engines accept, and maxTexts how much of a policy they take, in bytes.
+const (
+	maxLine  = 64 << 10
+	maxTexts = 16 << 20
+)
 
 // generator makes the policy of one workload.
 type generator struct {
@@ -67,8 +70,22 @@ type generator struct {
 	images   map[string]*imagesource.Image
 	sealed   map[string]bool // images that were found to be sealed where that cannot be
 	cluster  []clusterVariable
+	texts    int // bytes of variables and arguments so far; see take
 	problems kubernetes.Problems
 	result   Result
+}
+
+// take counts the bytes of a variable or an argument, and says whether there is room for them: a short manifest can name long texts any number of
+// times. That there is none is a problem once.
+func (g *generator) take(at kubernetes.At, path string, n int) bool {
+	if g.texts > maxTexts {
+		return false
+	}
+	if g.texts += n; g.texts > maxTexts {
+		g.fail(at, path, "the pod's variables and arguments have more than %d bytes up to here, which is more than a policy can have", maxTexts)
+		return false
+	}
+	return true
 }
 
 func (g *generator) fail(at kubernetes.At, path, format string, args ...any) {
@@ -171,6 +188,7 @@ func (g *generator) checkPod() {
 		if p := c.Security.ProcMount; p != "" && p != "Default" {
 			g.fail(c.Security.At, path+".securityContext.procMount", "%q is not supported", p)
 		}
+		g.checkRestarts(path, c)
 	}
 	volumes := map[string]bool{}
 	for i, v := range spec.Volumes {
@@ -211,10 +229,9 @@ func (g *generator) containers() []container {
 		case isInit && c.RestartPolicy == "Always":
 			entry.Kind, entry.MustRun, entry.Restarts = kindSidecar, true, true
 		case isInit:
-			entry.Kind, entry.MustRun = kindInit, true
-			entry.Restarts = g.w.Spec.RestartPolicy != "Never"
+			entry.Kind, entry.MustRun, entry.Restarts = kindInit, true, g.restarts(c)
 		default:
-			entry.Restarts = g.w.Spec.RestartPolicy != "Never"
+			entry.Restarts = g.restarts(c)
 		}
 		entry.Order = order
 		if isInit {
@@ -226,6 +243,40 @@ func (g *generator) containers() []container {
 	}
 	slices.Reverse(inits)
 	return slices.Concat(out, inits, rest)
+}
+
+// restarts says whether the kubelet can run a container again: as the container says, else as the pod does, and by the rules for exit codes.
+func (g *generator) restarts(c *kubernetes.Container) bool {
+	policy := c.RestartPolicy
+	if policy == "" {
+		policy = g.w.Spec.RestartPolicy
+	}
+	return policy != "Never" || len(c.RestartRules) > 0 || g.restartsAll()
+}
+
+// restartsAll says whether the end of some container makes the kubelet run the whole pod again in its sandbox.
+func (g *generator) restartsAll() bool {
+	for _, c := range g.each() {
+		if slices.ContainsFunc(c.RestartRules, func(r kubernetes.RestartRule) bool { return r.Action == restartAll }) {
+			return true
+		}
+	}
+	return false
+}
+
+const restartAll = "RestartAllContainers"
+
+// checkRestarts refuses that init containers run again after they have succeeded, which the rules do not allow where they keep the order.
+func (g *generator) checkRestarts(path string, c *kubernetes.Container) {
+	ordered := slices.ContainsFunc(g.w.Spec.InitContainers, func(c kubernetes.Container) bool { return c.RestartPolicy != "Always" })
+	if g.o.AnyOrder || !ordered {
+		return
+	}
+	for i, r := range c.RestartRules {
+		if r.Action == restartAll {
+			g.fail(c.At, fmt.Sprintf("%s.restartPolicyRules[%d].action", path, i), "%s runs init containers again, and the policy lets none that has succeeded do so; generate with --any-order", restartAll)
+		}
+	}
 }
 
 // imagesAtOnce bounds the images that are asked for at the same time: most of it is waiting for registries. How many layers are read at
@@ -282,7 +333,7 @@ func (g *generator) fetch(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return errors.Join(ctx.Err(), a.err)
 			}
-			g.fail(j.at, j.path, "%v", a.err)
+			g.fail(j.at, j.path, "%w", a.err)
 			continue
 		}
 		g.images[j.reference] = a.img

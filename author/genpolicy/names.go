@@ -2,6 +2,7 @@ package genpolicy
 
 import (
 	"errors"
+	"fmt"
 	"regexp"
 
 	"github.com/cloister/cloister/author/kubernetes"
@@ -13,10 +14,16 @@ const suffix = "[bcdfghjklmnpqrstvwxz2456789]+"
 // maxBase is how much of a name is kept in front of a made-up suffix.
 const maxBase = 63 - 5
 
+// objectName is the form of names, and of what names are generated from.
+var objectName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`)
+
 // sandboxName is a regular expression, without anchors, of the names that the workload's pods can have.
 func sandboxName(w *kubernetes.Workload) (string, error) {
 	plain := w.Meta.Name
 	base := regexp.QuoteMeta(plain)
+	if given := plain + w.Meta.GenerateName; given != "" && !objectName.MatchString(given) {
+		return "", fmt.Errorf("%q is no name that Kubernetes takes; if this is a template, fill it in first", given)
+	}
 	if plain == "" {
 		if plain = w.Meta.GenerateName; plain == "" {
 			return "", errors.New("metadata.name is missing; pods without a name cannot be told from others")

@@ -43,6 +43,8 @@ type Settings struct {
 	Requests map[string]any `json:"request_defaults"`
 	// Fragments are those that the policy accepts, copied as they are.
 	Fragments []Fragment `json:"fragments"`
+	// DirectVolumes are those whose disk the guest gets. The first that fits a volume counts.
+	DirectVolumes []DirectVolume `json:"direct_volumes"`
 
 	cluster clusterConfig
 	common  commonConfig
@@ -133,7 +135,8 @@ func LoadSettings(path string) (*Settings, error) {
 	}
 	base := filepath.Join(path, "genpolicy-settings.json")
 	text, err := readBounded(base)
-	if errors.Is(err, os.ErrNotExist) {
+	missing := errors.Is(err, os.ErrNotExist)
+	if missing {
 		text, err = defaultSettings, nil
 	}
 	if err != nil {
@@ -144,6 +147,9 @@ func LoadSettings(path string) (*Settings, error) {
 		return nil, fmt.Errorf("reading settings: %w", err)
 	}
 	slices.Sort(names)
+	if missing && len(names) == 0 {
+		return nil, fmt.Errorf("reading settings: %s has neither genpolicy-settings.json nor genpolicy-settings.d/*.json", path)
+	}
 	var patches []namedPatch
 	for _, name := range names {
 		p, err := readBounded(name)
@@ -179,9 +185,21 @@ func readBounded(name string) ([]byte, error) {
 
 // decodeJSON keeps numbers as they are written.
 func decodeJSON(text []byte, v any) error {
+	return decodeWhole(json.NewDecoder(bytes.NewReader(text)), v)
+}
+
+// decodeStrict refuses members that v does not have, too.
+func decodeStrict(text []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	return decodeWhole(dec, v)
+}
+
+func decodeWhole(dec *json.Decoder, v any) error {
 	dec.UseNumber()
-	if err := dec.Decode(v); err != nil {
+	if err := dec.Decode(v); errors.Is(err, io.EOF) {
+		return errors.New("it is empty")
+	} else if err != nil {
 		return err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
@@ -206,10 +224,7 @@ func parseSettings(text []byte, patches []namedPatch) (*Settings, error) {
 		return nil, err
 	}
 	s := &Settings{}
-	dec := json.NewDecoder(bytes.NewReader(patched))
-	dec.UseNumber()
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(s); err != nil {
+	if err := decodeStrict(patched, s); err != nil {
 		return nil, err
 	}
 	for _, part := range []struct {
@@ -252,6 +267,14 @@ func (s *Settings) check() error {
 	}
 	if err := s.SetEmptyDir(s.cluster.EmptyDir); err != nil {
 		problems = append(problems, fmt.Errorf("cluster_config.emptydir_type: %w", err))
+	}
+	for i := range s.DirectVolumes {
+		for _, err := range s.DirectVolumes[i].check() {
+			fail("direct_volumes[%d]: %w", i, err)
+		}
+	}
+	if x, ok := s.Common["spath"].(string); (!ok || x == "") && len(s.DirectVolumes) > 0 {
+		fail("common.spath is missing, where disks are mounted: direct_volumes needs it")
 	}
 	exec, _ := s.Requests["ExecProcessRequest"].(map[string]any)
 	if old, ok := exec["commands"].([]any); ok && len(old) > 0 {

@@ -14,7 +14,7 @@ import (
 )
 
 // buildLimit is generous: two compilers may share a busy machine.
-const buildLimit = 15 * time.Minute
+const buildLimit = 25 * time.Minute
 
 // needBuildTools skips on a machine that cannot build an image.
 func needBuildTools(t *testing.T) {

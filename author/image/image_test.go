@@ -430,6 +430,28 @@ func TestLocationRefuses(t *testing.T) {
 	}
 }
 
+// TestSplitLayout: names in layouts are often those of registries, in full.
+func TestSplitLayout(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, dir := range []string{"there", "with:colon"} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "index.json"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for s, want := range map[string][2]string{
+		"there": {"there", ""}, "there:1": {"there", "1"}, "there:docker.io/library/app:1": {"there", "docker.io/library/app:1"},
+		"with:colon": {"with:colon", ""}, "with:colon:1": {"with:colon", "1"}, "./there:a:b": {"./there", "a:b"},
+		"new": {"new", ""}, "new:1": {"new", "1"}, "a:b/new": {"a:b/new", ""}, "a:b/new:1": {"a:b/new", "1"}, "": {"", ""}, ":1": {"", "1"},
+	} {
+		if dir, tag := splitLayout(s); dir != want[0] || tag != want[1] {
+			t.Errorf("%q is %q and %q, want %q", s, dir, tag, want)
+		}
+	}
+}
+
 func TestGzipIsGzip(t *testing.T) {
 	l, err := newLayer("gzip", func(w io.Writer) error { _, err := w.Write([]byte("x")); return err })
 	if err != nil {

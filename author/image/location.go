@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -23,7 +24,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-const annotationRefName = "org.opencontainers.image.ref.name"
+const (
+	annotationRefName   = "org.opencontainers.image.ref.name"
+	annotationImageName = "io.containerd.image.name" // the name in full, where containerd or docker wrote the layout
+)
 
 // Options say how to reach registries. The zero value uses HTTPS (plain HTTP for loopback addresses) and the user's
 // docker credentials.
@@ -66,10 +70,7 @@ type location struct {
 
 func (o Options) locate(s string) (location, error) {
 	if rest, ok := strings.CutPrefix(s, "oci:"); ok {
-		dir, tag := rest, ""
-		if i := strings.LastIndexByte(rest, ':'); i > strings.LastIndexByte(rest, '/') {
-			dir, tag = rest[:i], rest[i+1:]
-		}
+		dir, tag := splitLayout(rest)
 		if dir == "" {
 			return location{}, fmt.Errorf("%q names no directory", s)
 		}
@@ -77,6 +78,23 @@ func (o Options) locate(s string) (location, error) {
 	}
 	ref, err := o.parse(s)
 	return location{ref: ref}, err
+}
+
+// splitLayout takes a name off a directory. A name may have colons and slashes itself, as docker.io/library/app:1: the directory is then
+// the one that holds a layout.
+func splitLayout(s string) (dir, tag string) {
+	for i := range len(s) + 1 {
+		if i < len(s) && s[i] != ':' {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(s[:i], "index.json")); err == nil && i > 0 {
+			return s[:i], strings.TrimPrefix(s[i:], ":")
+		}
+	}
+	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, '/') {
+		return s[:i], s[i+1:]
+	}
+	return s, ""
 }
 
 func (l location) String() string {
@@ -129,13 +147,17 @@ func (o Options) load(ctx context.Context, l location) (artifact, error) {
 		return artifact{}, fmt.Errorf("opening %s: %w", l, err)
 	}
 	var found []v1.Descriptor
+	var names []string
 	for _, d := range m.Manifests {
-		if l.tag == "" || d.Annotations[annotationRefName] == l.tag {
+		if l.tag == "" || d.Annotations[annotationRefName] == l.tag || d.Annotations[annotationImageName] == l.tag {
 			found = append(found, d)
+		}
+		if name := d.Annotations[annotationRefName]; name != "" && len(names) < 10 {
+			names = append(names, strconv.Quote(name))
 		}
 	}
 	if len(found) != 1 {
-		return artifact{}, fmt.Errorf("%s: %d images match, expected one", l, len(found))
+		return artifact{}, fmt.Errorf("%s: %d images match, expected one; the layout has %d, of names %s", l, len(found), len(m.Manifests), strings.Join(names, ", "))
 	}
 	if found[0].MediaType.IsIndex() {
 		ix, err := root.ImageIndex(found[0].Digest)

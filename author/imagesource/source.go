@@ -94,7 +94,7 @@ func New(o Options) (*Images, error) {
 			st, err = newContainerd(cmp.Or(socket, DefaultContainerd), cmp.Or(namespace, KubernetesNamespace))
 		}
 		if err != nil {
-			return nil, errors.Join(err, s.Close())
+			return nil, errors.Join(fmt.Errorf("image source %s: %w", f, err), s.Close())
 		}
 		s.stores = append(s.stores, st)
 	}

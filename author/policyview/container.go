@@ -2,117 +2,115 @@ package policyview
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/cloister/cloister/wire/agent"
 )
 
-func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
-	pg.line("")
-	kind := c.Kind
-	if c.Init {
-		kind = "init"
-	}
-	if kind != "" {
-		kind = ", " + kind
-	}
-	pg.line("%s%s", safe(c.title()), safe(kind))
-	pg.row("image", imageOf(c)...)
-	process := c.OCI.Process
-	pg.row("runs", command(process.Args))
-	identity := fmt.Sprintf("%d:%d", process.User.UID, process.User.GID)
-	if len(process.User.AdditionalGids) > 0 {
-		identity += " groups " + numbers(process.User.AdditionalGids)
-	}
-	if process.NoNewPrivileges {
-		identity += ", no new privileges"
-	}
-	if c.SharedPID {
-		identity += ", sees the processes of the pod"
-	}
-	pg.row("user", identity+" in "+safe(process.Cwd))
-	if caps := process.Capabilities["Bounding"]; len(caps) > 0 {
-		pg.row("may", safe(strings.Join(caps, " ")))
-	}
-	pg.row("root", map[bool]string{true: "read-only", false: "writable, kept by the guest"}[c.OCI.Root.Readonly])
-	pg.row("variables", variables(process.Env, o.Values))
-	if left := optional(process.Env, c.RequiredEnv); left != "" {
-		pg.row("optional", left+": the host may leave these variables out")
-	}
-	var cluster []string
-	for _, name := range sorted(c.ClusterValues) {
-		cluster = append(cluster, fmt.Sprintf("$(cluster:%s) is any text that fits %s", safe(name), safe(c.ClusterValues[name])))
-	}
-	pg.row("cluster", cluster...)
-	var mounts []string
-	for _, m := range c.OCI.Mounts {
-		if text := mount(p, c, m); text != "" {
-			mounts = append(mounts, text)
+// containers prints what most containers have in common, once, and then what each has for itself.
+func (p *Policy) containers(pg *pager, o PageOptions) {
+	var all []facts
+	for i := range p.data.Containers {
+		if c := &p.data.Containers[i]; c.title() != pauseTitle {
+			all = append(all, p.factsOf(c, o))
 		}
 	}
-	pg.row("mounts", mounts...)
-	var execs []string
-	for _, e := range c.Exec {
-		execs = append(execs, command(e))
+	common := shared(all)
+	if len(common.names) > 0 {
+		pg.line("")
+		pg.line("All containers, where they do not say otherwise")
+		common.print(pg)
 	}
-	pg.row("exec", execs...)
-	if c.Signals != nil {
-		pg.row("signals", numbers(c.Signals))
-	}
-	if len(c.Devices) > 0 {
-		pg.row("devices", strconv.Itoa(len(c.Devices)))
-	}
-	if c.Restarts != nil && !*c.Restarts {
-		pg.row("restarts", "never")
+	for i := range p.data.Containers {
+		c := &p.data.Containers[i]
+		kind := c.Kind
+		if c.Init {
+			kind = "init"
+		}
+		if kind != "" {
+			kind = ", " + kind
+		}
+		pg.line("")
+		pg.line("%s%s", safe(c.title()), safe(kind))
+		f := p.factsOf(c, o)
+		if c.title() != pauseTitle {
+			f = f.differ(&common)
+		}
+		f.print(pg)
 	}
 }
 
-// imageOf says where the root file system comes from and what binds it.
-func imageOf(c *containerData) []string {
-	var out []string
+// imageOf says where the root file system comes from and what binds it. Without full the layers are one line.
+func imageOf(c *containerData, full bool) []string {
+	var out, roots []string
 	for _, s := range c.Storages {
 		switch {
-		case s.Driver == "erofs-verity-layer":
+		case s.Driver == "erofs-verity-layer" && full:
 			out = append(out, layer(s))
+		case s.Driver == "erofs-verity-layer":
+			root := option(s, "X-kata.dmverity.roothash")
+			if len(root) > shortRoot {
+				root = root[:shortRoot] + "…"
+			}
+			if option(s, "X-cloister.sealed.key-id") != "" {
+				root += " (sealed)"
+			}
+			roots = append(roots, root)
 		case s.Driver == "image_guest_pull":
 			out = append(out, safe(s.Source)+" pulled by the guest")
 		}
 	}
+	if len(roots) > 0 {
+		what := fmt.Sprintf("%d layers of the host, by verity root:", len(roots))
+		if len(roots) == 1 {
+			what = "a layer of the host, by verity root:"
+		}
+		out = append(out, wrapped(append([]string{what}, roots...))...)
+	}
 	if i := c.Image; i != nil {
 		how := "bound by digest " + safe(i.Digest)
-		if i.ByTag {
+		switch {
+		case i.ByTag:
 			how = "by tag: whoever answers for the registry chooses the content"
+		case i.Digest != "" && strings.HasSuffix(i.Reference, "@"+i.Digest):
+			how = "bound by this digest"
 		}
 		return append([]string{safe(i.Reference) + ", " + how}, out...)
 	}
 	if name := c.OCI.Annotations["io.kubernetes.cri.image-name"]; name != "" {
 		return append([]string{safe(name)}, out...)
 	}
-	if len(out) == 0 && c.title() == "(pause)" {
+	if len(out) == 0 && c.title() == pauseTitle {
 		return []string{"the guest's own pause program"}
 	}
 	return out
 }
 
+// shortRoot is how much of a root hash tells it from others, for a person.
+const shortRoot = 12
+
+func option(s storageData, key string) string {
+	for _, o := range s.Options {
+		if v, ok := strings.CutPrefix(o, key+"="); ok {
+			return safe(v)
+		}
+	}
+	return ""
+}
+
 // layer says what binds a layer that the host attaches.
 func layer(s storageData) string {
-	value := func(key string) string {
-		for _, o := range s.Options {
-			if v, ok := strings.CutPrefix(o, key+"="); ok {
-				return safe(v)
-			}
-		}
-		return ""
-	}
 	text := "layer of the host"
-	if n := value("X-kata.partition-number"); n != "" {
+	if n := option(s, "X-kata.partition-number"); n != "" {
 		text += ", number " + n
 	}
-	text += ", bound by verity root " + value("X-kata.dmverity.roothash")
-	if at := value("X-kata.dmverity.hashoffset"); at != "" {
+	text += ", bound by verity root " + option(s, "X-kata.dmverity.roothash")
+	if at := option(s, "X-kata.dmverity.hashoffset"); at != "" {
 		text += " at byte " + at
 	}
-	if key := value("X-cloister.sealed.key-id"); key != "" {
+	if key := option(s, "X-cloister.sealed.key-id"); key != "" {
 		text += ", sealed with " + key
 	}
 	return text
@@ -122,9 +120,6 @@ func layer(s storageData) string {
 var kernelMounts = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"}
 
 func mount(p *Policy, c *containerData, m mountData) string {
-	if slices.Contains(kernelMounts, m.Type) {
-		return ""
-	}
 	how := "read-write"
 	if slices.Contains(m.Options, "ro") {
 		how = "read-only"
@@ -132,7 +127,7 @@ func mount(p *Policy, c *containerData, m mountData) string {
 	if c.RequiredMounts != nil && !slices.Contains(*c.RequiredMounts, m.Destination) {
 		how += ", may be left out"
 	}
-	return fmt.Sprintf("%s %s, %s", safe(m.Destination), how, origin(p, c, m))
+	return how + ", " + origin(p, c, m)
 }
 
 // disk says on what disk of the host a mount is.
@@ -158,11 +153,14 @@ func origin(p *Policy, c *containerData, m mountData) string {
 			continue
 		}
 		what := strings.TrimSpace(safe(f.Kind) + " " + safe(f.Volume))
+		if f.Kind == "runtime" {
+			what = "of the node"
+		}
 		if f.Bound && p.bindsFiles() {
-			return fmt.Sprintf("%s, %d files bound by digest", what, len(f.Entries))
+			return fmt.Sprintf("%s, %s bound by digest", what, some(len(f.Entries), "file"))
 		}
 		if f.Free != nil && p.bindsFiles() {
-			return fmt.Sprintf("%s, %d files bound by digest, content of %s chosen by the host", what, len(f.Entries), f.open())
+			return fmt.Sprintf("%s, %s bound by digest, content of %s chosen by the host", what, some(len(f.Entries), "file"), f.open())
 		}
 		return what + ", content chosen by the host"
 	}
@@ -171,6 +169,12 @@ func origin(p *Policy, c *containerData, m mountData) string {
 		return disk(c, m)
 	case strings.Contains(m.Source, "/sandbox/ephemeral/") || strings.Contains(m.Source, "/sandbox/shm"):
 		return "memory of the guest"
+	case strings.Contains(m.Source, agent.ImageVolumePattern):
+		return "volume of the image, made in the guest for each container with what the image has there"
+	case strings.Contains(m.Source, "/$(sandbox-id)/rootfs/local/"):
+		return "kept by the guest"
+	case strings.HasPrefix(m.Source, "^$(cpath)/sandbox-"):
+		return "shared directory, content chosen by the host"
 	case strings.HasPrefix(m.Source, "$(sfprefix)"):
 		return "content chosen by the host"
 	}
@@ -188,14 +192,14 @@ func onDisks(c *containerData) int {
 	return n
 }
 
-// optional are the names of variables that a policy knows and does not require.
-func optional(env []string, required *[]string) string {
-	if required == nil {
-		return ""
-	}
+// runTime are texts that stand for what is known when the pod runs. Name and namespace of the pod are not among them: the policy pins them.
+var runTime = regexp.MustCompile(`\$\((host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation)\)`)
+
+// atRunTime are the names of variables whose value the policy leaves open in part.
+func atRunTime(env []string) string {
 	var out []string
 	for _, v := range env {
-		if name, _, _ := strings.Cut(v, "="); !slices.Contains(*required, name) {
+		if name, value, _ := strings.Cut(v, "="); runTime.MatchString(value) {
 			out = append(out, safe(name))
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +14,8 @@ import (
 type PageOptions struct {
 	// Values shows values of environment variables too. Without, their names are shown only.
 	Values bool
+	// Full shows each layer with its whole root hash.
+	Full bool
 }
 
 // Page writes what the policy allows, for a person. Texts of the policy are printed so that they cannot steer a terminal.
@@ -26,9 +29,7 @@ func (p *Policy) Page(w io.Writer, o PageOptions) error {
 		pg.line("This policy has no policy_data: only its rules say what it allows.")
 	} else {
 		p.pod(pg)
-		for i := range p.data.Containers {
-			container(pg, p, &p.data.Containers[i], o)
-		}
+		p.containers(pg, o)
 	}
 	p.host(pg)
 	if notes := p.Warnings(); len(notes) > 0 {
@@ -62,7 +63,7 @@ func (p *pager) row(name string, values ...string) {
 }
 
 func (p *Policy) pod(pg *pager) {
-	pg.line("A pod of %d containers. Rules: sha256:%s", len(p.data.Containers), p.Rules)
+	pg.line("A pod of %s. Rules: sha256:%s", some(len(p.titles()), "container"), p.Rules)
 	for _, c := range p.data.Containers {
 		name, space := c.OCI.Annotations["io.kubernetes.cri.sandbox-name"], c.OCI.Annotations["io.kubernetes.cri.sandbox-namespace"]
 		if name == "" {
@@ -71,9 +72,12 @@ func (p *Policy) pod(pg *pager) {
 		if space == "" {
 			space = "any"
 		}
-		pg.row("name", safe(name))
+		pg.row("name", safe(podName(name)))
 		pg.row("namespace", safe(space))
 		break
+	}
+	if usual := p.capabilityList("default_caps"); len(usual) > 0 {
+		pg.row("default", wrapped(append([]string{"capabilities:"}, safeAll(usual)...))...)
 	}
 	for _, f := range p.data.Fragments {
 		needed := ""
@@ -85,6 +89,40 @@ func (p *Policy) pod(pg *pager) {
 	if on, _ := p.data.Cloister["enforce_order"].(bool); on {
 		pg.row("order", "init containers must have ended well, sidecars must run, before what comes after them")
 	}
+}
+
+// madeUp is what Kubernetes makes up in names, as the generators write it.
+var madeUp = regexp.MustCompile(`\(-\[0-9\]\+\)\?|\[(?:bcdfghjklmnpqrstvwxz2456789|0-9)\]\+`)
+
+// simpleName is a pattern of names of which only * is not meant as it stands, and dots have a backslash in front.
+var simpleName = regexp.MustCompile(`^\^((?:[a-z0-9*-]|\\\.)+)\$$`)
+
+// podName is an expression of names for people, if it is a simple one.
+func podName(pattern string) string {
+	m := simpleName.FindStringSubmatch(madeUp.ReplaceAllString(pattern, "*"))
+	if m == nil || strings.Contains(pattern, "*") {
+		return pattern
+	}
+	plain := strings.ReplaceAll(m[1], `\.`, ".")
+	if strings.Contains(plain, "*") {
+		plain += ", * is what Kubernetes adds"
+	}
+	return plain
+}
+
+func some(n int, what string) string {
+	if n == 1 {
+		return "one " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func safeAll(list []string) []string {
+	out := make([]string, len(list))
+	for i, x := range list {
+		out[i] = safe(x)
+	}
+	return out
 }
 
 func (p *Policy) host(pg *pager) {
@@ -157,23 +195,24 @@ func (p *Policy) Warnings() []string {
 	if slices.Contains(p.Always, "CreateContainerRequest") {
 		out = append(out, "any container may run (CreateContainerRequest)")
 	}
+	var notes notes
 	for i := range p.data.Containers {
 		c := &p.data.Containers[i]
-		name := safe(c.title())
-		if _, kubernetes := p.data.Defaults["CreateContainerRequest"]; kubernetes && (c.RequiredEnv == nil || c.RequiredMounts == nil) && c.title() != "(pause)" {
-			out = append(out, name+": the host may leave out variables and mounts")
+		add := func(format string, args ...any) { notes.add(safe(c.title()), fmt.Sprintf(format, args...)) }
+		if _, kubernetes := p.data.Defaults["CreateContainerRequest"]; kubernetes && (c.RequiredEnv == nil || c.RequiredMounts == nil) && c.title() != pauseTitle {
+			add("the host may leave out variables and mounts")
 		}
 		if disks := onDisks(c); disks > 1 {
-			out = append(out, fmt.Sprintf("%s: the host chooses which of its %d disks is mounted where", name, disks))
+			add("the host chooses which of its %d disks is mounted where", disks)
 		}
 		if c.Image != nil && c.Image.ByTag {
-			out = append(out, name+": the image is named by a tag, so its content is not bound")
+			add("the image is named by a tag, so its content is not bound")
 		}
-		if ref := c.OCI.Annotations["io.kubernetes.cri.image-name"]; c.Image == nil && ref != "" && !strings.Contains(ref, "@sha256:") && c.title() != "(pause)" {
-			out = append(out, name+": the image is named by a tag, so its content is not bound")
+		if ref := c.OCI.Annotations["io.kubernetes.cri.image-name"]; c.Image == nil && ref != "" && !strings.Contains(ref, "@sha256:") && c.title() != pauseTitle {
+			add("the image is named by a tag, so its content is not bound")
 		}
 		if slices.Contains(c.OCI.Process.Capabilities["Bounding"], "$(privileged_caps)") {
-			out = append(out, name+": it is privileged")
+			add("it is privileged")
 		}
 		for _, m := range c.OCI.Mounts {
 			if !strings.HasPrefix(m.Source, "$(sfprefix)") || expected(m.Destination) {
@@ -182,13 +221,58 @@ func (p *Policy) Warnings() []string {
 			switch i := slices.IndexFunc(c.Files, func(f fileData) bool { return p.bindsFiles() && f.Destination == m.Destination }); {
 			case i >= 0 && c.Files[i].Bound:
 			case i >= 0 && c.Files[i].Free != nil:
-				out = append(out, fmt.Sprintf("%s: the host chooses the content of %s in %s", name, c.Files[i].open(), safe(m.Destination)))
+				add("the host chooses the content of %s in %s", c.Files[i].open(), safe(m.Destination))
 			default:
-				out = append(out, fmt.Sprintf("%s: the host chooses the content of %s", name, safe(m.Destination)))
+				add("the host chooses the content of %s", safe(m.Destination))
 			}
 		}
 	}
-	return slices.Compact(out)
+	return append(out, notes.lines(p.titles())...)
+}
+
+// titles are the names of the containers beside the one that keeps the pod.
+func (p *Policy) titles() (out []string) {
+	for i := range p.data.Containers {
+		if name := p.data.Containers[i].title(); name != pauseTitle {
+			out = append(out, safe(name))
+		}
+	}
+	return out
+}
+
+// notes are texts and the containers that each is about.
+type notes struct {
+	texts []string
+	about map[string][]string
+}
+
+func (n *notes) add(container, text string) {
+	if n.about == nil {
+		n.about = map[string][]string{}
+	}
+	if n.about[text] == nil {
+		n.texts = append(n.texts, text)
+	}
+	if !slices.Contains(n.about[text], container) {
+		n.about[text] = append(n.about[text], container)
+	}
+}
+
+// lines are those for a pod of these containers.
+func (n *notes) lines(containers []string) (out []string) {
+	const fewest = 6 // names that are worth to be left out
+	for _, t := range n.texts {
+		who := strings.Join(n.about[t], ", ")
+		others := slices.DeleteFunc(slices.Clone(containers), func(c string) bool { return slices.Contains(n.about[t], c) })
+		switch {
+		case len(containers) > 1 && len(others) == 0:
+			who = "all containers"
+		case len(containers) >= fewest && len(others) <= 2:
+			who = "all containers but " + strings.Join(others, " and ")
+		}
+		out = append(out, who+": "+t)
+	}
+	return out
 }
 
 // bindsFiles says whether the rules compare the content of ConfigMaps and Secrets.
@@ -201,20 +285,6 @@ func (p *Policy) bindsFiles() bool {
 func expected(destination string) bool {
 	return slices.Contains([]string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log", "/var/run/secrets/kubernetes.io/serviceaccount",
 		"/var/run/secrets/azure/tokens"}, destination)
-}
-
-func variables(env []string, values bool) string {
-	var out []string
-	for _, v := range env {
-		if !values {
-			v, _, _ = strings.Cut(v, "=")
-		}
-		out = append(out, safe(v))
-	}
-	if len(out) == 0 {
-		return "none of its own"
-	}
-	return strings.Join(slices.Compact(out), " ")
 }
 
 func command(args []string) string {

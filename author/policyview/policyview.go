@@ -60,7 +60,7 @@ type containerData struct {
 	MustRun       bool          `json:"must_run"`
 	Image         *imageData    `json:"image"`
 	Files         files         `json:"files"`
-	Devices       []any         `json:"devices"`
+	Devices       []deviceData  `json:"devices"`
 	SharedPID     bool          `json:"sandbox_pidns"`
 	StandardInput bool          `json:"stdin"`
 	// Names and destinations that the host may not leave out; nil in data of other generators.
@@ -103,6 +103,10 @@ type storageData struct {
 	Options       []string `json:"options"`
 	DriverOptions []string `json:"driver_options"`
 	Volume        string   `json:"volume"`
+}
+
+type deviceData struct {
+	Path string `json:"container_path"`
 }
 
 type imageData struct {
@@ -187,7 +191,23 @@ func parse(text string) (*ast.Module, error) {
 			return m, nil
 		}
 	}
-	return nil, fmt.Errorf("parsing the policy: %w", faults[len(faults)-1])
+	return nil, SyntaxError(faults[len(faults)-1])
+}
+
+// SyntaxError is the first of what a parser found wrong with a policy, with its line and without the text of that line, which is foreign.
+func SyntaxError(err error) error {
+	var all ast.Errors
+	if !errors.As(err, &all) || len(all) == 0 {
+		return fmt.Errorf("it is no policy: %w", err)
+	}
+	where := ""
+	if l := all[0].Location; l != nil && l.Row > 0 {
+		where = fmt.Sprintf("line %d: ", l.Row)
+	}
+	if len(all) > 1 {
+		return fmt.Errorf("it is no policy: %s%s, and more", where, all[0].Message)
+	}
+	return fmt.Errorf("it is no policy: %s%s", where, all[0].Message)
 }
 
 func (p *Policy) read(value *ast.Term) error {
@@ -226,5 +246,8 @@ func (c *containerData) title() string {
 	case name != "":
 		return name
 	}
-	return "(pause)"
+	return pauseTitle
 }
+
+// pauseTitle is that of the container that only keeps the pod.
+const pauseTitle = "(pause)"

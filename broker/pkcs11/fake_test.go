@@ -131,7 +131,7 @@ func fakeConfig(t *testing.T, role string) (Config, func() int) {
 		}
 		return strings.Count(string(text), "start\n")
 	}
-	return Config{Module: "/m", TokenLabel: "l", PINFile: "/p", Helper: os.Args[0], TimeoutMS: 2000, Sessions: 2,
+	return Config{Module: "/m", TokenLabel: "l", PINFile: "/p", Helper: os.Args[0], TimeoutMS: 20_000, Sessions: 2,
 		Environment: []string{roleVariable, logVariable}}, starts
 }
 
@@ -191,6 +191,11 @@ func TestAHelperThatHangsIsKilled(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	// The next one is started by itself, and may take longer than all of them wait.
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for end := time.Now().Add(time.Minute); starts() < 2 && time.Now().Before(end); <-look.C {
+	}
 	if n := starts(); n < 2 || n > 10 {
 		t.Errorf("%d starts", n)
 	}

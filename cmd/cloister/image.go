@@ -74,7 +74,7 @@ func imageSignCmd(a *app) *cobra.Command {
 		Short: "Sign an image with a key, in cosign's format",
 		Args:  exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			key, err := os.ReadFile(keyFile)
+			key, err := readFile(keyFile)
 			if err != nil {
 				return hint(fmt.Errorf("reading the signing key: %w", err), "make one with `cloister key new --type signing %s`", keyFile)
 			}

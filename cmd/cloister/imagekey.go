@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -19,7 +18,7 @@ func imageKeyCmd(use, short string, change func(ctx context.Context, src, dst st
 	c := &cobra.Command{
 		Use: use + " SOURCE DESTINATION", Short: short, Args: exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			key, err := os.ReadFile(keyFile)
+			key, err := readFile(keyFile)
 			if err != nil {
 				return hint(fmt.Errorf("reading the image key: %w", err), "make one with `cloister key new %s`", keyFile)
 			}

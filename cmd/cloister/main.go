@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -125,12 +126,18 @@ func (a *app) printError(err error) {
 	if !errors.As(err, &h) {
 		h.hint = brokerHint(err)
 	}
+	text := err.Error()
+	if h.hint == "" { // packages that know no hintError end their errors with one
+		if before, after, found := strings.Cut(text, "\nhint: "); found && !strings.Contains(after, "\n") {
+			text, h.hint = before, after
+		}
+	}
 	if a.json {
 		line := struct {
 			Error   string `json:"error"`
 			Hint    string `json:"hint,omitempty"`
 			Request string `json:"request,omitempty"`
-		}{Error: err.Error(), Hint: h.hint}
+		}{Error: text, Hint: h.hint}
 		if m := requestID.FindStringSubmatch(line.Error); m != nil {
 			line.Request = m[1]
 		}
@@ -139,8 +146,8 @@ func (a *app) printError(err error) {
 		_ = enc.Encode(line) // to whom could it be told
 		return
 	}
-	fmt.Fprintf(a.stderr, "cloister: error: %v\n", err)
+	fmt.Fprintf(a.stderr, "cloister: error: %s\n", harmless(text))
 	if h.hint != "" {
-		fmt.Fprintf(a.stderr, "cloister: hint: %s\n", h.hint)
+		fmt.Fprintf(a.stderr, "cloister: hint: %s\n", harmless(h.hint))
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloister/cloister/author/manifest"
 	"github.com/cloister/cloister/author/policy"
+	"github.com/cloister/cloister/author/policyview"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -145,7 +146,7 @@ func initdataNewCmd(a *app) *cobra.Command {
 			}
 			o.KBSURL, o.KBSCertPEM = kbs, cert
 			for _, file := range roots {
-				text, err := os.ReadFile(file)
+				text, err := readFile(file)
 				if err != nil {
 					return fmt.Errorf("reading a root certificate: %w", err)
 				}
@@ -198,7 +199,7 @@ func loopback(text string) bool {
 
 // readPolicy reads a policy. What is made of one that nobody else may read, nobody else may read either.
 func readPolicy(file string) (text string, mode os.FileMode, err error) {
-	raw, err := os.ReadFile(file)
+	raw, err := readFile(file)
 	if err != nil {
 		return "", 0, fmt.Errorf("reading the policy: %w", err)
 	}
@@ -231,14 +232,14 @@ func parsePolicy(text string) error {
 			return nil
 		}
 	}
-	return faults[len(faults)-1]
+	return policyview.SyntaxError(faults[len(faults)-1])
 }
 
 func initdataInspectCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect FILE", Short: "Check an initdata document and print what is in it", Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			text, err := os.ReadFile(args[0])
+			text, err := readFile(args[0])
 			if err != nil {
 				return fmt.Errorf("reading the initdata: %w", err)
 			}
@@ -279,7 +280,7 @@ func initdataDigestCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "digest FILE", Short: "Print the digest of an initdata document", Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			text, err := os.ReadFile(args[0])
+			text, err := readFile(args[0])
 			if err != nil {
 				return fmt.Errorf("reading the initdata: %w", err)
 			}

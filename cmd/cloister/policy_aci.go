@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -34,7 +37,7 @@ func policyACICmd(a *app) *cobra.Command {
 	var f aciFlags
 	var out string
 	c := &cobra.Command{
-		Use:   "aci TEMPLATE.json|POD.yaml",
+		Use:   "aci TEMPLATE.json|POD.yaml|-",
 		Short: "Make the policies of Azure Container Instances",
 		Long: "Reads an ARM template with container groups, or manifests of pods for AKS virtual nodes, makes the policy of each group,\n" +
 			"and prints the file with the policies in it and all else as it was. The digest of each policy, which is the HOST_DATA\n" +
@@ -96,7 +99,7 @@ func (f *aciFlags) run(c *cobra.Command, a *app, file, out string) error {
 		o.Fragments = append(o.Fragments, aci.Infrastructure(f.infrastructure))
 	}
 	if f.fragments != "" {
-		text, err := os.ReadFile(f.fragments)
+		text, err := readFile(f.fragments)
 		if err != nil {
 			return fmt.Errorf("reading the fragments: %w", err)
 		}
@@ -189,15 +192,39 @@ func (f *aciFlags) cacheDir() string {
 	return filepath.Join(dir, "cloister", "layers")
 }
 
+// templateSchema is in every template: it tells one on standard input, which has no ending, from manifests.
+var templateSchema = regexp.MustCompile(`"\$schema"\s*:\s*"[^"]*[dD]eploymentTemplate\.json`)
+
+// maxTemplate bounds standard input, in bytes.
+const maxTemplate = 16 << 20
+
 // read reads a template, or the manifests of pods.
 func (f *aciFlags) read(a *app, file string) (*aciJob, error) {
 	if strings.EqualFold(filepath.Ext(file), ".json") {
-		return f.readTemplate(file)
+		text, err := readFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading the template: %w", err)
+		}
+		return f.readTemplate(file, text)
+	}
+	stdin := a.stdin
+	if file == "-" {
+		text, err := io.ReadAll(io.LimitReader(a.stdin, maxTemplate+1))
+		if err != nil {
+			return nil, fmt.Errorf("reading standard input: %w", err)
+		}
+		if len(text) > maxTemplate {
+			return nil, fmt.Errorf("standard input has more than %d bytes", maxTemplate)
+		}
+		if templateSchema.Match(text) {
+			return f.readTemplate("standard input", text)
+		}
+		stdin = bytes.NewReader(text)
 	}
 	if f.parameters != "" || f.openValues {
 		return nil, usageError{errors.New("--parameters and --allow-open-values are for templates")}
 	}
-	inputs, err := kubernetes.Read(a.stdin, file)
+	inputs, err := kubernetes.Read(stdin, file)
 	if err != nil {
 		return nil, err
 	}
@@ -232,14 +259,10 @@ func (f *aciFlags) read(a *app, file string) (*aciJob, error) {
 	return job, problems.Err()
 }
 
-func (f *aciFlags) readTemplate(file string) (*aciJob, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("reading the template: %w", err)
-	}
+func (f *aciFlags) readTemplate(file string, text []byte) (*aciJob, error) {
 	o := aci.TemplateOptions{AllowOpen: f.openValues, PinSecure: f.pinSecure}
 	if f.parameters != "" {
-		raw, err := os.ReadFile(f.parameters)
+		raw, err := readFile(f.parameters)
 		if err != nil {
 			return nil, fmt.Errorf("reading the parameters: %w", err)
 		}
@@ -248,10 +271,14 @@ func (f *aciFlags) readTemplate(file string) (*aciJob, error) {
 	t, err := aci.ParseTemplate(string(text), o)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", file, err)
-		if strings.Contains(err.Error(), "which has no value") {
+		var open *aci.OpenError
+		switch {
+		case !errors.As(err, &open):
+			return nil, err
+		case open.Variable:
 			return nil, hint(err, "give the parameter's value by --parameters FILE, or let variables be anything with --allow-open-values")
 		}
-		return nil, err
+		return nil, hint(err, "give the parameter's value by --parameters FILE")
 	}
 	return &aciJob{
 		path: file, groups: t.Groups, warnings: t.Warnings,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -54,6 +55,15 @@ func TestPolicyACI(t *testing.T) {
 	}
 	if raw := f.run(t, exitDone, append(args, "--raw", "web.json")...); raw != string(policy) {
 		t.Error("--raw prints another policy")
+	}
+	// On standard input a template is known by its schema; bicep prints it there.
+	schema := strings.Replace(aciTemplate, "{", `{ "$schema": "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#",`, 1)
+	var piped, said bytes.Buffer
+	if code := run(t.Context(), append(args, "--host-data", "-"), strings.NewReader(schema), &piped, &said); code != exitDone || strings.TrimSpace(piped.String()) != digest {
+		t.Errorf("standard input: exit code %d, %s%s", code, piped.String(), said.String())
+	}
+	if code := run(t.Context(), []string{"policy", "aci", "-"}, strings.NewReader("kind: Nothing\napiVersion: v1\n"), &piped, &said); code != exitRefused || !strings.Contains(said.String(), "nothing that makes pods in standard input") {
+		t.Errorf("standard input: exit code %d, %s", code, said.String())
 	}
 	if data := f.run(t, exitDone, append(args, "--host-data", "web.json")...); strings.TrimSpace(data) != digest {
 		t.Error("--host-data prints another digest")
@@ -160,6 +170,13 @@ func TestPolicyFragment(t *testing.T) {
 	f.write(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: app, image: %REGISTRY%/app:1, command: [/app]}]}\n")
 	f.run(t, exitDone, "policy", "generate", "--raw", "--no-cache", "--insecure-registry", f.registry, "-o", "pod.rego", "pod.yaml")
 	f.run(t, exitDone, "policy", "fragment", "new", "--feed", "registry.example/shop", "--svn", "7", "-o", "pod.fragment.rego", "pod.rego")
+	f.run(t, exitDone, "policy", "generate", "--no-cache", "--insecure-registry", f.registry, "-o", "pod.out.yaml", "pod.yaml")
+	if of := f.run(t, exitDone, "policy", "fragment", "new", "--feed", "registry.example/shop", "--svn", "7", "pod.out.yaml"); of != f.run(t, exitDone, "policy", "fragment", "new", "--feed", "registry.example/shop", "--svn", "7", "pod.rego") {
+		t.Error("the policy of a manifest makes another fragment than its text")
+	}
+	if out := f.run(t, exitRefused, "policy", "generate", "--fragment", "fragments.json", "pod.yaml"); !strings.Contains(out, "inspect --declare guest") {
+		t.Error(out)
+	}
 	f.run(t, exitDone, append(sign, "--svn", "7", "-o", "pod.cose", "pod.fragment.rego")...)
 	if out := f.run(t, exitDone, "policy", "fragment", "inspect", "--declare", "guest", "pod.cose"); !strings.Contains(out, `"minimum_svn": 7`) {
 		t.Error(out)

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/cloister/cloister/author/aci"
+	"github.com/cloister/cloister/author/policytest"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -21,33 +23,61 @@ type foundPolicy struct{ object, text string }
 // policyForms says what policies are read from, for hints.
 const policyForms = "want the text of a policy, an initdata document, the value of an initdata annotation or of a ccePolicy, or a manifest or template that has one"
 
-// policyText is the policy in a file that holds one.
-func (a *app) policyText(file string) (string, error) {
+// policyText is the policy in a file that holds one, or that of the object, such as Deployment/web, in a file that has several.
+func (a *app) policyText(file, object string) (string, error) {
 	found, err := a.policyTexts(file)
 	if err != nil {
 		return "", err
 	}
-	if len(found) > 1 {
-		return "", hint(fmt.Errorf("%s holds %d policies, the first two of %s and %s", file, len(found), found[0].object, found[1].object),
-			"`cloister policy explain` takes them all; else give a file with one of them")
+	if object == "" && len(found) == 1 {
+		return found[0].text, nil
 	}
-	return found[0].text, nil
+	var names, texts []string
+	for _, f := range found {
+		if names = append(names, f.object); f.object == object {
+			texts = append(texts, f.text)
+		}
+	}
+	if len(names) > maxNamed {
+		names = append(names[:maxNamed], fmt.Sprintf("%d more", len(names)-maxNamed))
+	}
+	switch {
+	case object == "":
+		return "", hint(fmt.Errorf("%s holds %d policies, of %s", file, len(found), strings.Join(names, ", ")), "choose one by --object %s", found[0].object)
+	case len(texts) == 0 && len(found) == 1 && found[0].object == "":
+		return "", usageError{fmt.Errorf("--object is for manifests and templates, and %s is neither", file)}
+	case len(texts) == 0:
+		return "", fmt.Errorf("%s has no policy of %s; it has those of %s", file, printable(object), strings.Join(names, ", "))
+	case len(texts) > 1:
+		return "", fmt.Errorf("%s has %d policies of %s: give a file with one of them", file, len(texts), printable(object))
+	}
+	return texts[0], nil
 }
 
 // policyTexts are the policies in a file, at least one: what policyForms lists.
 func (a *app) policyTexts(file string) ([]foundPolicy, error) {
-	raw, err := a.readSaved(file)
+	raw, err := a.readText(file, "the policy")
 	if err != nil {
 		return nil, err
 	}
-	text, err := unwrapPolicy(strings.TrimSpace(string(raw)), string(raw))
+	text, err := unwrapPolicy(strings.TrimSpace(raw), raw)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if objects := objectsOf(text); len(objects) > 0 {
+	if n := len(packageLine.FindAllStringIndex(text, -1)); n > 1 {
+		return nil, hint(fmt.Errorf("%s holds the texts of %d policies, and where one ends cannot be told", file, n), "give the manifests with their policies: `cloister policy generate` without --raw")
+	}
+	objects, err := objectsOf(text)
+	if err != nil && likeObject.MatchString(text) {
+		return nil, hint(fmt.Errorf("%s looks like a manifest or template and cannot be read: %w", file, err), policyForms)
+	}
+	if len(objects) > 0 {
 		found, err := policiesOf(objects)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if len(found) == 0 && slices.Contains(policytest.Kinds(), fmt.Sprint(objects[0]["kind"])) {
+			return nil, hint(fmt.Errorf("%s holds recorded requests and no policy", file), "`cloister policy sim POLICY REQUESTS`: the policy comes first")
 		}
 		if len(found) == 0 {
 			return nil, hint(fmt.Errorf("%s is a manifest or template without a policy", file), "`cloister policy generate` makes those of Kubernetes, `cloister policy aci` those of Azure Container Instances")
@@ -56,6 +86,9 @@ func (a *app) policyTexts(file string) ([]foundPolicy, error) {
 	}
 	return []foundPolicy{{text: text}}, nil
 }
+
+// packageLine begins a policy, after comments.
+var packageLine = regexp.MustCompile(`(?m)^package[ \t]`)
 
 // unwrapPolicy takes a policy out of what carries it. What is no carrier is returned as otherwise.
 func unwrapPolicy(value, otherwise string) (string, error) {
@@ -82,9 +115,11 @@ var jsonComment = regexp.MustCompile(`("(?:[^"\\]|\\.)*")|//[^\n]*|(?s:/\*.*?\*/
 // maxObjects bounds the documents of a manifest that is searched for policies.
 const maxObjects = 10_000
 
-// objectsOf are the documents of a manifest in YAML or JSON, or nothing.
-func objectsOf(text string) []map[string]any {
-	var out []map[string]any
+// likeObject is the beginning of manifests and templates.
+var likeObject = regexp.MustCompile(`^\s*{|(?m:^(?:apiVersion|kind):)`)
+
+// objectsOf are the documents of a manifest in YAML or JSON.
+func objectsOf(text string) (out []map[string]any, err error) {
 	if strings.HasPrefix(strings.TrimSpace(text), "{") {
 		text = jsonComment.ReplaceAllString(text, "$1") // templates have comments
 	}
@@ -92,16 +127,16 @@ func objectsOf(text string) []map[string]any {
 		var doc map[string]any
 		err := dec.Decode(&doc)
 		if errors.Is(err, io.EOF) {
-			return out
+			return out, nil
 		}
 		if err != nil {
-			return nil
+			return nil, err
 		}
 		if doc["kind"] != nil || doc["resources"] != nil {
 			out = append(out, doc)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // policiesOf finds the policies in the annotations of manifests, and the ccePolicy of templates.
@@ -133,7 +168,11 @@ func policiesOf(objects []map[string]any) ([]foundPolicy, error) {
 		m, _ := v.(map[string]any)
 		meta, _ := m["metadata"].(map[string]any)
 		if kind, ok := m["kind"].(string); ok {
-			object = fmt.Sprintf("%s/%v", kind, meta["name"])
+			named, _ := meta["name"].(string)
+			if named == "" {
+				named, _ = meta["generateName"].(string)
+			}
+			object = kind + "/" + named
 		} else if name, ok := m["name"].(string); ok && m["properties"] != nil {
 			object = name
 		}

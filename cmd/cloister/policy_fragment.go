@@ -25,19 +25,19 @@ func policyFragmentCmd(a *app) *cobra.Command {
 }
 
 func fragmentNewCmd(a *app) *cobra.Command {
-	var feed, issuer, out string
+	var feed, issuer, out, object string
 	var svn uint64
 	c := &cobra.Command{
-		Use:   "new POLICY.rego",
+		Use:   "new POLICY",
 		Short: "Make a fragment of the containers of a policy",
-		Long:  "Takes the containers, without the pause container, of a policy that `cloister policy generate --raw` has made.",
+		Long:  "Takes the containers, without the pause container, of a policy that `cloister policy generate` has made: its text, or a manifest with it.",
 		Args:  exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			text, err := os.ReadFile(args[0])
+			text, err := a.policyText(args[0], object)
 			if err != nil {
-				return fmt.Errorf("reading the policy: %w", err)
+				return err
 			}
-			containers, err := fragment.Containers(string(text))
+			containers, err := fragment.Containers(text)
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
@@ -53,6 +53,7 @@ func fragmentNewCmd(a *app) *cobra.Command {
 	c.Flags().Uint64Var(&svn, "svn", 0, "security version")
 	_ = c.MarkFlagRequired("feed") // the flag is there
 	_ = c.MarkFlagRequired("svn")
+	objectFlag(c, &object)
 	addOutput(c, &out)
 	return c
 }
@@ -65,15 +66,15 @@ func fragmentSignCmd(a *app) *cobra.Command {
 		Short: "Sign a fragment: a COSE message with the certificate chain in it",
 		Args:  exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			module, err := os.ReadFile(args[0])
+			module, err := readFile(args[0])
 			if err != nil {
 				return fmt.Errorf("reading the fragment: %w", err)
 			}
-			key, err := os.ReadFile(keyFile)
+			key, err := readFile(keyFile)
 			if err != nil {
 				return fmt.Errorf("reading the signing key: %w", err)
 			}
-			chain, err := os.ReadFile(chainFile)
+			chain, err := readFile(chainFile)
 			if err != nil {
 				return fmt.Errorf("reading the certificate chain: %w", err)
 			}
@@ -117,7 +118,7 @@ func readFragmentFile(file string) (*signed.Message, error) {
 	if info, err := f.Stat(); err == nil && info.Size() > signed.MaxBytes {
 		return nil, fmt.Errorf("reading the fragment: %s has %d bytes, the limit is %d", file, info.Size(), signed.MaxBytes)
 	}
-	raw, err := os.ReadFile(file)
+	raw, err := readFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the fragment: %w", err)
 	}
@@ -229,7 +230,7 @@ func (a *app) declaration(v any) error {
 // readDeclaration reads what a policy says of a fragment.
 func readDeclaration(file string) (genpolicy.Fragment, error) {
 	var d genpolicy.Fragment
-	text, err := os.ReadFile(file)
+	text, err := readFile(file)
 	if err != nil {
 		return d, fmt.Errorf("reading the declaration of a fragment: %w", err)
 	}
@@ -242,7 +243,7 @@ func readDeclaration(file string) (genpolicy.Fragment, error) {
 		err = errors.New("it has no feed or no minimum_svn")
 	}
 	if err != nil {
-		return d, fmt.Errorf("reading the declaration of a fragment: %s: %w", file, err)
+		return d, hint(fmt.Errorf("reading the declaration of a fragment: %s: %w", file, err), "`cloister policy fragment inspect --declare guest FRAGMENT.cose` prints one")
 	}
 	return d, nil
 }

@@ -146,6 +146,19 @@ spec: {template: {spec: {containers: [{name: a, image: b}]}}}
 	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "--ignore-unknown-fields", "bad.yaml"); !strings.Contains(out, "hint: allow it by --insecure-registry "+f.registry) {
 		t.Errorf("no hint: %s", out)
 	}
+	f.write(t, "elsewhere.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: one}\nstringData: {k: v}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: two}\n"+
+		"spec: {containers: [{name: a, image: 127.0.0.1:1/app:1, envFrom: [{secretRef: {name: s}}], env: [{name: X, valueFrom: {secretKeyRef: {name: s, key: k}}}]}]}\n")
+	out = f.run(t, exitRefused, "policy", "generate", "--no-cache", "--insecure-registry", "127.0.0.1:1", "elsewhere.yaml")
+	if strings.Count(out, `Secret "s" is not known in namespace two; the one that was read is in namespace one`) != 2 || !strings.Contains(out, "hint: without a registry at hand: --image-source") {
+		t.Errorf("got %s", out)
+	}
+	if err := os.Mkdir("kus", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.write(t, "kus/kustomization.yaml", "resources: []\n")
+	if out := f.run(t, exitRefused, "policy", "generate", "kus"); !strings.HasSuffix(out, "\ncloister: hint: kustomize build kus, and give what it prints by -\n") {
+		t.Errorf("got %s", out)
+	}
 	f.run(t, exitUsage, "policy", "generate", "--in-place", "--raw", "bad.yaml")
 	f.run(t, exitUsage, "policy", "generate", "--for", "nobody", "bad.yaml")
 	if out := f.run(t, exitUsage, "policy", "generate", "--for", "run", "--allow-logs", "--layers", "host", "bad.yaml"); !strings.Contains(out, "--allow-logs, --layers: not with --for run") {
@@ -188,5 +201,46 @@ func TestPolicyGenerateNoAccess(t *testing.T) {
 	f.write(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: Registry.Example/Shop:1:2}]}\n")
 	if out := f.run(t, exitRefused, "policy", "generate", "--no-cache", "pod.yaml"); !strings.Contains(out, "image Registry.Example/Shop:1:2: that is no name of an image: want HOST/PATH:TAG") {
 		t.Errorf("got %s", out)
+	}
+}
+
+// TestPolicyGenerateDirectVolume declares a volume on the command line, right and wrong.
+func TestPolicyGenerateDirectVolume(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "pod.yaml", `apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  containers: [{name: a, image: %REGISTRY%/app:1, command: [/app], volumeMounts: [{name: v, mountPath: /v}]}]
+  volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]
+`)
+	args := []string{"policy", "generate", "--no-cache", "--insecure-registry", f.registry, "--raw", "pod.yaml"}
+	if out := f.run(t, exitDone, args...); !strings.Contains(out, "direct_volumes") {
+		t.Errorf("nobody says what to do: %.2000s", out)
+	}
+	out := f.run(t, exitDone, append(args, "--direct-volume", `{"storage_class": "x", "fstype": "erofs"}`, "--direct-volume", `{"claim": "data", "fstype": "squashfs"}`,
+		"--direct-volume", `{"claim": "data", "fstype": "ext4"}`)...)
+	if !strings.Contains(out, "not encrypted: the host can read") || !strings.Contains(out, `"fstype": "squashfs"`) || strings.Contains(out, `"fstype": "ext4"`) {
+		t.Errorf("got %.2000s", out)
+	}
+	if out := f.run(t, exitUsage, append(args, "--direct-volume", "data=ext4")...); !strings.Contains(out, "--direct-volume data=ext4: ") || !strings.Contains(out, `hint: such as {"claim"`) {
+		t.Errorf("got %s", out)
+	}
+}
+
+// TestPolicySimKinds: a kind of request that does not exist is said to be none, before anything is judged.
+func TestPolicySimKinds(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "p.rego", "package agent_policy\ndefault StartContainerRequest := true\n")
+	f.write(t, "r.jsonl", `{"kind": "StartContainerRequest"}`+"\n"+`{"kind": "StartContainer"}`)
+	for _, verb := range []string{"sim", "test"} {
+		out := f.run(t, exitRefused, "policy", verb, "p.rego", "r.jsonl")
+		if !strings.Contains(out, `request 2: "StartContainer" is no kind of request, did you mean StartContainerRequest?`) || !strings.Contains(out, verb+" --help` lists the kinds") ||
+			strings.Contains(out, "allowed") || strings.Contains(out, "internal") {
+			t.Errorf("got %s", out)
+		}
+		if out := f.run(t, exitDone, "policy", verb, "--help"); !strings.Contains(out, " HostStorageRequest") || !strings.Contains(out, "ContainerExited") {
+			t.Errorf("the help lacks kinds: %s", out)
+		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 // TestReadPolicyRefuses: what the guest would stop for after a whole boot is said at the desk.
 func TestReadPolicyRefuses(t *testing.T) {
 	for text, want := range map[string]string{
-		"package agent_policy\nthis is not rego {{{": "policy:2",
+		"package agent_policy\nthis is not rego {{{": "line 2: ",
 		"package other\nx := 1":                      "want agent_policy",
 		"":                                           "empty",
 		"package agent_policy\nx { true }":           "",

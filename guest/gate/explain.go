@@ -306,7 +306,7 @@ func (r *report) subjectOf(vars map[ast.Var]ast.Value) string {
 		if !ok {
 			continue
 		}
-		if name, ok := member(o, "name").(ast.String); ok {
+		if name, ok := member(o, "name").(ast.String); ok && name != "" {
 			return fmt.Sprintf("closest is container %q of the policy", shorten(string(name), 64))
 		}
 		anno, _ := member(oci, "Annotations").(ast.Object)

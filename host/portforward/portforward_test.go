@@ -144,8 +144,12 @@ func TestBounds(t *testing.T) {
 	defer cancel()
 	dial := dialers(t)["stream"]
 	path := newNetns(t)
-	f := start(t, Config{NetNS: path, Dial: dial, MaxConnections: 2, DialTimeout: 50 * time.Millisecond})
+	hasty := start(t, Config{NetNS: path, Dial: dial, DialTimeout: 50 * time.Millisecond})
 	expectReset(ctx, t, path, "tcp4", fmt.Sprintf("127.0.0.1:%d", portMute))
+	if err := hasty.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f := start(t, Config{NetNS: path, Dial: dial, MaxConnections: 2})
 	var open []*net.TCPConn
 	for range 2 {
 		c, err := dialInside(ctx, t, path, "tcp4", fmt.Sprintf("127.0.0.1:%d", portEcho))

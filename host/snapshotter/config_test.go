@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,6 +44,100 @@ func TestRemoveAll(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 		t.Errorf("there are %v, %v", entries, err)
+	}
+}
+
+// TestForeignRoot: a directory that is somebody else's is neither taken nor removed, whatever the flags say.
+func TestForeignRoot(t *testing.T) {
+	log := open(t, t.TempDir(), newContent(), asIs).log
+	for name, files := range map[string][]string{
+		"somebody's":            {"notes/a"},
+		"beside ours":           {"layers/", "notes/a"},
+		"another snapshotter's": {"metadata.db", "snapshots/1/fs/a"},
+	} {
+		dir := t.TempDir()
+		for _, f := range files {
+			if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(f+"x")), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasSuffix(f, "/") {
+				if err := os.WriteFile(filepath.Join(dir, f), nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cfg := Default()
+		cfg.Root, cfg.Socket = dir, filepath.Join(t.TempDir(), "s.sock")
+		_, serving := Open(t.Context(), cfg, log)
+		for what, err := range map[string]error{"serving": serving, "verifying": Verify(t.Context(), cfg, io.Discard), "removing": RemoveAll(t.Context(), cfg, log)} {
+			if err == nil || !strings.Contains(err.Error(), "is not a directory of cloister-snapshotter") {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
+		}
+		for _, f := range files {
+			if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("%s: its mode is changed: %v, %v", name, info.Mode(), err)
+		}
+	}
+	// What a first start, or a removal, leaves when it is interrupted is ours; a file of the operator's in our root stays.
+	dir := t.TempDir()
+	cfg := Default()
+	cfg.Root, cfg.Socket = dir, filepath.Join(t.TempDir(), "s.sock")
+	for _, name := range []string{"layers", "snapshots", "lost+found"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := Open(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "README"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveAll(t.Context(), cfg, log); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 {
+		t.Errorf("there are %v, %v", left, err)
+	}
+	if err := os.WriteFile(cfg.Socket, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "README")); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveAll(t.Context(), cfg, log); err == nil || !strings.Contains(err.Error(), "is no socket") {
+		t.Errorf("a file in the place of the socket: %v", err)
+	}
+}
+
+// TestUsage: who calls it wrongly learns where help is.
+func TestUsage(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"verify", "x"}, `error: cloister-snapshotter verify takes no arguments, got "x"` + "\nhint: see `cloister-snapshotter verify --help`"},
+		{[]string{"serve", "--rot", "x"}, "unknown flag: --rot\nhint: see `cloister-snapshotter serve --help`"},
+		{[]string{"verif"}, "hint: see `cloister-snapshotter --help`"},
+		{[]string{"serve", "--root", "x"}, "want a clean absolute path\nhint: see `cloister-snapshotter serve --help`"},
+	} {
+		var out, fault strings.Builder
+		if code := Main(t.Context(), c.args, "0", &out, &fault); code != 2 || !strings.Contains(fault.String(), c.want) || out.Len() > 0 {
+			t.Errorf("%v: exit code %d, %s", c.args, code, fault.String())
+		}
 	}
 }
 

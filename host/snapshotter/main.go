@@ -28,16 +28,25 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	called, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
 	fmt.Fprintf(stderr, "cloister-snapshotter: error: %v\n", err)
 	var usage usageError
 	if errors.As(err, &usage) || !started {
+		fmt.Fprintf(stderr, "hint: see `%s --help`\n", called.CommandPath())
 		return 2
 	}
 	return 1
+}
+
+// noArgs is cobra.NoArgs, which calls an argument an unknown command.
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s takes no arguments, got %q", c.CommandPath(), args[0])
+	}
+	return nil
 }
 
 func rootCmd(version string, stderr io.Writer) *cobra.Command {
@@ -99,7 +108,7 @@ func serveCmd(stderr io.Writer) *cobra.Command {
 	var f settings
 	var debug bool
 	c := &cobra.Command{
-		Use: "serve", Short: "Answer containerd until SIGTERM", Args: cobra.NoArgs,
+		Use: "serve", Short: "Answer containerd until SIGTERM", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := f.load(c)
 			if err != nil {
@@ -146,7 +155,7 @@ func tellSystemd(socket string) error {
 
 func configCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "config", Short: "Print a configuration with each setting and its default", Args: cobra.NoArgs,
+		Use: "config", Short: "Print a configuration with each setting and its default", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := c.OutOrStdout().Write(Example())
 			return err
@@ -157,7 +166,7 @@ func configCmd() *cobra.Command {
 func verifyCmd() *cobra.Command {
 	var f settings
 	c := &cobra.Command{
-		Use: "verify", Short: "Read all layers and compare them with their root hashes", Args: cobra.NoArgs,
+		Use: "verify", Short: "Read all layers and compare them with their root hashes", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := f.load(c)
 			if err != nil {
@@ -173,7 +182,7 @@ func verifyCmd() *cobra.Command {
 func removeCmd(stderr io.Writer) *cobra.Command {
 	var f settings
 	c := &cobra.Command{
-		Use: "remove", Short: "Remove everything that the snapshotter has on this node", Args: cobra.NoArgs,
+		Use: "remove", Short: "Remove everything that the snapshotter has on this node", Args: noArgs,
 		Long: "Unmounts all layers and removes the root directory and the socket. The server has to be stopped, and containerd has to have\n" +
 			"removed all containers and images of this snapshotter before; if it has not, that is an error and nothing is removed.",
 		RunE: func(c *cobra.Command, _ []string) error {

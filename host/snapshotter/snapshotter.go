@@ -75,6 +75,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger, content contentStore
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuring the snapshotter: %w", err)
 	}
+	if err := checkRoot(cfg.Root); err != nil {
+		return nil, err
+	}
 	s := &Snapshotter{
 		cfg: cfg, log: log, content: content, build: build, slots: make(chan struct{}, cfg.conversions()), overlay: overlayOptions(),
 		active: map[string][]string{}, uses: map[string]int{}, running: map[string]*conversion{}, pins: map[string]int{},

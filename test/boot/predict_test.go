@@ -91,7 +91,7 @@ func probeInitrd(t *testing.T, salt string) string {
 func TestPredictionMatchesBoot(t *testing.T) {
 	needTools(t)
 	files := kernels(t)
-	base := "console=ttyS0 quiet panic=-1 cloister.initdata=none"
+	base := "console=ttyS0 quiet panic=-1 no_timer_check cloister.initdata=none"
 	for i, v := range []vm{
 		{Kernel: files[0], Cmdline: base, VCPUs: 1, MemoryMiB: 512},
 		{Kernel: files[0], Cmdline: base + " cloister.test=second  with=spaces", VCPUs: 2, MemoryMiB: 1024},

@@ -59,7 +59,7 @@ func install(t testing.TB) installation {
 kernel = %q
 initrd = %q
 [timeouts]
-boot = "2m" # other tests may keep this machine busy
+boot = "4m" # other tests may keep this machine busy
 `, filepath.Join(image.Dir, image.Manifest.Kernel.Path), filepath.Join(image.Dir, image.Manifest.Initrd.Path))
 	if err := os.WriteFile(in.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)

@@ -104,7 +104,7 @@ func (k *Container) Status() *runtime.ContainerStatus {
 }
 
 // exitTimeout is how long a container may take to end that should do so by itself.
-const exitTimeout = time.Minute
+const exitTimeout = 3 * time.Minute
 
 // Exit waits for the container's end and returns its last status.
 func (k *Container) Exit() *runtime.ContainerStatus {
@@ -152,7 +152,7 @@ type ExecResult struct {
 // Exec runs a command in it by ExecSync.
 func (k *Container) Exec(args ...string) ExecResult {
 	k.t.Helper()
-	r, err := k.TryExec(60, args...)
+	r, err := k.TryExec(180, args...)
 	if err != nil {
 		k.t.Fatalf("exec %q in %s: %v", args, k.Config.Metadata.Name, err)
 	}

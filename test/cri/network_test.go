@@ -12,11 +12,13 @@ import (
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cloister/cloister/test/freeport"
 )
 
 // network is two pods that talk to each other, to the host and through a port of the host, in IPv4 and IPv6.
 func network(t *testing.T, w *world) {
-	port := freePort(t)
+	port := freeport.TCP(t)
 	p := w.NewPod(t, w.handler, "server")
 	p.Config.PortMappings = []*runtime.PortMapping{{Protocol: runtime.Protocol_TCP, ContainerPort: 8080, HostPort: int32(port)}}
 	p.Run()
@@ -33,7 +35,7 @@ func network(t *testing.T, w *world) {
 	}
 	get := func(address string) string {
 		t.Helper()
-		client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 		r, err := client.Get("http://" + address + "/")
 		if err != nil {
 			t.Error(err)
@@ -119,16 +121,6 @@ func forwarding(t *testing.T, p *Pod) {
 	if got, err := p.Forward(streamContext(t), 1, nil, 1); err == nil || !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("forwarding to a port where nobody listens: %q, %v", got, err)
 	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // hostServer serves on an address of the host and says who asks.

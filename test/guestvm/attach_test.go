@@ -92,7 +92,7 @@ func TestAttachedLayers(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 			defer cancel()
 			base, err := os.MkdirTemp("/tmp", "al")
 			if err != nil {
@@ -101,7 +101,7 @@ func TestAttachedLayers(t *testing.T) {
 			t.Cleanup(func() { os.RemoveAll(base) })
 			cfg := vmm.Config{
 				Name: "layers", Dir: base + "/vm", ConsoleLog: base + "/console.log", Kernel: img + "/vmlinuz", Initrd: img + "/initrd.img",
-				Cmdline: "console=ttyS0 quiet panic=-1 cloister.sandboxed agent.hotplug_timeout=60", VCPUs: 1, MemoryMiB: 512, Accel: vmm.AccelTCG,
+				Cmdline: "console=ttyS0 quiet panic=-1 no_timer_check cloister.sandboxed agent.hotplug_timeout=60", VCPUs: 1, MemoryMiB: 512, Accel: vmm.AccelTCG,
 			}
 			edit(&cfg)
 			vm, err := qemu.Start(ctx, cfg)

@@ -74,7 +74,7 @@ func start(t *testing.T, dir, words string, args ...string) *machine {
 		"-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=single", "-cpu", "max,la57=off,cx16=off", "-smp", "1",
 		"-m", "768,slots=2,maxmem=2G", "-object", "memory-backend-memfd,id=mem,size=768M,share=on",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-monitor", "unix:" + v.dir + "/monitor,server,nowait",
-		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", filepath.Join(dir, "initrd.img"), "-append", "console=ttyS0 quiet panic=-1 " + words,
+		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", filepath.Join(dir, "initrd.img"), "-append", "console=ttyS0 quiet panic=-1 no_timer_check " + words,
 		"-chardev", "socket,id=agent,path=" + v.dir + "/agent,server=on,wait=off", "-device", "virtio-serial-pci,addr=10",
 		"-device", "virtserialport,chardev=agent,name=cloister.agent.0", "-device", "virtio-rng-pci,addr=11",
 	}, args...)...)
@@ -99,7 +99,7 @@ func start(t *testing.T, dir, words string, args ...string) *machine {
 
 func waitFile(t *testing.T, path string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(path); err == nil {
 			return
 		}
@@ -147,7 +147,7 @@ func (v *machine) waitExit() {
 		if err != nil {
 			v.t.Fatalf("machine: %v", err)
 		}
-	case <-time.After(3 * time.Minute):
+	case <-time.After(10 * time.Minute):
 		v.t.Fatal("the machine did not switch itself off")
 	}
 }
@@ -160,7 +160,7 @@ func (v *machine) monitor(command string) string {
 		v.t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	prompt := func() string {
 		var out []byte
 		for !bytes.HasSuffix(out, []byte("(qemu) ")) {

@@ -215,7 +215,7 @@ func TestKubernetesBoundFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key := range state {
-		if key != "sandbox" && key != "pinned" && key != "used:1" && key != "retired:"+id {
+		if key != "sandbox" && key != "pinned" && key != "used:1" && key != "retired:"+id && key != "removed" {
 			t.Errorf("the state keeps %s", key)
 		}
 	}

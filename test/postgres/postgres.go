@@ -30,6 +30,7 @@ import (
 
 	"github.com/cloister/cloister/internal/needs"
 	"github.com/cloister/cloister/test/ended"
+	"github.com/cloister/cloister/test/freeport"
 )
 
 // What to log in with.
@@ -83,7 +84,7 @@ func Start(t testing.TB) *Server {
 	if err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
-	s.Port = freePort(t)
+	s.Port = freeport.TCP(t) // also after it was killed
 	s.Run()
 	t.Cleanup(s.Kill)
 	return s
@@ -186,7 +187,7 @@ func (s *Server) Run() {
 
 func (s *Server) ready() {
 	s.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		// The eighth line of the server's lock file tells when it takes connections.
 		raw, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
@@ -219,13 +220,13 @@ func (s *Server) Kill() {
 	for _, child := range strings.Fields(string(raw)) {
 		if n, err := strconv.Atoi(child); err == nil {
 			kill(n)
-			defer func() { _ = ended.Wait(n, 5*time.Second) }() // or the next server finds their shared memory in use
+			defer func() { _ = ended.Wait(n, time.Minute) }() // or the next server finds their shared memory in use
 		}
 	}
 	<-s.done
 	s.cmd = nil
 	// The processes are gone when nobody holds the port any more. A connection that one of them has taken ends with it.
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		conn, err := net.Dial("tcp", s.Address())
 		if err != nil {
 			return
@@ -244,17 +245,6 @@ func kill(pid int) {
 
 // Address is where the server listens besides the socket.
 func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
-
-func freePort(t testing.TB) int {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return ln.Addr().(*net.TCPAddr).Port
-}
 
 // certify makes an authority and the server's certificate for 127.0.0.1.
 func (s *Server) certify() {

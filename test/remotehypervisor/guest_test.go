@@ -21,7 +21,7 @@ import (
 // TestGuest boots our guest image as a remote virtual machine, the way a shim has it done.
 func TestGuest(t *testing.T) {
 	vmtest.Need(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	image, err := guestimage.Build(ctx, guestimage.Options{
 		CacheDir: filepath.Join(vmtest.Home(t), "cache/guest"), LockPath: "../../guest.lock", RepoDir: "../..",
@@ -34,7 +34,7 @@ func TestGuest(t *testing.T) {
 		Dir: dir, Configure: true,
 		VM: vmm.Config{
 			Kernel: filepath.Join(image.Dir, "vmlinuz"), Initrd: filepath.Join(image.Dir, "initrd.img"),
-			Cmdline: "console=ttyS0 quiet panic=-1 oops=panic cloister.sandboxed",
+			Cmdline: "console=ttyS0 quiet panic=-1 no_timer_check oops=panic cloister.sandboxed",
 			VCPUs:   1, MemoryMiB: 512, Accel: vmm.AccelTCG, UserNetwork: true,
 		},
 		Start: func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {

@@ -56,7 +56,7 @@ func sealLayer(t *testing.T, key []byte, large []byte) (path string, l seal.Laye
 // TestGuestOpensSealedLayer boots a kernel that opens a sealed layer with a wrong and with the right key, and one with a changed byte.
 func TestGuestOpensSealedLayer(t *testing.T) {
 	vmtest.Need(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	bin := filepath.Join(t.TempDir(), "probe")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./probe")
@@ -92,7 +92,7 @@ func TestGuestOpensSealedLayer(t *testing.T) {
 			qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max,la57=off,cx16=off", "-m", "512",
 				"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 				"-kernel", filepath.Join(img.Dir, img.Manifest.Kernel.Path), "-initrd", filepath.Join(img.Dir, img.Manifest.Initrd.Path),
-				"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 sealed.root=%s sealed.offset=%d sealed.keys=%x,%x,%x", l.Root, l.HashOffset, make([]byte, 32), key, key[1:]),
+				"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 no_timer_check sealed.root=%s sealed.offset=%d sealed.keys=%x,%x,%x", l.Root, l.HashOffset, make([]byte, 32), key, key[1:]),
 				"-drive", "if=none,id=d,format=raw,readonly=on,file="+path, "-device", "virtio-blk-pci,drive=d")
 			out, err := qemu.CombinedOutput()
 			if err != nil {

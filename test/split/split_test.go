@@ -23,6 +23,7 @@ import (
 	"github.com/cloister/cloister/broker/clientcert/certtest"
 	"github.com/cloister/cloister/guest/attest"
 	"github.com/cloister/cloister/test/faketpm"
+	"github.com/cloister/cloister/test/freeport"
 	"github.com/cloister/cloister/wire/initdata"
 	"github.com/cloister/cloister/wire/kbs"
 )
@@ -105,17 +106,6 @@ func (p *process) admin() *client.Client {
 	return c
 }
 
-// freeAddress is one that nobody listens on now: a process that is killed comes back to it.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // split is the three processes and a guest.
 type split struct {
 	t                          *testing.T
@@ -137,14 +127,14 @@ func newSplit(t *testing.T) *split {
 	w.tpm.Extend(8, sum)
 	now := time.Now()
 	// Each has an authority of its own: none is believed because another is.
-	rvps := freeAddress(t)
+	rvps := fmt.Sprint("127.0.0.1:", freeport.TCP(t)) // they are away for a while
 	w.values = newProcess(t, certtest.New(t, "values", now), fmt.Sprintf("[attestation_api]\ngrpc_listen = %q\n", rvps)).start()
 	w.attestation = newProcess(t, certtest.New(t, "attestation", now), fmt.Sprintf(
 		"[attestation_api]\ngrpc_listen = \"127.0.0.1:0\"\nrest_listen = \"127.0.0.1:0\"\n"+
-			"[reference_values.remote]\naddress = \"https://%s\"\nca_certs = [%q]\nadmin_token_file = %q\ncache_ms = -1\ntimeout_ms = 2000\n",
+			"[reference_values.remote]\naddress = \"https://%s\"\nca_certs = [%q]\nadmin_token_file = %q\ncache_ms = -1\ntimeout_ms = 20000\n",
 		rvps, w.values.ca, w.values.token())).start()
 	w.store = newProcess(t, certtest.New(t, "store", now), fmt.Sprintf(
-		"[attestation]\nbackend = \"coco-as-grpc\"\n[attestation.coco_as]\naddress = %q\nca_certs = [%q]\njwk_sets = [%q]\nadmin_token_file = %q\ntimeout_ms = 5000\n",
+		"[attestation]\nbackend = \"coco-as-grpc\"\n[attestation.coco_as]\naddress = %q\nca_certs = [%q]\njwk_sets = [%q]\nadmin_token_file = %q\ntimeout_ms = 30000\n",
 		w.attestation.ready.AttestationGRPC, w.attestation.ca, w.attestation.ready.AttestationREST, w.attestation.token())).start()
 	return w
 }

@@ -202,7 +202,7 @@ func (v *VM) addDisk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 		"driver": "virtio-blk-pci", "id": p.device, "drive": p.backend, "serial": d.Serial, "disable-legacy": "on",
 		"bus": plugBus, "addr": strconv.FormatInt(int64(p.slot), 16),
 	}
-	if d.Sealed {
+	if !d.ReadOnly { // QEMU would rather stop the whole VM than tell its guest that the host's file system is full
 		device["werror"], device["rerror"] = "report", "report"
 	}
 	if err := v.qmp.run(ctx, "device_add", device, nil); err != nil {

@@ -90,6 +90,10 @@ func TestAddDiskWithoutGuest(t *testing.T) {
 	if place != (vmm.Place{Driver: "blk", Address: "02/01"}) {
 		t.Errorf("place %+v", place)
 	}
+	var full string // what becomes of a write that the host has no room for
+	if err := vm.qmp.run(ctx, "qom-get", map[string]string{"path": vm.plug.find("disk", "first").device, "property": "werror"}, &full); err != nil || full != "report" {
+		t.Errorf("a full host: %q, %v", full, err)
+	}
 	for what, d := range map[string]vmm.Disk{
 		"is there already":    {Path: image, Serial: "first"},
 		"no such file":        {Path: image + "x", Serial: "other"},
