@@ -3,6 +3,7 @@ package aci
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -231,6 +232,39 @@ func TestFragmentText(t *testing.T) {
 	for _, bad := range []string{"", "policy", "framework", "a.b", "1a", "input"} {
 		if _, err := p.FragmentText(bad, 1); err == nil {
 			t.Errorf("a package can be called %q", bad)
+		}
+	}
+}
+
+// TestTemplateOpen: what depends on a parameter without a value is one fault each, and not one more for what is missing then.
+func TestTemplateOpen(t *testing.T) {
+	const template = `{"parameters": {"x": {"type": "string"}}, "resources": [{"type": "Microsoft.ContainerInstance/containerGroups", "name": "g", "properties": {
+  "osType": "Linux", "sku": "Confidential", "volumes": %s, "containers": %s}}]}`
+	const open = `"[parameters('x')]"`
+	container := func(properties string) string { return `[{"name": "c", "properties": {` + properties + `}}]` }
+	for name, c := range map[string][2]string{
+		"image":          {"[]", container(`"image": ` + open)},
+		"part of image":  {"[]", container(`"image": "[concat('registry/', parameters('x'))]"`)},
+		"containers":     {"[]", open},
+		"a container":    {"[]", `[` + open + `]`},
+		"properties":     {"[]", `[{"name": "c", "properties": ` + open + `}]`},
+		"volumes":        {open, container(`"image": "a", "volumeMounts": [{"name": "v", "mountPath": "/v"}]`)},
+		"name of volume": {`[{"name": ` + open + `, "emptyDir": {}}]`, container(`"image": "a", "volumeMounts": [{"name": "v", "mountPath": "/v"}]`)},
+		"mounted volume": {`[{"name": "v", "emptyDir": {}}]`, container(`"image": "a", "volumeMounts": [{"name": ` + open + `, "mountPath": "/v"}]`)},
+		"mount path":     {`[{"name": "v", "emptyDir": {}}]`, container(`"image": "a", "volumeMounts": [{"name": "v", "mountPath": ` + open + `}]`)},
+		"variable":       {"[]", container(`"image": "a", "environmentVariables": [{"name": ` + open + `, "value": "1"}]`)},
+		"value":          {"[]", container(`"image": "a", "environmentVariables": [{"name": "A", "value": ` + open + `}]`)},
+		"command":        {"[]", container(`"image": "a", "command": ` + open)},
+		"word":           {"[]", container(`"image": "a", "command": [` + open + `]`)},
+		"no function":    {"[]", container(`"image": "[nothing()]"`)},
+	} {
+		_, err := ParseTemplate(fmt.Sprintf(template, c[0], c[1]), TemplateOptions{})
+		if err == nil || strings.Count(err.Error(), "\n") > 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+		var open *OpenError
+		if errors.As(err, &open) != (name != "no function") {
+			t.Errorf("%s: %T %v", name, err, err)
 		}
 	}
 }

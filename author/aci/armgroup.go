@@ -19,13 +19,16 @@ var volumeSources = map[string]string{
 // thimEndpoint is a value that the service replaces by the address from which containers get certificates of the processor.
 const thimEndpoint = "===CONFIDENTIAL.THIM.ENDPOINT==="
 
+// unreadable is no name of a volume.
+const unreadable = "\x00"
+
 func (r *reader) group(res *node, at string) {
 	if c, ok := r.value(res.get("condition"), at+".condition"); ok {
 		switch {
 		case c == false:
 			return
 		case c != true:
-			r.fault(res.get("condition"), at+".condition", "%s", notA(c, "a boolean"))
+			r.fault(res.get("condition"), at+".condition", "%w", notA(c, "a boolean"))
 			return
 		}
 	}
@@ -59,11 +62,11 @@ func (r *reader) group(res *node, at string) {
 	if props.get("copy") != nil {
 		r.fault(props.get("copy"), at+".copy", "copy loops are not supported")
 	}
-	if len(r.list(props.get("volumes"), at+".volumes")) > maxContainers {
-		r.fault(props.get("volumes"), at+".volumes", "more than %d volumes", maxContainers)
+	volumes := r.volumes(props.get("volumes"), at+".volumes")
+	if volumes == nil {
 		return
 	}
-	volumes := r.volumes(props.get("volumes"), at+".volumes")
+	before := len(r.faults)
 	for _, field := range []string{"initContainers", "containers"} {
 		for i, n := range r.list(props.get(field), at+"."+field) {
 			if len(g.Containers) == maxContainers {
@@ -73,7 +76,7 @@ func (r *reader) group(res *node, at string) {
 			g.Containers = append(g.Containers, r.container(n, volumes, fmt.Sprintf("%s.%s[%d]", at, field, i)))
 		}
 	}
-	if len(g.Containers) == 0 {
+	if len(g.Containers) == 0 && len(r.faults) == before { // a list that cannot be read may have some
 		r.fault(props, at+".containers", "the container group has no containers")
 	}
 	if len(r.template.Groups) == maxGroups {
@@ -93,13 +96,30 @@ func (r *reader) warn(format string, args ...any) {
 	r.template.Warnings = append(r.template.Warnings, fmt.Sprintf(format, args...))
 }
 
-// volumes gives the kind of each volume by its name.
+// volumes gives the kind of each volume by its name. Where one has no name that can be read, unreadable is there: any name may mean it. It is
+// nil if there are too many.
 func (r *reader) volumes(n *node, at string) map[string]string {
 	out := map[string]string{}
-	for i, v := range r.list(n, at) {
+	before := len(r.faults)
+	list := r.list(n, at)
+	if len(list) > maxContainers {
+		r.fault(n, at, "more than %d volumes", maxContainers)
+		return nil
+	}
+	if len(r.faults) > before {
+		out[unreadable] = unreadable
+	}
+	for i, v := range list {
 		at := fmt.Sprintf("%s[%d]", at, i)
-		v = r.object(v, at)
-		name, kind := r.str(v.get("name"), at+".name"), ""
+		name, read := "", false
+		if v = r.object(v, at); v != nil {
+			name, read = r.text(v.get("name"), at+".name")
+		}
+		if !read {
+			out[unreadable] = unreadable
+			continue
+		}
+		kind := ""
 		for k := range volumeSources {
 			if x := v.get(k); x != nil && x.kind != 'n' {
 				if kind != "" {
@@ -122,18 +142,23 @@ func (r *reader) volumes(n *node, at string) map[string]string {
 }
 
 func (r *reader) container(n *node, volumes map[string]string, at string) Container {
-	n = r.object(n, at)
+	if n = r.object(n, at); n == nil {
+		return Container{}
+	}
 	c := Container{Name: r.str(n.get("name"), at+".name")}
 	at += ".properties"
 	props := r.object(n.get("properties"), at)
 	if props == nil {
-		r.fault(n, at, "the container has none")
+		if n.get("properties") == nil {
+			r.fault(n, at, "the container has none")
+		}
 		return c
 	}
 	if props.get("copy") != nil {
 		r.fault(props.get("copy"), at+".copy", "copy loops are not supported")
 	}
-	if c.Image = r.str(props.get("image"), at+".image"); c.Image == "" {
+	image, read := r.text(props.get("image"), at+".image")
+	if c.Image = image; read && image == "" {
 		r.fault(n, at+".image", "the container names no image")
 	}
 	c.Entrypoint = r.strings(props.get("command"), at+".command")
@@ -148,14 +173,15 @@ func (r *reader) container(n *node, volumes map[string]string, at string) Contai
 	for i, v := range r.list(props.get("volumeMounts"), at+".volumeMounts") {
 		at := fmt.Sprintf("%s.volumeMounts[%d]", at, i)
 		v = r.object(v, at)
-		m := Mount{Path: r.str(v.get("mountPath"), at+".mountPath")}
-		name := r.str(v.get("name"), at+".name")
+		place, readPlace := r.text(v.get("mountPath"), at+".mountPath")
+		name, readName := r.text(v.get("name"), at+".name")
+		m := Mount{Path: place}
 		m.ReadOnly, _ = r.flag(v.get("readOnly"), at+".readOnly")
 		var known bool
-		if m.Kind, known = volumes[name]; !known {
+		if m.Kind, known = volumes[name]; !known && readName && volumes[unreadable] == "" {
 			r.fault(v, at+".name", "there is no volume %q", name)
 		}
-		if !path.IsAbs(m.Path) {
+		if readPlace && !path.IsAbs(m.Path) {
 			r.fault(v, at+".mountPath", "%q is no absolute path", m.Path)
 		}
 		c.Mounts = append(c.Mounts, m)
@@ -180,7 +206,11 @@ func (r *reader) container(n *node, volumes map[string]string, at string) Contai
 
 func (r *reader) variable(n *node, at string) (Variable, bool) {
 	n = r.object(n, at)
-	v := Variable{Name: r.str(n.get("name"), at+".name")}
+	name, read := r.text(n.get("name"), at+".name")
+	v := Variable{Name: name}
+	if !read {
+		return v, false
+	}
 	if v.Name == "" || strings.ContainsAny(v.Name, "=\x00") {
 		r.fault(n, at+".name", "%q is no name of a variable", v.Name)
 		return v, false
@@ -201,26 +231,32 @@ func (r *reader) variable(n *node, at string) (Variable, bool) {
 		v.Value, v.Pattern = anything, true
 		return v, true
 	}
+	before := len(r.faults)
 	value, _ := r.value(field, at+".value")
+	if len(r.faults) > before {
+		return v, false
+	}
 	switch x := value.(type) {
 	case string:
 		if v.Value = x; x == thimEndpoint {
 			v.Value, v.Pattern = anything, true
 		}
 	case mixed, open:
-		why, _ := isOpen(x)
+		o, _ := openPart(x)
 		if !r.options.AllowOpen {
-			r.fault(field, at+".value", "variable %s depends on %s; give a value in a parameters file, or allow any", v.Name, why)
+			err := o.fault("variable %s depends on %s; give a value in a parameters file, or allow any", v.Name, o.why)
+			err.Variable = true
+			r.fault(field, at+".value", "%w", err)
 			return v, false
 		}
-		r.warn("variable %s is bound only in part: it depends on %s", v.Name, why)
+		r.warn("variable %s is bound only in part: it depends on %s", v.Name, o.why)
 		if m, ok := x.(mixed); ok {
 			v.Value, v.Pattern = m.pattern(), true
 		} else {
 			v.Value, v.Pattern = anything, true
 		}
 	default:
-		r.fault(field, at+".value", "%s", notA(value, "a string"))
+		r.fault(field, at+".value", "%w", notA(value, "a string"))
 		return v, false
 	}
 	return v, true

@@ -13,7 +13,8 @@ import (
 
 // open is a value, or a part of a text, that is not known before deployment.
 type open struct {
-	why string // what it depends on
+	why       string // what it depends on
+	parameter string // the parameter without a value on which it depends
 }
 
 // mixed is a text of known and open parts: strings and open values.
@@ -34,31 +35,46 @@ func (m mixed) pattern() string {
 
 // isOpen reports whether a value is not wholly known, and on what it depends.
 func isOpen(v any) (why string, yes bool) {
+	o, yes := openPart(v)
+	return o.why, yes
+}
+
+// openPart is the first part of a value that is not known.
+func openPart(v any) (o open, yes bool) {
 	switch v := v.(type) {
 	case open:
-		return v.why, true
+		return v, true
 	case mixed:
 		for _, part := range v {
 			if o, ok := part.(open); ok {
-				return o.why, true
+				return o, true
 			}
 		}
-		return "", true
+		return open{}, true
 	case []any:
 		for _, x := range v {
-			if why, yes := isOpen(x); yes {
-				return why, true
+			if o, yes := openPart(x); yes {
+				return o, true
 			}
 		}
 	case map[string]any:
 		for _, x := range v {
-			if why, yes := isOpen(x); yes {
-				return why, true
+			if o, yes := openPart(x); yes {
+				return o, true
 			}
 		}
 	}
-	return "", false
+	return open{}, false
 }
+
+// OpenError is a value that the policy needs and the template leaves open.
+type OpenError struct {
+	Parameter string // the parameter that has no value; "" if it is something else that only Azure knows
+	Variable  bool   // it is that of an environment variable, which TemplateOptions.AllowOpen lets be anything
+	text      string
+}
+
+func (e *OpenError) Error() string { return e.text }
 
 // join makes one text of several.
 func joinText(parts []any) any {
@@ -292,8 +308,8 @@ func element(v, key any) (any, error) {
 	if o, ok := v.(open); ok {
 		return o, nil
 	}
-	if why, yes := isOpen(key); yes {
-		return open{why}, nil
+	if o, yes := openPart(key); yes {
+		return o, nil
 	}
 	switch key := key.(type) {
 	case string:

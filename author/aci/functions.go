@@ -64,7 +64,7 @@ func (s *scope) call(name string, args []any) (any, error) {
 		return args, nil
 	}
 	if slices.ContainsFunc(azureOnly, func(f string) bool { return strings.EqualFold(f, name) }) {
-		return open{name + "()"}, nil
+		return open{why: name + "()"}, nil
 	}
 	f, ok := functions[lower]
 	if !ok {
@@ -74,8 +74,8 @@ func (s *scope) call(name string, args []any) (any, error) {
 		return nil, fmt.Errorf("%d arguments are too many or too few", len(args))
 	}
 	for _, a := range args {
-		if why, yes := isOpen(a); yes {
-			return open{why}, nil
+		if o, yes := openPart(a); yes {
+			return o, nil
 		}
 	}
 	return f.do(args)
@@ -120,8 +120,8 @@ func jsonText(v any) string {
 func format(args []any) (any, error) {
 	pattern, ok := args0(args).(string)
 	if !ok {
-		if why, yes := isOpen(args0(args)); yes {
-			return open{why}, nil
+		if o, yes := openPart(args0(args)); yes {
+			return o, nil
 		}
 		return nil, errors.New("want a format string")
 	}

@@ -95,13 +95,13 @@ func (r *reader) list(n *node, path string) []*node {
 	}
 	items, ok := v.([]any)
 	if !ok {
-		r.fault(n, path, "%s", notA(v, "a list"))
+		r.fault(n, path, "%w", notA(v, "a list"))
 		return nil
 	}
 	out := make([]*node, len(items))
 	for i, item := range items {
-		if why, yes := isOpen(item); yes {
-			r.fault(n, path, "a part of it depends on %s", why)
+		if o, yes := openPart(item); yes {
+			r.fault(n, path, "%w", o.fault("a part of it depends on %s", o.why))
 			return nil
 		}
 		out[i] = nodeOf(item, n.start)
@@ -141,11 +141,15 @@ func nodeOf(v any, at int) *node {
 	return n
 }
 
-func notA(v any, want string) string {
-	if why, yes := isOpen(v); yes {
-		return fmt.Sprintf("the value depends on %s; give it in a parameters file", why)
+func notA(v any, want string) error {
+	if o, yes := openPart(v); yes {
+		return o.fault("the value depends on %s; give it in a parameters file", o.why)
 	}
-	return fmt.Sprintf("it is a %s, want %s", typeName(v), want)
+	return fmt.Errorf("it is a %s, want %s", typeName(v), want)
+}
+
+func (o open) fault(format string, args ...any) *OpenError {
+	return &OpenError{Parameter: o.parameter, text: fmt.Sprintf(format, args...)}
 }
 
 // object evaluates a field that is an object as a whole into a node, if it is an expression.
@@ -158,26 +162,30 @@ func (r *reader) object(n *node, path string) *node {
 		return nil
 	}
 	if _, ok := v.(map[string]any); !ok {
-		r.fault(n, path, "%s", notA(v, "an object"))
+		r.fault(n, path, "%w", notA(v, "an object"))
 		return nil
 	}
-	if why, yes := isOpen(v); yes {
-		r.fault(n, path, "a part of it depends on %s", why)
+	if o, yes := openPart(v); yes {
+		r.fault(n, path, "%w", o.fault("a part of it depends on %s", o.why))
 		return nil
 	}
 	return nodeOf(v, n.start)
 }
 
 func (r *reader) str(n *node, path string) string {
-	v, ok := r.value(n, path)
-	if !ok {
-		return ""
-	}
-	s, ok := v.(string)
-	if !ok {
-		r.fault(n, path, "%s", notA(v, "a string"))
-	}
+	s, _ := r.text(n, path)
 	return s
+}
+
+// text is a string, empty if there is none. It says whether that is so, or what stands there cannot be read, which is a fault then.
+func (r *reader) text(n *node, path string) (s string, read bool) {
+	before := len(r.faults)
+	if v, ok := r.value(n, path); ok {
+		if s, ok = v.(string); !ok {
+			r.fault(n, path, "%w", notA(v, "a string"))
+		}
+	}
+	return s, len(r.faults) == before
 }
 
 // flag reads a boolean, which templates also write as text.
@@ -197,7 +205,7 @@ func (r *reader) flag(n *node, path string) (is, set bool) {
 			return false, true
 		}
 	}
-	r.fault(n, path, "%s", notA(v, "a boolean"))
+	r.fault(n, path, "%w", notA(v, "a boolean"))
 	return false, false
 }
 
@@ -209,17 +217,18 @@ func (r *reader) number(n *node, path string) *int64 {
 	if i, ok := v.(int64); ok && i >= 0 && i < 1<<32 {
 		return &i
 	}
-	r.fault(n, path, "%s", notA(v, "a number of 0 to 4294967295"))
+	r.fault(n, path, "%w", notA(v, "a number of 0 to 4294967295"))
 	return nil
 }
 
 func (r *reader) strings(n *node, path string) []string {
 	var out []string
 	for i, item := range r.list(n, path) {
+		before := len(r.faults)
 		v, _ := r.value(item, fmt.Sprintf("%s[%d]", path, i))
 		s, ok := v.(string)
-		if !ok {
-			r.fault(item, fmt.Sprintf("%s[%d]", path, i), "%s", notA(v, "a string"))
+		if !ok && len(r.faults) == before {
+			r.fault(item, fmt.Sprintf("%s[%d]", path, i), "%w", notA(v, "a string"))
 		}
 		out = append(out, s)
 	}

@@ -130,11 +130,11 @@ func (s *scope) parameter(name string) (any, error) {
 	case p.given != nil:
 		return p.given.literal() // values of a parameters file are no expressions
 	case p.vault:
-		return open{"the key vault's value of parameter " + name}, nil
+		return open{why: "the key vault's value of parameter " + name}, nil
 	}
 	d := p.declared.get("defaultValue")
 	if d == nil {
-		return open{"parameter " + name + ", which has no value"}, nil
+		return open{"parameter " + name + ", which has no value", name}, nil
 	}
 	return s.named("parameter "+strings.ToLower(name), d)
 }

@@ -146,9 +146,15 @@ func fill(c container) container {
 }
 
 func appendMissing(list, more []string) []string {
+	have := make(map[string]bool, len(list)) // foreign lists may be long
+	for _, x := range list {
+		have[x] = true
+	}
+	list = slices.Clip(list)
 	for _, x := range more {
-		if !slices.Contains(list, x) {
-			list = append(slices.Clip(list), x)
+		if !have[x] {
+			have[x] = true
+			list = append(list, x)
 		}
 	}
 	return list
@@ -184,7 +190,7 @@ func (g *generator) container(path string, c *kubernetes.Container) container {
 	m.volumes()
 	m.imageVolumes(img)
 	entry := container{
-		Name: c.Name, SandboxPidns: g.w.Spec.ShareProcessNamespace, ExecCommands: execCommands(c), Signals: g.signals(path, c, img),
+		Name: c.Name, SandboxPidns: g.w.Spec.ShareProcessNamespace, ExecCommands: g.execCommands(path, c), Signals: g.signals(path, c, img),
 		Files: m.files, Storages: m.storages, Devices: slices.Concat(m.devices, g.vfio(path, c)), AnnoPatterns: g.vfioPatterns(g.gpus(path, c) > 0),
 		OCI:         oci{Version: g.s.Kata.OCIVersion, Process: p, Root: r, Mounts: m.list, Annotations: annotations, Linux: g.linux(t, c.Security.Privileged, false)},
 		RequiredEnv: text.required, RequiredMounts: m.required, Directories: m.parts, ClusterValues: text.cluster,
@@ -259,7 +265,7 @@ func capName(name string) string {
 
 // execCommands are what the kubelet runs in the container. In those of probes it expands variables, by their plain text in the manifest;
 // ones with a source count as empty. Those of hooks it takes as they are.
-func execCommands(c *kubernetes.Container) [][]string {
+func (g *generator) execCommands(path string, c *kubernetes.Container) [][]string {
 	out := [][]string{}
 	add := func(e *kubernetes.Exec) {
 		if e != nil && len(e.Command) > 0 {
@@ -274,7 +280,11 @@ func execCommands(c *kubernetes.Container) [][]string {
 		if p != nil && p.Exec != nil {
 			var command []string
 			for _, word := range p.Exec.Command {
-				command = append(command, kubernetes.Expand(word, static))
+				word = kubernetes.Expand(word, static)
+				if !g.take(c.At, path, len(word)) {
+					return out
+				}
+				command = append(command, word)
 			}
 			add(&kubernetes.Exec{Command: command})
 		}

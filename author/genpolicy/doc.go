@@ -22,7 +22,7 @@
 //	    destination  of the mount
 //	    base         last element of destination: files arrive below $(sfprefix)base
 //	    volume       name of the volume; kind "configMap", "secret", "projected", "downwardAPI", "claim", "hostPath",
-//	                 "image" (a VOLUME of the image) or "runtime" (/etc/hosts, tokens, termination log: no volume)
+//	                 "image" (a VOLUME of the image that the host fills, by the settings) or "runtime" (/etc/hosts, tokens, termination log: no volume)
 //	    single       the mount is one file (subPath): it arrives as $(sfprefix)base itself, entries has the one key ""
 //	    entries      relative path -> {sha256, size}: a file at this path has this content. kubelet puts files below a
 //	                 directory ..<timestamp> with symlinks in front (..data -> ..<timestamp>, key -> ..data/key)

@@ -67,11 +67,15 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 	all.set(name, value)
 	var required []string
 	for _, x := range img.Config.Env {
+		if !g.take(c.At, path+".image", len(x)) {
+			return texts{}
+		}
 		if name, value, ok := strings.Cut(x, "="); ok {
 			all.set(name, value)
-			required = appendMissing(required, []string{name})
+			required = append(required, name)
 		}
 	}
+	required = appendMissing(nil, required)
 	if c.TTY {
 		all.set("TERM", "xterm")
 	}
@@ -94,27 +98,34 @@ func (g *generator) processText(path string, c *kubernetes.Container, img *image
 			where := fmt.Sprintf("%s.%s[%d]", path, field, i)
 			g.checkText(c.At, where, s)
 			l := lookup{g: g, at: c.At, path: where, values: own.values, found: cluster}
-			args = append(args, escapeDollars(kubernetes.ExpandBy(s, l.value)))
+			text := escapeDollars(kubernetes.ExpandBy(s, l.value))
+			if !g.take(c.At, where, len(text)) {
+				return
+			}
+			args = append(args, text)
+		}
+	}
+	ofImage := func(list []string) {
+		for _, s := range list {
+			g.checkImageText(path, c, s)
+			if !g.take(c.At, path+".image", len(s)) {
+				return
+			}
+			args = append(args, escapeDollars(s))
 		}
 	}
 	if len(c.Command) > 0 {
 		words("command", c.Command)
 	} else {
-		for _, s := range img.Config.Entrypoint {
-			g.checkImageText(path, c, s)
-			args = append(args, escapeDollars(s))
-		}
+		ofImage(img.Config.Entrypoint)
 	}
 	switch {
 	case len(c.Args) > 0:
 		words("args", c.Args)
 	case len(c.Command) == 0:
-		for _, s := range img.Config.Cmd {
-			g.checkImageText(path, c, s)
-			args = append(args, escapeDollars(s))
-		}
+		ofImage(img.Config.Cmd)
 	}
-	if len(args) == 0 && g.images[c.Image] != nil {
+	if len(args) == 0 && g.images[c.Image] != nil && g.texts <= maxTexts {
 		g.fail(c.At, path+".command", "neither the manifest nor the image names a command")
 	}
 	return texts{args: args, env: all.list(), required: required, values: own.values, cluster: cluster}
@@ -154,6 +165,9 @@ func (g *generator) variables(path string, c *kubernetes.Container, cluster map[
 		where := fmt.Sprintf("%s.envFrom[%d]", path, i)
 		values, secret := g.envFrom(where, from)
 		for _, k := range slices.Sorted(maps.Keys(values)) {
+			if !g.take(from.At, where, len(k)+len(values[k])) {
+				return env
+			}
 			g.checkText(from.At, where+"."+k, values[k])
 			name := from.Prefix + k
 			_, before := env.values[name]
@@ -173,10 +187,17 @@ func (g *generator) variables(path string, c *kubernetes.Container, cluster map[
 		if v.ValueFrom == nil {
 			g.checkText(v.At, where+".value", v.Value)
 			l := lookup{g: g, at: v.At, path: where + ".value", values: env.values, inEnv: true, found: cluster}
-			env.set(v.Name, kubernetes.ExpandBy(v.Value, l.value))
+			value := kubernetes.ExpandBy(v.Value, l.value)
+			if !g.take(v.At, where+".value", len(v.Name)+len(value)) {
+				return env
+			}
+			env.set(v.Name, value)
 			continue
 		}
 		if value, ok := g.envValue(where+".valueFrom", v); ok {
+			if !g.take(v.At, where+".valueFrom", len(v.Name)+len(value)) {
+				return env
+			}
 			env.set(v.Name, value)
 		}
 	}

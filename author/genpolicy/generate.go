@@ -55,8 +55,11 @@ type Pin struct {
 	Image     string
 }
 
-// maxLine is the longest line that policy engines accept.
-const maxLine = 64 << 10
+// maxLine is the longest line that policy engines accept, and maxTexts how much of a policy they take, in bytes.
+const (
+	maxLine  = 64 << 10
+	maxTexts = 16 << 20
+)
 
 // generator makes the policy of one workload.
 type generator struct {
@@ -67,8 +70,22 @@ type generator struct {
 	images   map[string]*imagesource.Image
 	sealed   map[string]bool // images that were found to be sealed where that cannot be
 	cluster  []clusterVariable
+	texts    int // bytes of variables and arguments so far; see take
 	problems kubernetes.Problems
 	result   Result
+}
+
+// take counts the bytes of a variable or an argument, and says whether there is room for them: a short manifest can name long texts any number of
+// times. That there is none is a problem once.
+func (g *generator) take(at kubernetes.At, path string, n int) bool {
+	if g.texts > maxTexts {
+		return false
+	}
+	if g.texts += n; g.texts > maxTexts {
+		g.fail(at, path, "the pod's variables and arguments have more than %d bytes up to here, which is more than a policy can have", maxTexts)
+		return false
+	}
+	return true
 }
 
 func (g *generator) fail(at kubernetes.At, path, format string, args ...any) {
@@ -316,7 +333,7 @@ func (g *generator) fetch(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return errors.Join(ctx.Err(), a.err)
 			}
-			g.fail(j.at, j.path, "%v", a.err)
+			g.fail(j.at, j.path, "%w", a.err)
 			continue
 		}
 		g.images[j.reference] = a.img

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloister/cloister/author/imagesource"
 	"github.com/cloister/cloister/author/kubernetes"
+	"github.com/cloister/cloister/wire/agent"
 )
 
 // mounts gathers the mounts of one container and what they need.
@@ -27,6 +28,9 @@ type mounts struct {
 }
 
 // set replaces the mount at the destination of m, or adds m.
+// maxMounts bounds the volumes of a container. Each is compared with all others.
+const maxMounts = 4096
+
 func (m *mounts) set(x mount) {
 	if i := slices.IndexFunc(m.list, func(y mount) bool { return y.Destination == x.Destination }); i >= 0 {
 		m.list[i] = x
@@ -69,7 +73,7 @@ func (m *mounts) settings(t *template, readonlyRoot bool, terminationLog string)
 		if !mounted && !slices.Contains(m.g.s.MountDestinations, x.Destination) {
 			continue
 		}
-		if auto := m.g.w.Spec.AutomountToken; !mounted && auto != nil && !*auto && x.Destination == tokenDir {
+		if !mounted && x.Destination == tokenDir && !m.g.set.MountsToken(m.g.w) {
 			continue // what the host put there would not be asked for
 		}
 		x.Options = slices.Clone(x.Options)
@@ -97,6 +101,10 @@ func (m *mounts) settings(t *template, readonlyRoot bool, terminationLog string)
 
 // volumes adds the mounts of the pod's volumes.
 func (m *mounts) volumes() {
+	if n := len(m.c.VolumeMounts); n > maxMounts {
+		m.g.fail(m.c.At, m.path+".volumeMounts", "there are %d, at most %d are supported", n, maxMounts)
+		return
+	}
 	seen := map[string]bool{}
 	for i := range m.c.VolumeMounts {
 		vm := &m.c.VolumeMounts[i]
@@ -151,14 +159,23 @@ func (m *mounts) volume(where string, vm *kubernetes.VolumeMount, destination st
 	spec := &m.g.w.Spec
 	i := slices.IndexFunc(spec.Volumes, func(v kubernetes.Volume) bool { return v.Name == vm.Name })
 	if i < 0 {
-		if c := m.g.set.Claim(m.g.w, vm.Name); c != nil && slices.ContainsFunc(m.g.w.Claims, func(x kubernetes.Claim) bool { return x.Metadata.Name == vm.Name }) {
+		template := slices.ContainsFunc(m.g.w.Claims, func(x kubernetes.Claim) bool { return x.Metadata.Name == vm.Name })
+		d, disk := m.g.directVolume(vm.Name)
+		switch {
+		case !template:
+			m.g.fail(vm.At, where+".name", "the pod has no volume %q", vm.Name)
+		case d != nil:
+			m.direct(where, vm, d, disk, destination, vm.ReadOnly)
+		default:
 			m.shared(vm, destination, "claim", vm.ReadOnly)
-			return
 		}
-		m.g.fail(vm.At, where+".name", "the pod has no volume %q", vm.Name)
 		return
 	}
 	v := &spec.Volumes[i]
+	if d, disk := m.g.directVolume(vm.Name); d != nil {
+		m.direct(where, vm, d, disk, destination, vm.ReadOnly || v.Claim != nil && v.Claim.ReadOnly)
+		return
+	}
 	switch {
 	case v.EmptyDir != nil:
 		m.emptyDir(where, vm, v.EmptyDir, destination)
@@ -323,17 +340,25 @@ func (v volume) storage(mountPoint string) storage {
 		MountPoint: mountPoint, Shared: v.Shared}
 }
 
-// imageVolumes are those that the image declares and the pod does not replace.
+// imageVolumes are those that the image declares and the pod does not replace. Cloister's guest makes them, where the settings do not say
+// that the host does.
 func (m *mounts) imageVolumes(img *imagesource.Image) {
+	if n := len(img.Config.Volumes); n > maxMounts {
+		m.g.fail(m.c.At, m.path+".image", "it declares %d volumes, at most %d are supported", n, maxMounts)
+		return
+	}
 	v := m.g.s.Volumes["image_volume"]
+	hosts := !strings.Contains(v.MountSource, agent.ImageVolumePattern)
 	for _, name := range img.Config.Volumes {
 		destination := path.Clean("/" + name)
 		if destination == "/" || slices.ContainsFunc(m.list, func(x mount) bool { return x.Destination == destination }) {
 			continue
 		}
-		m.g.warn(m.c.At, m.path+".image", "it makes %s a volume, whose content the host chooses; mount an emptyDir there", destination)
 		base := path.Base(destination)
 		m.list = append(m.list, mount{Destination: destination, Type: v.MountType, Source: v.MountSource + regexp.QuoteMeta(base) + "$", Options: v.Options})
-		m.files = append(m.files, fileMount{Destination: destination, Base: base, Kind: "image", Entries: map[string]fileEntry{}})
+		if hosts {
+			m.g.warn(m.c.At, m.path+".image", "it makes %s a volume, whose content the host chooses; mount an emptyDir there", destination)
+			m.files = append(m.files, fileMount{Destination: destination, Base: base, Kind: "image", Entries: map[string]fileEntry{}})
+		}
 	}
 }

@@ -111,17 +111,38 @@ func TestImageTexts(t *testing.T) {
 	}
 }
 
-// TestImageVolumes: who generates a policy hears of the volumes that the host fills.
+// TestImageVolumes: the guest makes the volumes of images. Where the settings say that the host fills them, who generates a policy hears of it.
 func TestImageVolumes(t *testing.T) {
 	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, image: x%s}], volumes: [{name: v, emptyDir: {}}]}\n"
 	images := oneConfig(imagesource.Config{Entrypoint: []string{"/a"}, Volumes: []string{"/var/www/html"}})
-	for more, want := range map[string]bool{"": true, ", volumeMounts: [{name: v, mountPath: /var/www/html}]": false} {
-		r, err := generate(t, fmt.Sprintf(pod, more), Options{Images: images})
+	hosts := settings(t)
+	v := hosts.Volumes["image_volume"]
+	v.MountSource = "$(sfprefix)" // as in the settings of Kata's generator
+	hosts.Volumes["image_volume"] = v
+	for _, c := range []struct {
+		settings     *Settings
+		more, source string
+		warned       bool
+	}{
+		{nil, "", `^$(cpath)/$(bundle-id)-imagevolume[0-9]{5}-html$`, false},
+		{hosts, "", "$(sfprefix)html$", true},
+		{nil, ", volumeMounts: [{name: v, mountPath: /var/www/html}]", "", false},
+		{hosts, ", volumeMounts: [{name: v, mountPath: /var/www/html}]", "", false},
+	} {
+		r, err := generate(t, fmt.Sprintf(pod, c.more), Options{Images: images, Settings: c.settings})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Contains(fmt.Sprint(r.Warnings), "/var/www/html"); got != want {
-			t.Errorf("%q: %v", more, r.Warnings)
+		if got := strings.Contains(fmt.Sprint(r.Warnings), "/var/www/html"); got != c.warned {
+			t.Errorf("%q: %v", c.more, r.Warnings)
+		}
+		entry := dataOf(t, r.Policy).Containers[1]
+		i := slices.IndexFunc(entry.OCI.Mounts, func(m mount) bool { return m.Destination == "/var/www/html" })
+		if i < 0 || entry.OCI.Mounts[i].Source != c.source {
+			t.Errorf("%q: mounts %+v", c.more, entry.OCI.Mounts)
+		}
+		if got := slices.ContainsFunc(entry.Files, func(f fileMount) bool { return f.Destination == "/var/www/html" && f.Kind == "image" }); got != c.warned {
+			t.Errorf("%q: files %+v", c.more, entry.Files)
 		}
 	}
 }

@@ -43,6 +43,8 @@ type Settings struct {
 	Requests map[string]any `json:"request_defaults"`
 	// Fragments are those that the policy accepts, copied as they are.
 	Fragments []Fragment `json:"fragments"`
+	// DirectVolumes are those whose disk the guest gets. The first that fits a volume counts.
+	DirectVolumes []DirectVolume `json:"direct_volumes"`
 
 	cluster clusterConfig
 	common  commonConfig
@@ -179,7 +181,17 @@ func readBounded(name string) ([]byte, error) {
 
 // decodeJSON keeps numbers as they are written.
 func decodeJSON(text []byte, v any) error {
+	return decodeWhole(json.NewDecoder(bytes.NewReader(text)), v)
+}
+
+// decodeStrict refuses members that v does not have, too.
+func decodeStrict(text []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	return decodeWhole(dec, v)
+}
+
+func decodeWhole(dec *json.Decoder, v any) error {
 	dec.UseNumber()
 	if err := dec.Decode(v); err != nil {
 		return err
@@ -206,10 +218,7 @@ func parseSettings(text []byte, patches []namedPatch) (*Settings, error) {
 		return nil, err
 	}
 	s := &Settings{}
-	dec := json.NewDecoder(bytes.NewReader(patched))
-	dec.UseNumber()
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(s); err != nil {
+	if err := decodeStrict(patched, s); err != nil {
 		return nil, err
 	}
 	for _, part := range []struct {
@@ -252,6 +261,14 @@ func (s *Settings) check() error {
 	}
 	if err := s.SetEmptyDir(s.cluster.EmptyDir); err != nil {
 		problems = append(problems, fmt.Errorf("cluster_config.emptydir_type: %w", err))
+	}
+	for i := range s.DirectVolumes {
+		for _, err := range s.DirectVolumes[i].check() {
+			fail("direct_volumes[%d]: %w", i, err)
+		}
+	}
+	if x, ok := s.Common["spath"].(string); (!ok || x == "") && len(s.DirectVolumes) > 0 {
+		fail("common.spath is missing, where disks are mounted: direct_volumes needs it")
 	}
 	exec, _ := s.Requests["ExecProcessRequest"].(map[string]any)
 	if old, ok := exec["commands"].([]any); ok && len(old) > 0 {

@@ -30,6 +30,18 @@ func (e *PlainHTTPError) Error() string {
 	return fmt.Sprintf("registry %s would be spoken to in plain HTTP, which nobody has allowed", e.Host)
 }
 
+// AccessError says that a registry wants other credentials, or any.
+type AccessError struct {
+	Host string
+	Err  error
+}
+
+func (e *AccessError) Error() string {
+	return fmt.Sprintf("registry %s refuses access: %v", e.Host, e.Err)
+}
+
+func (e *AccessError) Unwrap() error { return e.Err }
+
 // registry is all registries there are.
 type registry struct {
 	insecure []string
@@ -111,7 +123,7 @@ func refusal(ref name.Reference, err error) error {
 	case http.StatusNotFound:
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return fmt.Errorf("registry %s refuses access: %w", ref.Context().RegistryStr(), err)
+		return &AccessError{ref.Context().RegistryStr(), err}
 	}
 	return err
 }

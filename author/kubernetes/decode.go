@@ -35,7 +35,7 @@ func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
 	if len(*d.problems) >= MaxProblems {
 		return
 	}
-	*d.problems = append(*d.problems, Problem{d.file, n.Line, d.object, path, fmt.Sprintf(format, args...)})
+	*d.problems = append(*d.problems, problem(d.file, n.Line, d.object, path, format, args...))
 }
 
 // enter counts a node and follows aliases; nil means to stop.
@@ -158,7 +158,7 @@ func (d *decoder) decodeStruct(n *yaml.Node, path string, v reflect.Value, depth
 			d.fail(kn, sub, "not supported: %s", reason)
 		case refused, rules.accept[key], rules.accept["*"], d.lenient:
 		default:
-			d.fail(kn, sub, "unknown field")
+			d.fail(kn, sub, "%w", ErrUnknownField)
 		}
 	})
 }

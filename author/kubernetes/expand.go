@@ -11,13 +11,20 @@ func Expand(s string, values map[string]string) string {
 	})
 }
 
-// ExpandBy is Expand with the values that a function knows.
+// MaxText is the length of the longest argument or variable that Linux gives to a program, in bytes (MAX_ARG_STRLEN).
+const MaxText = 128<<10 - 1
+
+// ExpandBy is Expand with the values that a function knows. Of a result that is longer than MaxText, so that no program could be given it,
+// the first MaxText+1 bytes are returned: variables that name each other many times would make any amount.
 func ExpandBy(s string, value func(name string) (string, bool)) string {
 	if !strings.Contains(s, "$") {
 		return s
 	}
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
+		if b.Len() > MaxText {
+			return b.String()[:MaxText+1]
+		}
 		if s[i] != '$' || i+1 == len(s) {
 			b.WriteByte(s[i])
 			continue

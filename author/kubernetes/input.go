@@ -87,7 +87,7 @@ func filesOf(name string) ([]string, error) {
 // documents splits a text. A syntax error ends it.
 func documents(in Input, problems *Problems) []*yaml.Node {
 	fail := func(line int, format string, args ...any) {
-		*problems = append(*problems, Problem{File: in.Name, Line: line, Message: fmt.Sprintf(format, args...)})
+		*problems = append(*problems, problem(in.Name, line, "", "", format, args...))
 	}
 	if len(in.Data) > maxFileBytes {
 		fail(0, "the file has more than %d bytes", maxFileBytes)

@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,6 +15,13 @@ type Problem struct {
 	Object  string // such as Deployment/web; may be empty
 	Path    string // such as spec.containers[0].image; may be empty
 	Message string
+	Err     error // what Message is about, for errors.As; may be nil
+}
+
+// problem takes what format has as %w along.
+func problem(file string, line int, object, path, format string, args ...any) Problem {
+	err := fmt.Errorf(format, args...)
+	return Problem{file, line, object, path, err.Error(), errors.Unwrap(err)}
 }
 
 func (p Problem) String() string {
@@ -64,5 +72,19 @@ func (ps Problems) Err() error {
 	slices.SortStableFunc(out, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
 	})
-	return slices.Compact(out)
+	return slices.CompactFunc(out, func(a, b Problem) bool { return a.String() == b.String() })
 }
+
+// Unwrap is for errors.Is and errors.As.
+func (ps Problems) Unwrap() []error {
+	var out []error
+	for _, p := range ps {
+		if p.Err != nil {
+			out = append(out, p.Err)
+		}
+	}
+	return out
+}
+
+// ErrUnknownField is a member of an object that is not known here.
+var ErrUnknownField = errors.New("unknown field")

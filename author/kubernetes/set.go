@@ -55,7 +55,7 @@ func (w *Workload) Namespace() string { return w.Meta.Namespace }
 // Problem is a problem at a place of this workload. at is below the pod's spec; n, which may be nil, is the object that has it. The line
 // is that of the last part of at that is there.
 func (w *Workload) Problem(n *yaml.Node, at, format string, args ...any) Problem {
-	p := Problem{File: w.File, Object: w.Object(), Path: w.Path, Message: fmt.Sprintf(format, args...)}
+	p := problem(w.File, 0, w.Object(), w.Path, format, args...)
 	if n == nil {
 		n = w.Spec.Node
 	}
@@ -71,7 +71,7 @@ func (w *Workload) Problem(n *yaml.Node, at, format string, args ...any) Problem
 
 // Fault is a problem at a path below the pod, such as spec.containers[0].image. Its line is that of the last part of it that is there.
 func (w *Workload) Fault(path, format string, args ...any) Problem {
-	return Problem{File: w.File, Line: lineOf(w.pod, path), Object: w.Object(), Path: strings.TrimSuffix(w.Path, "spec") + path, Message: fmt.Sprintf(format, args...)}
+	return problem(w.File, lineOf(w.pod, path), w.Object(), strings.TrimSuffix(w.Path, "spec")+path, format, args...)
 }
 
 // File is one input and the changes to make.
@@ -93,6 +93,7 @@ type Set struct {
 	configMaps map[string]*ConfigMap // by namespace/name
 	secrets    map[string]*Secret
 	claims     map[string]*Claim
+	tokens     map[string]*bool // of ServiceAccounts: automountServiceAccountToken, for those that say so
 	opts       Options
 	problems   Problems
 }
@@ -118,7 +119,7 @@ var podGroups = map[string][]string{
 // Parse reads manifests, and more ConfigMaps, Secrets and claims from data, whose other objects are ignored. The error
 // is of type Problems and has all that was found; the Set is usable all the same for further checks.
 func Parse(inputs, data []Input, opts Options) (*Set, error) {
-	s := &Set{opts: opts, configMaps: map[string]*ConfigMap{}, secrets: map[string]*Secret{}, claims: map[string]*Claim{}}
+	s := &Set{opts: opts, configMaps: map[string]*ConfigMap{}, secrets: map[string]*Secret{}, claims: map[string]*Claim{}, tokens: map[string]*bool{}}
 	for _, in := range inputs {
 		f := &File{Input: in}
 		f.docs = documents(in, &s.problems)
@@ -146,7 +147,7 @@ type place struct {
 func (s *Set) add(f *File, n *yaml.Node, at place, dataOnly bool) {
 	item := at.item
 	fail := func(path, format string, args ...any) {
-		s.problems = append(s.problems, Problem{File: f.Name, Line: n.Line, Path: path, Message: fmt.Sprintf(format, args...)})
+		s.problems = append(s.problems, problem(f.Name, n.Line, "", path, format, args...))
 	}
 	if n.Kind != yaml.MappingNode {
 		fail(item, "expected a Kubernetes object, got %s", kindName(n))
@@ -185,6 +186,8 @@ func (s *Set) add(f *File, n *yaml.Node, at place, dataOnly bool) {
 		c := &Claim{}
 		s.decode(f, n, "PersistentVolumeClaim/"+name(n), where, reflect.ValueOf(c).Elem())
 		s.claims[key(c.Metadata)] = c
+	case kind == "ServiceAccount" && version == "v1":
+		s.addServiceAccount(n)
 	case dataOnly:
 	case isPod && ofGroup(kind, version):
 		s.addWorkload(f, n, kind, at)
@@ -231,7 +234,7 @@ func (s *Set) addWorkload(f *File, n *yaml.Node, kind string, at place) {
 	pod, path := n, prefix
 	for _, step := range podKinds[kind] {
 		if pod = child(pod, step); pod == nil {
-			s.problems = append(s.problems, Problem{f.Name, n.Line, object, path + step, "missing"})
+			s.problems = append(s.problems, problem(f.Name, n.Line, object, path+step, "missing"))
 			return
 		}
 		path += step + "."
@@ -239,7 +242,7 @@ func (s *Set) addWorkload(f *File, n *yaml.Node, kind string, at place) {
 	}
 	spec := child(pod, "spec")
 	if spec == nil {
-		s.problems = append(s.problems, Problem{f.Name, pod.Line, object, path + "spec", "missing"})
+		s.problems = append(s.problems, problem(f.Name, pod.Line, object, path+"spec", "missing"))
 		return
 	}
 	if class := text(spec, "runtimeClassName"); !s.selected(class) {
@@ -285,11 +288,11 @@ func (s *Set) addConfigMap(f *File, n *yaml.Node) {
 	for k := range c.BinaryData {
 		if _, ok := c.Data[k]; ok {
 			path := join("binaryData", k)
-			s.problems = append(s.problems, Problem{f.Name, lineOf(n, path), object, path, "the key is also in data"})
+			s.problems = append(s.problems, problem(f.Name, lineOf(n, path), object, path, "the key is also in data"))
 		}
 	}
 	if old, ok := s.configMaps[key(c.Metadata)]; ok && (!maps.Equal(old.Data, c.Data) || !maps.Equal(old.BinaryData, c.BinaryData)) {
-		s.problems = append(s.problems, Problem{f.Name, n.Line, object, "metadata.name", "given twice, with different content"})
+		s.problems = append(s.problems, problem(f.Name, n.Line, object, "metadata.name", "given twice, with different content"))
 	}
 	s.configMaps[key(c.Metadata)] = c
 }
@@ -304,14 +307,14 @@ func (s *Set) addSecret(f *File, n *yaml.Node) {
 		c.Data[k] = v
 	}
 	if old, ok := s.secrets[key(c.Metadata)]; ok && !maps.Equal(old.Data, c.Data) {
-		s.problems = append(s.problems, Problem{f.Name, n.Line, object, "metadata.name", "given twice, with different content"})
+		s.problems = append(s.problems, problem(f.Name, n.Line, object, "metadata.name", "given twice, with different content"))
 	}
 	s.secrets[key(c.Metadata)] = c
 }
 
 func (s *Set) wantName(f *File, n *yaml.Node, object string, m Metadata) {
 	if m.Name == "" && m.GenerateName == "" {
-		s.problems = append(s.problems, Problem{f.Name, lineOf(n, "metadata"), object, "metadata.name", "missing"})
+		s.problems = append(s.problems, problem(f.Name, lineOf(n, "metadata"), object, "metadata.name", "missing"))
 	}
 }
 
@@ -322,7 +325,7 @@ func (s *Set) binary(f *File, n *yaml.Node, object, field string, values map[str
 		raw, err := base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", "\r", "", " ", "").Replace(v))
 		if err != nil {
 			path := join(field, k)
-			s.problems = append(s.problems, Problem{f.Name, lineOf(n, path), object, path, "not base64"})
+			s.problems = append(s.problems, problem(f.Name, lineOf(n, path), object, path, "not base64"))
 			continue
 		}
 		out[k] = string(raw)

@@ -244,8 +244,8 @@ type Volume struct {
 	Downward  *AnyRef       `k:"downwardAPI"`
 	AzureFile *AnyRef       `k:"azureFile"`
 	NFS       *AnyRef       `k:"nfs"`
-	CSI       *AnyRef       `k:"csi"`
-	Ephemeral *AnyRef       `k:"ephemeral"`
+	CSI       *CSIVolume    `k:"csi"`
+	Ephemeral *MadeClaim    `k:"ephemeral"`
 	_         struct{}      `refuse:"image=image volumes are not bound by the policy; copy the files into the image|awsElasticBlockStore=use a persistentVolumeClaim|azureDisk=use a persistentVolumeClaim|cephfs=use a persistentVolumeClaim|cinder=use a persistentVolumeClaim|fc=use a persistentVolumeClaim|flexVolume=use a persistentVolumeClaim|flocker=use a persistentVolumeClaim|gcePersistentDisk=use a persistentVolumeClaim|gitRepo=use an init container|glusterfs=use a persistentVolumeClaim|iscsi=use a persistentVolumeClaim|photonPersistentDisk=use a persistentVolumeClaim|portworxVolume=use a persistentVolumeClaim|quobyte=use a persistentVolumeClaim|rbd=use a persistentVolumeClaim|scaleIO=use a persistentVolumeClaim|storageos=use a persistentVolumeClaim|vsphereVolume=use a persistentVolumeClaim"`
 }
 
@@ -265,6 +265,21 @@ type HostPath struct {
 type ClaimRef struct {
 	Name     string `k:"claimName"`
 	ReadOnly bool   `k:"readOnly"`
+}
+
+// CSIVolume is one that a driver makes with the pod.
+type CSIVolume struct {
+	Driver string   `k:"driver"`
+	_      struct{} `accept:"*"`
+}
+
+// MadeClaim is a claim that is made with the pod.
+type MadeClaim struct {
+	Template struct {
+		Spec ClaimSpec `k:"spec"`
+		_    struct{}  `accept:"*"`
+	} `k:"volumeClaimTemplate"`
+	_ struct{} `accept:"*"`
 }
 
 // ConfigVolume shows the keys of a ConfigMap as files.
@@ -372,6 +387,7 @@ type Claim struct {
 
 // ClaimSpec says what kind of volume is claimed.
 type ClaimSpec struct {
-	VolumeMode string   `k:"volumeMode"`
-	_          struct{} `accept:"*"`
+	VolumeMode   string   `k:"volumeMode"`
+	StorageClass string   `k:"storageClassName"`
+	_            struct{} `accept:"*"`
 }

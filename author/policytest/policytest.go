@@ -3,8 +3,7 @@
 //
 // A record is what guests write down at their most talkative (one JSON object per line, {"kind": rule, "request": input})
 // or a list of such objects with "description" and "allowed", as tests of policies have them. Requests may leave out
-// members that have their defaults. Beside the requests of the protocol there are the two that only the guest makes:
-// ContainerExited {container_id, status} and PortForwardRequest {port}.
+// members that have their defaults. Beside the requests of the protocol there are those that the guest makes: see Kinds.
 package policytest
 
 import (
@@ -60,6 +59,9 @@ func Read(r io.Reader) ([]Case, error) {
 		if cases[i].Kind == "" {
 			return nil, fmt.Errorf("request %d names no kind", i+1)
 		}
+		if err := checkKind(cases[i].Kind); err != nil {
+			return nil, fmt.Errorf("request %d: %w", i+1, err)
+		}
 		if cases[i].Request, err = complete(cases[i].Kind, cases[i].Request); err != nil {
 			return nil, fmt.Errorf("request %d: %w", i+1, err)
 		}
@@ -96,16 +98,18 @@ func decode(raw []byte) ([]Case, error) {
 	return cases, lines.Err()
 }
 
-// complete adds what a record has left out. Kinds that are no message of the protocol stay as they are.
+// complete adds what a record has left out. Kinds that the guest makes itself stay as they are.
 func complete(kind string, request any) (any, error) {
 	if request == nil {
 		request = map[string]any{}
 	}
-	md := agent.File_wire_agent_agent_proto.Messages().ByName(protoreflect.Name(kind))
-	if md == nil {
+	if slices.Contains(own, kind) {
 		return request, nil
 	}
-	return policyinput.Complete(md, request)
+	if kind == storageKind {
+		kind = "Storage"
+	}
+	return policyinput.Complete(agent.File_wire_agent_agent_proto.Messages().ByName(protoreflect.Name(kind)), request)
 }
 
 // Engine judges requests as the guest does.

@@ -3,6 +3,7 @@ package policytest
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -43,6 +44,37 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestKinds: a kind that nobody asks about is refused before anything is replayed, with the one that was meant.
+func TestKinds(t *testing.T) {
+	kinds := Kinds()
+	for _, k := range []string{"CreateContainerRequest", "GuestDetailsRequest", "MemAgentMemcgConfig", "HostStorageRequest", "ContainerExited", "LoadPolicyFragmentRequest"} {
+		if n, _ := slices.BinarySearch(kinds, k); n == len(kinds) || kinds[n] != k {
+			t.Errorf("%s is no kind", k)
+		}
+	}
+	for kind, near := range map[string]string{
+		"CreateContainer": "CreateContainerRequest", "WriteStdin": "WriteStreamRequest", "createcontainerrequest": "CreateContainerRequest",
+		"StartContianerRequest": "StartContainerRequest", "ContainerExit": "ContainerExited", "Storage": "HostStorageRequest", "x": "", strings.Repeat("CopyFileRequest", 1e6): "",
+	} {
+		_, err := Read(strings.NewReader(`[{"kind":"StartContainerRequest"},{"kind":"` + kind + `"}]`))
+		var e *KindError
+		if !errors.As(err, &e) || e.Near != near || !strings.HasPrefix(err.Error(), "request 2: ") || len(err.Error()) > 200 {
+			t.Errorf("%.80s: %.300v, want %q", kind, err, near)
+		}
+	}
+	cases, err := Read(strings.NewReader(`{"kind":"HostStorageRequest","request":{"fstype":"ext4"}}
+{"kind":"LoadPolicyFragmentRequest","request":{"issuer":"did:x509:0"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := cases[0].Request.(map[string]any); m["options"] == nil {
+		t.Errorf("the storage has no defaults: %v", m)
+	}
+	if m := cases[1].Request.(map[string]any); m["issuer"] != "did:x509:0" {
+		t.Errorf("a member of the fragment is lost: %v", m)
+	}
+}
+
 // engine allows what it has not allowed before.
 type engine map[string]any
 
@@ -63,7 +95,8 @@ func (e engine) State(context.Context) (map[string]any, error) {
 }
 
 func TestRun(t *testing.T) {
-	cases, err := Read(strings.NewReader(`[{"kind":"A"},{"kind":"A"},{"kind":"A","allowed":false},{"kind":"B","allowed":false}]`))
+	cases, err := Read(strings.NewReader(strings.NewReplacer("A", "StartContainerRequest", "B", "DestroySandboxRequest").Replace(
+		`[{"kind":"A"},{"kind":"A"},{"kind":"A","allowed":false},{"kind":"B","allowed":false}]`)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,12 @@ package policyview
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/cloister/cloister/wire/agent"
 )
 
 func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
@@ -24,33 +27,31 @@ func container(pg *pager, p *Policy, c *containerData, o PageOptions) {
 	if len(process.User.AdditionalGids) > 0 {
 		identity += " groups " + numbers(process.User.AdditionalGids)
 	}
+	identity += " in " + safe(process.Cwd)
 	if process.NoNewPrivileges {
 		identity += ", no new privileges"
 	}
 	if c.SharedPID {
 		identity += ", sees the processes of the pod"
 	}
-	pg.row("user", identity+" in "+safe(process.Cwd))
+	pg.row("user", identity)
 	if caps := process.Capabilities["Bounding"]; len(caps) > 0 {
-		pg.row("may", safe(strings.Join(caps, " ")))
+		pg.row("may", capabilities(caps))
 	}
 	pg.row("root", map[bool]string{true: "read-only", false: "writable, kept by the guest"}[c.OCI.Root.Readonly])
 	pg.row("variables", variables(process.Env, o.Values))
 	if left := optional(process.Env, c.RequiredEnv); left != "" {
 		pg.row("optional", left+": the host may leave these variables out")
 	}
+	if names := atRunTime(process.Env); names != "" {
+		pg.row("run time", names+": the host chooses these values, within what the rules allow for such a field")
+	}
 	var cluster []string
 	for _, name := range sorted(c.ClusterValues) {
 		cluster = append(cluster, fmt.Sprintf("$(cluster:%s) is any text that fits %s", safe(name), safe(c.ClusterValues[name])))
 	}
 	pg.row("cluster", cluster...)
-	var mounts []string
-	for _, m := range c.OCI.Mounts {
-		if text := mount(p, c, m); text != "" {
-			mounts = append(mounts, text)
-		}
-	}
-	pg.row("mounts", mounts...)
+	pg.row("mounts", mounts(p, c)...)
 	var execs []string
 	for _, e := range c.Exec {
 		execs = append(execs, command(e))
@@ -80,8 +81,11 @@ func imageOf(c *containerData) []string {
 	}
 	if i := c.Image; i != nil {
 		how := "bound by digest " + safe(i.Digest)
-		if i.ByTag {
+		switch {
+		case i.ByTag:
 			how = "by tag: whoever answers for the registry chooses the content"
+		case i.Digest != "" && strings.HasSuffix(i.Reference, "@"+i.Digest):
+			how = "bound by this digest"
 		}
 		return append([]string{safe(i.Reference) + ", " + how}, out...)
 	}
@@ -121,10 +125,28 @@ func layer(s storageData) string {
 // kernelMounts are there in every container and tell nothing.
 var kernelMounts = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"}
 
-func mount(p *Policy, c *containerData, m mountData) string {
-	if slices.Contains(kernelMounts, m.Type) {
-		return ""
+// mounts are the places of a container with what is mounted there. Those that are alike share a line.
+func mounts(p *Policy, c *containerData) []string {
+	var kinds []string
+	places := map[string][]string{}
+	for _, m := range c.OCI.Mounts {
+		if slices.Contains(kernelMounts, m.Type) {
+			continue
+		}
+		kind := mount(p, c, m)
+		if places[kind] == nil {
+			kinds = append(kinds, kind)
+		}
+		places[kind] = append(places[kind], safe(m.Destination))
 	}
+	for i, kind := range kinds {
+		kinds[i] = strings.Join(places[kind], " ") + " " + kind
+	}
+	return kinds
+}
+
+// mount says how something is mounted, and what.
+func mount(p *Policy, c *containerData, m mountData) string {
 	how := "read-write"
 	if slices.Contains(m.Options, "ro") {
 		how = "read-only"
@@ -132,7 +154,7 @@ func mount(p *Policy, c *containerData, m mountData) string {
 	if c.RequiredMounts != nil && !slices.Contains(*c.RequiredMounts, m.Destination) {
 		how += ", may be left out"
 	}
-	return fmt.Sprintf("%s %s, %s", safe(m.Destination), how, origin(p, c, m))
+	return how + ", " + origin(p, c, m)
 }
 
 // disk says on what disk of the host a mount is.
@@ -158,6 +180,9 @@ func origin(p *Policy, c *containerData, m mountData) string {
 			continue
 		}
 		what := strings.TrimSpace(safe(f.Kind) + " " + safe(f.Volume))
+		if f.Kind == "runtime" {
+			what = "of the node"
+		}
 		if f.Bound && p.bindsFiles() {
 			return fmt.Sprintf("%s, %d files bound by digest", what, len(f.Entries))
 		}
@@ -171,6 +196,12 @@ func origin(p *Policy, c *containerData, m mountData) string {
 		return disk(c, m)
 	case strings.Contains(m.Source, "/sandbox/ephemeral/") || strings.Contains(m.Source, "/sandbox/shm"):
 		return "memory of the guest"
+	case strings.Contains(m.Source, agent.ImageVolumePattern):
+		return "volume of the image, made in the guest for each container with what the image has there"
+	case strings.Contains(m.Source, "/$(sandbox-id)/rootfs/local/"):
+		return "kept by the guest"
+	case strings.HasPrefix(m.Source, "^$(cpath)/sandbox-"):
+		return "shared directory, content chosen by the host"
 	case strings.HasPrefix(m.Source, "$(sfprefix)"):
 		return "content chosen by the host"
 	}
@@ -196,6 +227,36 @@ func optional(env []string, required *[]string) string {
 	var out []string
 	for _, v := range env {
 		if name, _, _ := strings.Cut(v, "="); !slices.Contains(*required, name) {
+			out = append(out, safe(name))
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// capabilities are those of a container, with names for the lists that settings have.
+func capabilities(list []string) string {
+	out := make([]string, len(list))
+	for i, c := range list {
+		switch c {
+		case "$(default_caps)":
+			out[i] = "the usual capabilities"
+		case "$(privileged_caps)":
+			out[i] = "all capabilities"
+		default:
+			out[i] = safe(c)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// runTime are texts that stand for what is known when the pod runs. Name and namespace of the pod are not among them: the policy pins them.
+var runTime = regexp.MustCompile(`\$\((host-name|node-name|pod-uid|pod-ip|host-ip|resource-field|todo-annotation)\)`)
+
+// atRunTime are the names of variables whose value the policy leaves open in part.
+func atRunTime(env []string) string {
+	var out []string
+	for _, v := range env {
+		if name, value, _ := strings.Cut(v, "="); runTime.MatchString(value) {
 			out = append(out, safe(name))
 		}
 	}

@@ -85,6 +85,9 @@ func (p *Policy) pod(pg *pager) {
 	if on, _ := p.data.Cloister["enforce_order"].(bool); on {
 		pg.row("order", "init containers must have ended well, sidecars must run, before what comes after them")
 	}
+	if usual := texts(p.data.Common["default_caps"]); len(usual) > 0 {
+		pg.row("usual", "capabilities of containers are "+safe(strings.Join(usual, " ")))
+	}
 }
 
 func (p *Policy) host(pg *pager) {

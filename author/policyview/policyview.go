@@ -187,7 +187,28 @@ func parse(text string) (*ast.Module, error) {
 			return m, nil
 		}
 	}
-	return nil, fmt.Errorf("parsing the policy: %w", faults[len(faults)-1])
+	return nil, fmt.Errorf("parsing the policy: %w", withoutText(faults[len(faults)-1]))
+}
+
+// withoutText are the faults of a parser, the first few, without the lines of the text that they are about: a line may have megabytes.
+func withoutText(err error) error {
+	var faults ast.Errors
+	if !errors.As(err, &faults) {
+		return err
+	}
+	const most = 5
+	var out []string
+	for _, f := range faults[:min(len(faults), most)] {
+		where := ""
+		if f.Location != nil {
+			where = fmt.Sprintf("line %d: ", f.Location.Row)
+		}
+		out = append(out, where+fmt.Sprintf("%.300s", f.Message))
+	}
+	if more := len(faults) - most; more > 0 {
+		out = append(out, fmt.Sprintf("and %d more", more))
+	}
+	return errors.New(strings.Join(out, "; "))
 }
 
 func (p *Policy) read(value *ast.Term) error {

@@ -16,22 +16,29 @@ policy_data := {
     {"OCI": {"Annotations": {"io.kubernetes.cri.sandbox-name": "^web$"}, "Process": {"Args": ["/pause"], "User": {"UID": 65535, "GID": 65535}}, "Root": {"Readonly": true}}},
     {"name": "web", "kind": "container", "exec_commands": [["/bin/check", "now and then"]], "signals": [15], "restarts": false,
      "image": {"reference": "nginx:1", "digest": "sha256:aa", "by_tag": false},
-     "files": [{"destination": "/etc/conf", "volume": "conf", "kind": "configMap", "bound": true, "entries": {"a": {"sha256": "11"}}},
+     "files": [{"destination": "/etc/hosts", "kind": "runtime", "bound": false}, {"destination": "/etc/conf", "volume": "conf", "kind": "configMap", "bound": true, "entries": {"a": {"sha256": "11"}}},
        {"destination": "/some", "volume": "some", "kind": "projected", "bound": false, "entries": {"a": {"sha256": "11"}}, "free": {"any": false, "paths": ["ca", "token"]}},
        {"destination": "/any", "volume": "any", "kind": "projected", "bound": false, "entries": {"a": {"sha256": "11"}}, "free": {"any": true, "paths": []}}],
      "cluster_values": {"DB_PORT": "(?:[0-9]{1,5})"}, "required_env": ["PASSWORD"], "required_mounts": ["/etc/conf", "/scratch"],
      "storages": [{"driver": "erofs-verity-layer", "options": ["X-kata.partition-number=1", "X-kata.dmverity.roothash=abcd", "X-kata.dmverity.hashoffset=4096", "X-cloister.sealed.key-id=kbs:///a/b/c"]},
                   {"driver": "", "volume": "scratch", "driver_options": ["encryption_key=ephemeral"]}],
-     "OCI": {"Process": {"Args": ["/bin/serve", "\u001b[2J"], "Env": ["PASSWORD=swordfish", "A=1"], "User": {"UID": 1, "GID": 2}, "Capabilities": {"Bounding": ["$(privileged_caps)"]}},
+     "OCI": {"Process": {"Args": ["/bin/serve", "\u001b[2J"], "Env": ["PASSWORD=swordfish", "A=1", "IP=at $(pod-ip)", "POD=$(sandbox-name)"], "Cwd": "/srv", "NoNewPrivileges": true, "User": {"UID": 1, "GID": 2}, "Capabilities": {"Bounding": ["$(privileged_caps)"]}},
        "Mounts": [{"destination": "/etc/conf", "type_": "bind", "source": "$(sfprefix)conf$", "options": ["ro"]},
                   {"destination": "/some", "type_": "bind", "source": "$(sfprefix)some$", "options": ["ro"]},
                   {"destination": "/any", "type_": "bind", "source": "$(sfprefix)any$", "options": ["ro"]},
                   {"destination": "/data", "type_": "bind", "source": "$(sfprefix)data$", "options": ["rw"]},
+                  {"destination": "/var/lib/db", "type_": "bind", "source": "^$(cpath)/$(bundle-id)-imagevolume[0-9]{5}-db$", "options": ["rw"]},
                   {"destination": "/part", "type_": "bind", "source": "^/run/x/[a-z]+/part$", "options": ["rw"], "volume": "scratch"},
+                  {"destination": "/etc/hosts", "type_": "bind", "source": "$(sfprefix)hosts$", "options": ["rw"]},
+                  {"destination": "/dev/shm", "type_": "bind", "source": "/run/kata-containers/sandbox/shm", "options": ["rw"]},
+                  {"destination": "/tmp", "type_": "bind", "source": "^/run/kata-containers/sandbox/ephemeral/tmp$", "options": ["rw"]},
+                  {"destination": "/kept", "type_": "local", "source": "^$(cpath)/$(sandbox-id)/rootfs/local/kept$", "options": ["rw"]},
+                  {"destination": "/shared", "type_": "bind", "source": "^$(cpath)/sandbox-[0-9a-f]{16}-shared$", "options": ["rw"]},
                   {"destination": "/plain", "type_": "bind", "source": "", "options": ["rw"], "volume": "plain"},
                   {"destination": "/scratch", "type_": "bind", "source": "", "options": ["rw"], "volume": "scratch"}]}},
     {"name": "other", "OCI": {"Mounts": [{"destination": "/a", "type_": "bind", "source": ""}, {"destination": "/b", "type_": "bind", "source": ""}]}}
   ],
+  "common": {"default_caps": ["CAP_KILL", "CAP_CHOWN"]},
   "request_defaults": {"CreateContainerRequest": {"allow_env_regex": ["^A=", "^B="]}, "ReadStreamRequest": true, "WriteStreamRequest": false, "ExecProcessRequest": {"allowed_commands": [["/bin/date"]], "regex": []},
     "PortForwardRequest": {"allowed_ports": [8080]}}
 }
@@ -56,20 +63,24 @@ func TestPage(t *testing.T) {
 	for _, want := range []string{
 		"A pod of 3 containers", "^web$", "(pause)", "the guest's own pause program", "web, container", "nginx:1, bound by digest sha256:aa",
 		"variables  PASSWORD A", "cluster    $(cluster:DB_PORT) is any text that fits (?:[0-9]{1,5})", "1:2", "/etc/conf read-only, configMap conf, 1 files bound by digest", "/data read-write, may be left out, content chosen by the host",
-		"layer of the host, number 1, bound by verity root abcd at byte 4096, sealed with kbs:///a/b/c", "optional   A: the host may leave",
+		"/var/lib/db read-write, may be left out, volume of the image, made in the guest for each container",
+		"layer of the host, number 1, bound by verity root abcd at byte 4096, sealed with kbs:///a/b/c", "optional   A IP POD: the host may leave",
 		"/scratch read-write, disk of the host for the volume scratch alone, encrypted", "/plain read-write, may be left out, disk of the host for the volume plain alone, not",
 		"directory of the disk of the host for the volume scratch alone, encrypted", "add variables to any container that fit one of 2 patterns",
 		"choose how much memory", "other: the host may leave out variables and mounts", "other: the host chooses which of its 2 disks",
 		`/bin/check "now and then"`, "signals    15", "restarts   never", "can        read what containers print", "cannot     write to the standard input",
 		"run in any container: /bin/date", "reach port 8080", "always     DestroySandboxRequest", "never      SetPolicyRequest",
-		"web: it is privileged", "web: the host chooses the content of /data", "projected some, 1 files bound by digest, content of ca token chosen by the host",
+		"web: it is privileged", "may        all capabilities", "usual      capabilities of containers are CAP_KILL CAP_CHOWN",
+		"run time   IP: the host chooses", "user       1:2 in /srv, no new privileges", "/etc/hosts read-write, may be left out, of the node, content chosen by the host",
+		"/dev/shm /tmp read-write, may be left out, memory of the guest", "/kept read-write, may be left out, kept by the guest",
+		"/shared read-write, may be left out, shared directory, content chosen by the host", "web: the host chooses the content of /data", "projected some, 1 files bound by digest, content of ca token chosen by the host",
 		"web: the host chooses the content of ca token in /some", "web: the host chooses the content of all others in /any",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	for _, never := range []string{"swordfish", "\x1b", "the content of /etc/conf", "web: the host may leave out", "pause): the host may"} {
+	for _, never := range []string{"swordfish", "\x1b", "the content of /etc/conf", "the content of /var/lib/db", "web: the host may leave out", "pause): the host may"} {
 		if strings.Contains(page, never) {
 			t.Errorf("the page has %q", never)
 		}
@@ -124,6 +135,14 @@ func TestParseRefuses(t *testing.T) {
 		if _, err := Parse(text); err == nil {
 			t.Errorf("%.40q is accepted", text)
 		}
+	}
+}
+
+// What is wrong is said without the text that it is wrong in.
+func TestParseFaultsAreShort(t *testing.T) {
+	_, err := Parse("package agent_policy\n\nx := " + strings.Repeat("]", 100_000) + "\n")
+	if err == nil || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "line 3: ") {
+		t.Errorf("got %.1200v", err)
 	}
 }
 

@@ -248,10 +248,14 @@ func (f *aciFlags) readTemplate(file string) (*aciJob, error) {
 	t, err := aci.ParseTemplate(string(text), o)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", file, err)
-		if strings.Contains(err.Error(), "which has no value") {
+		var open *aci.OpenError
+		switch {
+		case !errors.As(err, &open):
+			return nil, err
+		case open.Variable:
 			return nil, hint(err, "give the parameter's value by --parameters FILE, or let variables be anything with --allow-open-values")
 		}
-		return nil, err
+		return nil, hint(err, "give the parameter's value by --parameters FILE")
 	}
 	return &aciJob{
 		path: file, groups: t.Groups, warnings: t.Warnings,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -21,17 +22,35 @@ type foundPolicy struct{ object, text string }
 // policyForms says what policies are read from, for hints.
 const policyForms = "want the text of a policy, an initdata document, the value of an initdata annotation or of a ccePolicy, or a manifest or template that has one"
 
-// policyText is the policy in a file that holds one.
-func (a *app) policyText(file string) (string, error) {
+// policyText is the policy in a file that holds one, or that of the object, such as Deployment/web, in a file that has several.
+func (a *app) policyText(file, object string) (string, error) {
 	found, err := a.policyTexts(file)
 	if err != nil {
 		return "", err
 	}
-	if len(found) > 1 {
-		return "", hint(fmt.Errorf("%s holds %d policies, the first two of %s and %s", file, len(found), found[0].object, found[1].object),
-			"`cloister policy explain` takes them all; else give a file with one of them")
+	if object == "" && len(found) == 1 {
+		return found[0].text, nil
 	}
-	return found[0].text, nil
+	var names, texts []string
+	for _, f := range found {
+		if names = append(names, f.object); f.object == object {
+			texts = append(texts, f.text)
+		}
+	}
+	if len(names) > maxNamed {
+		names = append(names[:maxNamed], fmt.Sprintf("%d more", len(names)-maxNamed))
+	}
+	switch {
+	case object == "":
+		return "", hint(fmt.Errorf("%s holds %d policies, of %s", file, len(found), strings.Join(names, ", ")), "choose one by --object %s", found[0].object)
+	case len(texts) == 0 && len(found) == 1 && found[0].object == "":
+		return "", usageError{fmt.Errorf("--object is for manifests and templates, and %s is neither", file)}
+	case len(texts) == 0:
+		return "", fmt.Errorf("%s has no policy of %s; it has those of %s", file, printable(object), strings.Join(names, ", "))
+	case len(texts) > 1:
+		return "", fmt.Errorf("%s has %d policies of %s: give a file with one of them", file, len(texts), printable(object))
+	}
+	return texts[0], nil
 }
 
 // policyTexts are the policies in a file, at least one: what policyForms lists.
@@ -40,9 +59,15 @@ func (a *app) policyTexts(file string) ([]foundPolicy, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !utf8.Valid(raw) || bytes.IndexByte(raw, 0) >= 0 {
+		return nil, hint(fmt.Errorf("%s is no text", file), policyForms)
+	}
 	text, err := unwrapPolicy(strings.TrimSpace(string(raw)), string(raw))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if n := len(packageLine.FindAllStringIndex(text, -1)); n > 1 {
+		return nil, hint(fmt.Errorf("%s holds the texts of %d policies, and where one ends cannot be told", file, n), "give the manifests with their policies: `cloister policy generate` without --raw")
 	}
 	if objects := objectsOf(text); len(objects) > 0 {
 		found, err := policiesOf(objects)
@@ -56,6 +81,9 @@ func (a *app) policyTexts(file string) ([]foundPolicy, error) {
 	}
 	return []foundPolicy{{text: text}}, nil
 }
+
+// packageLine begins a policy, after comments.
+var packageLine = regexp.MustCompile(`(?m)^package[ \t]`)
 
 // unwrapPolicy takes a policy out of what carries it. What is no carrier is returned as otherwise.
 func unwrapPolicy(value, otherwise string) (string, error) {
@@ -133,7 +161,11 @@ func policiesOf(objects []map[string]any) ([]foundPolicy, error) {
 		m, _ := v.(map[string]any)
 		meta, _ := m["metadata"].(map[string]any)
 		if kind, ok := m["kind"].(string); ok {
-			object = fmt.Sprintf("%s/%v", kind, meta["name"])
+			named, _ := meta["name"].(string)
+			if named == "" {
+				named, _ = meta["generateName"].(string)
+			}
+			object = kind + "/" + named
 		} else if name, ok := m["name"].(string); ok && m["properties"] != nil {
 			object = name
 		}

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -35,7 +35,7 @@ type kubeFlags struct {
 	allowLogs, forward        bool
 	anyOrder, anyFiles        bool
 	ignoreUnknown             bool
-	fragments                 []string
+	fragments, direct         []string
 }
 
 func (f *kubeFlags) add(c *cobra.Command) {
@@ -72,6 +72,7 @@ func (f *kubeFlags) flags(p *pflag.FlagSet) {
 	p.BoolVar(&f.noCache, "no-cache", false, "keep nothing, and use nothing that was kept")
 	p.StringArrayVar(&f.sources, "image-source", nil, "registry, oci:DIR, archive:FILE or containerd[:SOCKET[,NAMESPACE]] (repeatable, tried in order; default: registry)")
 	p.StringArrayVar(&f.fragments, "fragment", nil, "JSON file that declares a signed fragment to accept, as 'cloister policy fragment inspect --declare guest' prints it (repeatable)")
+	p.StringArrayVar(&f.direct, "direct-volume", nil, "JSON about volumes whose disk the guest gets, as in direct_volumes of the settings, and before those (repeatable)")
 	p.BoolVar(&f.allowLogs, "allow-logs", false, "hand the containers' output to the host")
 	p.BoolVar(&f.forward, "allow-port-forward", false, "let the host forward connections to the ports that containers declare")
 	p.BoolVar(&f.anyOrder, "any-order", false, "do not hold init containers to run before the others")
@@ -126,6 +127,11 @@ func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
 	if f.emptyDir != "" {
 		if err := o.Settings.SetEmptyDir(f.emptyDir); err != nil {
 			return o, usageError{fmt.Errorf("--emptydir: %w", err)}
+		}
+	}
+	for _, d := range slices.Backward(f.direct) { // each goes before what is there
+		if err := o.Settings.AddDirectVolume(d); err != nil {
+			return o, hint(usageError{fmt.Errorf("--direct-volume %s: %w", printable(d), err)}, `such as {"claim": "data", "fstype": "ext4"}: docs/reference/policy-generate.md has all members`)
 		}
 	}
 	if f.allowLogs {
@@ -213,7 +219,7 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 		}
 	}
 	if err := append(problems, more...).Err(); err != nil {
-		if strings.Contains(err.Error(), "unknown field") {
+		if errors.Is(err, kubernetes.ErrUnknownField) {
 			return hint(err, "fields that are spelled right and do not matter to the guest are accepted with --ignore-unknown-fields")
 		}
 		return kubeHint(err)
@@ -232,15 +238,24 @@ func parsePolicyRules(rules string) error {
 	return nil
 }
 
+// maxPolicies bounds the policies of one run together, in bytes.
+const maxPolicies = 512 << 20
+
 // generateAll makes the policies of all workloads, several at a time.
 func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) ([]*genpolicy.Result, kubernetes.Problems, error) {
 	results := make([]*genpolicy.Result, len(set.Workloads))
 	faults := make([]error, len(set.Workloads))
 	var group errgroup.Group
 	group.SetLimit(8)
+	var size atomic.Int64
 	for i, w := range set.Workloads {
 		group.Go(func() error {
-			results[i], faults[i] = genpolicy.Generate(ctx, set, w, o)
+			if size.Load() > maxPolicies {
+				return fmt.Errorf("the policies of these manifests have more than %d MiB\nhint: generate for fewer of them at a time", maxPolicies>>20)
+			}
+			if results[i], faults[i] = genpolicy.Generate(ctx, set, w, o); results[i] != nil {
+				size.Add(int64(len(results[i].Policy)))
+			}
 			return nil
 		})
 	}
@@ -258,18 +273,15 @@ func generateAll(ctx context.Context, set *kubernetes.Set, o genpolicy.Options) 
 	return results, problems, nil
 }
 
-var noAccess = regexp.MustCompile(`registry (\S+) refuses access: `)
-
 // kubeHint says what to do about problems that have one remedy.
 func kubeHint(err error) error {
-	text := err.Error()
+	var plain *imagesource.PlainHTTPError
+	var access *imagesource.AccessError
 	switch {
-	case strings.Contains(text, "would be spoken to in plain HTTP"):
-		_, rest, _ := strings.Cut(text, "registry ")
-		host, _, _ := strings.Cut(rest, " ")
-		return hint(err, "allow it by --insecure-registry %s", host)
-	case noAccess.MatchString(text):
-		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", noAccess.FindStringSubmatch(text)[1])
+	case errors.As(err, &plain):
+		return hint(err, "allow it by --insecure-registry %s", plain.Host)
+	case errors.As(err, &access):
+		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", access.Host)
 	}
 	return err
 }
@@ -305,6 +317,9 @@ func (f *kubeFlags) deliver(a *app, set *kubernetes.Set, results []*genpolicy.Re
 		}
 		if f.base64 {
 			text.WriteString(annotation + "\n")
+		}
+		if warning := tooLarge(w, annotation); warning != "" {
+			fmt.Fprintf(a.stderr, "warning: %s: %s\n", w.File, warning)
 		}
 		if err := w.SetAnnotation(initdata.Annotation, annotation); err != nil {
 			return err

@@ -190,3 +190,44 @@ func TestPolicyGenerateNoAccess(t *testing.T) {
 		t.Errorf("got %s", out)
 	}
 }
+
+// TestPolicyGenerateDirectVolume declares a volume on the command line, right and wrong.
+func TestPolicyGenerateDirectVolume(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "pod.yaml", `apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  containers: [{name: a, image: %REGISTRY%/app:1, command: [/app], volumeMounts: [{name: v, mountPath: /v}]}]
+  volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]
+`)
+	args := []string{"policy", "generate", "--no-cache", "--insecure-registry", f.registry, "--raw", "pod.yaml"}
+	if out := f.run(t, exitDone, args...); !strings.Contains(out, "direct_volumes") {
+		t.Errorf("nobody says what to do: %.2000s", out)
+	}
+	out := f.run(t, exitDone, append(args, "--direct-volume", `{"storage_class": "x", "fstype": "erofs"}`, "--direct-volume", `{"claim": "data", "fstype": "squashfs"}`,
+		"--direct-volume", `{"claim": "data", "fstype": "ext4"}`)...)
+	if !strings.Contains(out, "not encrypted: the host can read") || !strings.Contains(out, `"fstype": "squashfs"`) || strings.Contains(out, `"fstype": "ext4"`) {
+		t.Errorf("got %.2000s", out)
+	}
+	if out := f.run(t, exitUsage, append(args, "--direct-volume", "data=ext4")...); !strings.Contains(out, "--direct-volume data=ext4: ") || !strings.Contains(out, `hint: such as {"claim"`) {
+		t.Errorf("got %s", out)
+	}
+}
+
+// TestPolicySimKinds: a kind of request that does not exist is said to be none, before anything is judged.
+func TestPolicySimKinds(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "p.rego", "package agent_policy\ndefault StartContainerRequest := true\n")
+	f.write(t, "r.jsonl", `{"kind": "StartContainerRequest"}`+"\n"+`{"kind": "StartContainer"}`)
+	for _, verb := range []string{"sim", "test"} {
+		out := f.run(t, exitRefused, "policy", verb, "p.rego", "r.jsonl")
+		if !strings.Contains(out, `request 2: "StartContainer" is no kind of request, did you mean StartContainerRequest?`) || !strings.Contains(out, verb+" --help` lists the kinds") ||
+			strings.Contains(out, "allowed") || strings.Contains(out, "internal") {
+			t.Errorf("got %s", out)
+		}
+		if out := f.run(t, exitDone, "policy", verb, "--help"); !strings.Contains(out, " HostStorageRequest") || !strings.Contains(out, "ContainerExited") {
+			t.Errorf("the help lacks kinds: %s", out)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -11,20 +12,36 @@ import (
 	"github.com/cloister/cloister/guest/gate"
 )
 
-const recordHelp = `REQUESTS holds one JSON object {"kind": RULE, "request": INPUT} per line, or a JSON list of them; "description" and
-"allowed" (the decision that is expected) may be there. POLICY is the text of a policy, an initdata document or the value of
-an initdata annotation. Use - for standard input. Two kinds are not of the protocol: ContainerExited, by which the guest says
-that a container has ended, and PortForwardRequest.`
+func recordHelp() string {
+	return `REQUESTS holds one JSON object {"kind": RULE, "request": INPUT} per line, or a JSON list of them; "description" and
+"allowed" (the decision that is expected) may be there. POLICY is the text of a policy, an initdata document, the value of an
+initdata annotation, or a manifest with such annotations. Use - for standard input. The kinds are
+  ` + strings.Join(lines(policytest.Kinds(), 110), "\n  ")
+}
+
+// lines puts words into lines of a width.
+func lines(words []string, width int) []string {
+	var out []string
+	for _, w := range words {
+		if n := len(out); n > 0 && len(out[n-1])+1+len(w) <= width {
+			out[n-1] += " " + w
+		} else {
+			out = append(out, w)
+		}
+	}
+	return out
+}
 
 func policyTestCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var object string
+	cmd := &cobra.Command{
 		Use:   "test POLICY REQUESTS",
 		Short: "Replay recorded requests: each must be decided as expected, or allowed where nothing is expected",
-		Long:  recordHelp,
+		Long:  recordHelp(),
 		Args:  exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			total, failed := 0, 0
-			err := a.replay(c, args, func(r policytest.Result) error {
+			err := a.replay(c, args, object, func(r policytest.Result) error {
 				total++
 				if !r.Unexpected {
 					return nil
@@ -48,16 +65,19 @@ func policyTestCmd(a *app) *cobra.Command {
 			return nil
 		},
 	}
+	objectFlag(cmd, &object)
+	return cmd
 }
 
 func policySimCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var object string
+	cmd := &cobra.Command{
 		Use:   "sim POLICY REQUESTS",
 		Short: "Print the decision about each recorded request, its reason, and how it changes the policy's state",
-		Long:  recordHelp,
+		Long:  recordHelp(),
 		Args:  exactly(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.replay(c, args, func(r policytest.Result) error {
+			return a.replay(c, args, object, func(r policytest.Result) error {
 				if a.json {
 					return a.printJSON(r)
 				}
@@ -73,14 +93,20 @@ func policySimCmd(a *app) *cobra.Command {
 			})
 		},
 	}
+	objectFlag(cmd, &object)
+	return cmd
+}
+
+func objectFlag(c *cobra.Command, object *string) {
+	c.Flags().StringVar(object, "object", "", "whose policy it is, in a manifest with several: such as Deployment/web")
 }
 
 // replay judges recorded requests with the engine of the guest.
-func (a *app) replay(c *cobra.Command, args []string, each func(policytest.Result) error) error {
+func (a *app) replay(c *cobra.Command, args []string, object string, each func(policytest.Result) error) error {
 	if args[0] == "-" && args[1] == "-" {
 		return usageError{errors.New("only one of the two can be standard input")}
 	}
-	text, err := a.policyText(args[0])
+	text, err := a.policyText(args[0], object)
 	if err != nil {
 		return err
 	}
@@ -94,6 +120,10 @@ func (a *app) replay(c *cobra.Command, args []string, each func(policytest.Resul
 		in = f
 	}
 	cases, err := policytest.Read(in)
+	var kind *policytest.KindError
+	if errors.As(err, &kind) {
+		return hint(err, "`%s --help` lists the kinds", c.CommandPath())
+	}
 	if err != nil {
 		return hint(err, "see `%s --help` for the form of requests", c.CommandPath())
 	}

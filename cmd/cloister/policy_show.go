@@ -56,45 +56,21 @@ func policyDiffCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "diff OLD NEW",
 		Short: "What differs between two policies, by container; exit code 1 if anything does",
+		Long:  "OLD and NEW are as for `cloister policy explain`. Of manifests with several policies those of the same object are compared.",
 		Args:  exactly(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if args[0] == "-" && args[1] == "-" {
 				return usageError{errors.New("only one of the two can be standard input")}
 			}
-			before, err := a.viewPolicy(args[0])
+			pairs, err := a.policyPairs(args[0], args[1])
 			if err != nil {
 				return err
 			}
-			after, err := a.viewPolicy(args[1])
-			if err != nil {
-				return err
-			}
-			changes := policyview.Diff(before, after)
-			if a.json {
-				if err := a.printJSON(changes); err != nil {
-					return err
-				}
-			} else {
-				for _, line := range policyview.Lines(changes, values) {
-					fmt.Fprintln(a.stdout, line)
-				}
-			}
-			if len(changes) > 0 {
-				return fmt.Errorf("the policies differ in %d places", len(changes))
-			}
-			return nil
+			return a.printDiff(pairs, values)
 		},
 	}
 	c.Flags().BoolVar(&values, "values", false, "show values of environment variables too")
 	return c
-}
-
-func (a *app) viewPolicy(file string) (*policyview.Policy, error) {
-	text, err := a.policyText(file)
-	if err != nil {
-		return nil, err
-	}
-	return parseView(file, text)
 }
 
 func parseView(file, text string) (*policyview.Policy, error) {

@@ -61,14 +61,18 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agent.CreateContainerR
 	if err != nil {
 		return nil, err
 	}
+	if err := a.ensureRootfs(place.Rootfs, oci.GetRoot().GetPath(), place.BindRoots); err != nil {
+		return nil, err
+	}
+	made, err := a.imageVolumes(id, place.Rootfs, spec.Mounts)
+	if err != nil {
+		return nil, err
+	}
 	opened, err := a.unsealFiles(ctx, id, spec.Mounts)
 	if err != nil {
 		return nil, err
 	}
-	if err := a.ensureRootfs(place.Rootfs, oci.GetRoot().GetPath(), place.BindRoots); err != nil {
-		return nil, err
-	}
-	c, err := a.cfg.Runtime.Create(ctx, id, initExecID(req), spec, append(place.BindRoots, opened))
+	c, err := a.cfg.Runtime.Create(ctx, id, initExecID(req), spec, append(place.BindRoots, opened, made, place.Rootfs))
 	if err != nil {
 		return nil, err
 	}

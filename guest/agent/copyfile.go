@@ -29,6 +29,10 @@ func (a *Agent) CopyFile(_ context.Context, req *agent.CopyFileRequest) (*emptyp
 	if !ok || !filepath.IsLocal(rel) || path.Clean(rel) != strings.TrimSuffix(rel, "/") || rel == "." {
 		return nil, invalid("path %.120q is not below %s", req.GetPath(), base)
 	}
+	if name, _, _ := strings.Cut(rel, "/"); agent.ReservedForImageVolume(name) {
+		// It would not be seen, and a policy that knows of it would take it for what a container finds there.
+		return nil, invalid("%.160q is a directory of the image, into which nothing is copied", name)
+	}
 	if err := os.MkdirAll(base, 0o755); err != nil {
 		return nil, fmt.Errorf("making %s: %w", base, err)
 	}

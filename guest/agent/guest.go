@@ -25,7 +25,7 @@ import (
 func (a *Agent) GetGuestDetails(_ context.Context, req *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error) {
 	resp := &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{
 		Version: a.cfg.Version, InitDaemon: os.Getpid() == 1, StorageHandlers: storageDrivers(), SupportsSeccomp: true,
-		ExtraFeatures: append([]string{"agent-policy", "seccomp", agent.FeatureOutputKept, agent.FeaturePolicyFragments}, a.cfg.Features...),
+		ExtraFeatures: append([]string{"agent-policy", "seccomp", agent.FeatureOutputKept, agent.FeaturePolicyFragments, agent.FeatureImageVolumes}, a.cfg.Features...),
 	}}
 	slices.Sort(resp.AgentDetails.ExtraFeatures)
 	if req.GetMemBlockSize() {

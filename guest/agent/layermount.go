@@ -66,8 +66,8 @@ func (a *Agent) mountLayers(ctx context.Context, containerID, bundle string, l *
 	if err := a.cfg.Modules.Load(append(crypt.VerityModules(), "erofs", "overlay")...); err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(bundle, "multi-layer")
-	upper, rootfs := filepath.Join(dir, "upper"), filepath.Join(bundle, "rootfs")
+	upper, rootfs := filepath.Join(bundle, upperDir), filepath.Join(bundle, "rootfs")
+	dir := filepath.Dir(upper)
 	for _, d := range []string{upper, rootfs} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("making the container's directory: %w", err)

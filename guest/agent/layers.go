@@ -39,6 +39,9 @@ const (
 	optionKeyID       = "X-cloister.sealed.key-id"
 )
 
+// upperDir is where, in a container's directory, the disk for what it writes is mounted.
+const upperDir = "multi-layer/upper"
+
 // maxLayers is the number of partitions of a disk.
 const maxLayers = 128
 
@@ -192,7 +195,7 @@ func upperStorage(s *agent.Storage, rootfs string) (*agent.Storage, error) {
 		return nil, fmt.Errorf("writable layer of type %.40q: %w", s.GetFstype(), errUnsupported)
 	}
 	out := proto.CloneOf(s)
-	out.Options, out.MountPoint = nil, filepath.Join(filepath.Dir(rootfs), "multi-layer/upper")
+	out.Options, out.MountPoint = nil, filepath.Join(filepath.Dir(rootfs), upperDir)
 	for _, o := range s.GetOptions() {
 		switch {
 		case o == optionUpper, o == optionMultiLayer+"=true", strings.HasPrefix(o, optionMkdir+"="):

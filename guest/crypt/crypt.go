@@ -63,9 +63,9 @@ func Open(name, node string, size int64, integrity bool) (_ *Disk, err error) {
 			err = errors.Join(fmt.Errorf("encrypting %s: %w", node, err), d.remove(m))
 		}
 	}()
-	cipher, keySize, options := "aes-xts-plain64", xtsKey, "1 sector_size:4096"
+	cipher, keySize, options, below := "aes-xts-plain64", xtsKey, "1 sector_size:4096", node
 	if integrity {
-		if node, err = d.addIntegrity(m, name+"-tags", node); err != nil {
+		if below, err = d.addIntegrity(m, name+"-tags", node); err != nil {
 			return nil, err
 		}
 		cipher, keySize = "capi:authenc(hmac(sha256),xts(aes))-plain64", xtsKey+macKey
@@ -77,7 +77,7 @@ func Open(name, node string, size int64, integrity bool) (_ *Disk, err error) {
 	}
 	params := hex.AppendEncode(append(make([]byte, 0, 512), cipher+" "...), key)
 	clear(key)
-	params = fmt.Appendf(params, " 0 %s 0 %s", node, options)
+	params = fmt.Appendf(params, " 0 %s 0 %s", below, options)
 	defer clear(params)
 	d.Node, err = m.create(name, target{kind: "crypt", sectors: uint64(d.Size / sector), params: params})
 	if err != nil {

@@ -6,8 +6,6 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/storage"
-	"github.com/open-policy-agent/opa/v1/storage/inmem"
 )
 
 // Limits of a policy text.
@@ -26,7 +24,8 @@ const (
 // policy is one compiled text with its state.
 type policy struct {
 	compiler  *ast.Compiler
-	store     storage.Store
+	store     *stateStore
+	memory    *memory
 	queries   map[string]*query // per rule
 	constants map[string]ast.Value
 	secrets   *secrets // values of env and args in the policy, filled on the first denial
@@ -113,11 +112,6 @@ func compileAs(text string, version ast.RegoVersion) (*policy, error) {
 		p.text = text
 	}
 	return p, nil
-}
-
-func newStore() storage.Store {
-	return inmem.NewFromObjectWithOpts(map[string]any{"pstate": map[string]any{}},
-		inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
 }
 
 // compileModule compiles a module whose constants were taken out, and puts them in again.

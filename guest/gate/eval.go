@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/topdown/print"
@@ -51,24 +52,33 @@ func (p *policy) evaluate(ctx context.Context, rule string, in *input, tune func
 	return t.Value, nil
 }
 
+// ending cancels an evaluation with its context.
+type ending struct{ ctx context.Context }
+
+// Cancel implements topdown.Cancel; contexts are cancelled by their owners.
+func (ending) Cancel() {}
+
+// Cancelled implements topdown.Cancel.
+func (e ending) Cancelled() bool { return e.ctx.Err() != nil }
+
 // run evaluates a compiled query that has one answer.
 func (p *policy) run(ctx context.Context, body ast.Body, in *input, tune func(*topdown.Query) *topdown.Query) (topdown.QueryResult, error) {
-	txn, err := p.store.NewTransaction(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reading policy state: %w", err)
-	}
-	defer p.store.Abort(ctx, txn)
-	stop := topdown.NewCancel()
-	defer context.AfterFunc(ctx, stop.Cancel)()
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("evaluating policy: %w", ctx.Err())
 	}
+	if p.memory == nil {
+		p.memory = newMemory()
+	}
+	defer p.memory.forget()
 	q := topdown.NewQuery(body).
 		WithCompiler(p.compiler).
 		WithStore(p.store).
-		WithTransaction(txn).
+		WithTransaction(reading{}).
+		WithBaseCache(p.store).
+		WithVirtualCache(p.memory).
+		WithMetrics(metrics.NoOp()).
 		WithInput(in.term).
-		WithCancel(stop)
+		WithCancel(ending{ctx})
 	results, err := tune(q).Run(ctx)
 	switch {
 	case ctx.Err() != nil:

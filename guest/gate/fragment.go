@@ -96,7 +96,7 @@ func (p *policy) hasFragment(m *fragment.Message) bool {
 }
 
 func fragmentInput(m *fragment.Message, expired bool) *input {
-	b := termBuilder{}
+	b := &termBuilder{}
 	return &input{
 		term: b.Object([]string{"issuer", "feed", "svn", "expired"},
 			[]*ast.Term{b.String(m.Issuer), b.String(m.Feed), b.Uint(m.SVN), b.Bool(expired)}),

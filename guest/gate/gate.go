@@ -43,6 +43,7 @@ type Engine struct {
 	timeout time.Duration
 	lock    chan struct{} // holds one token; a channel, so that waiting honours the context
 	policy  *policy       // guarded by lock
+	names   names         // guarded by lock
 	open    bool          // guarded by lock: there is no policy, and everything is allowed; see NewOpen
 }
 
@@ -56,7 +57,7 @@ func NewOpen(opts Options) *Engine {
 }
 
 func newEngine(opts Options) *Engine {
-	e := &Engine{log: opts.Logger, timeout: opts.Timeout, lock: make(chan struct{}, 1)}
+	e := &Engine{log: opts.Logger, timeout: opts.Timeout, lock: make(chan struct{}, 1), names: names{}}
 	if e.log == nil {
 		e.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -237,7 +238,7 @@ func (e *Engine) allowLocked(ctx context.Context, rule string, req proto.Message
 	if err != nil {
 		return nil, &InternalError{Rule: rule, Err: err}
 	}
-	in, err := encodeInput(req, q.readsBytes)
+	in, err := encodeInput(req, q.readsBytes, e.names)
 	if err != nil {
 		return nil, &InternalError{Rule: rule, Err: err}
 	}

@@ -22,7 +22,7 @@ const (
 type operation struct {
 	op    storage.PatchOp
 	path  storage.Path
-	value any
+	value ast.Value
 	lasts bool // stays when the request fails
 }
 
@@ -81,7 +81,7 @@ func readOperation(o ast.Object) (operation, error) {
 	if value == nil {
 		return operation{}, fmt.Errorf("%s of %.64q has no value", kind, string(pointer))
 	}
-	op.value, err = ast.JSON(value)
+	op.value, err = copied(value)
 	return op, err
 }
 
@@ -174,12 +174,58 @@ func (p *policy) member(ctx context.Context, txn storage.Transaction, key string
 	if err != nil {
 		return nil, fmt.Errorf("reading policy state: %w", err)
 	}
-	if av, ok := v.(ast.Value); ok {
-		if v, err = ast.JSON(av); err != nil {
-			return nil, fmt.Errorf("reading policy state: %w", err)
+	av, ok := v.(ast.Value)
+	if !ok {
+		return ast.InterfaceToValue(v)
+	}
+	if av, err = copied(av); err != nil {
+		return nil, fmt.Errorf("reading policy state: %w", err)
+	}
+	return av, nil
+}
+
+// copied is v as JSON has it, with none of its parts in common: the store changes values in place, and those of an answer may be
+// constants of the policy.
+func copied(v ast.Value) (ast.Value, error) {
+	switch v := v.(type) {
+	case ast.Null, ast.Boolean, ast.Number, ast.String:
+		return v, nil
+	case *ast.Array:
+		terms := make([]*ast.Term, v.Len())
+		for i := range terms {
+			w, err := copied(v.Elem(i).Value)
+			if err != nil {
+				return nil, err
+			}
+			terms[i] = ast.NewTerm(w)
+		}
+		return ast.NewArray(terms...), nil
+	case ast.Object:
+		if plain, err := copiedObject(v); plain != nil || err != nil {
+			return plain, err
 		}
 	}
-	return ast.InterfaceToValue(v)
+	plain, err := ast.JSON(v) // sets become arrays, keys text
+	if err != nil {
+		return nil, err
+	}
+	return ast.InterfaceToValue(plain)
+}
+
+// copiedObject is nil for an object with keys that are no text.
+func copiedObject(o ast.Object) (ast.Value, error) {
+	items := make([][2]*ast.Term, 0, o.Len())
+	for _, k := range o.Keys() {
+		if _, text := k.Value.(ast.String); !text {
+			return nil, nil
+		}
+		w, err := copied(o.Get(k).Value)
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, ast.Item(k, ast.NewTerm(w)))
+	}
+	return ast.NewObject(items...), nil
 }
 
 // errStateMoved means that the changes of a decision were built upon and cannot be taken back.
@@ -217,11 +263,7 @@ func (p *policy) revert(ctx context.Context, changes []change) error {
 func (p *policy) writeBack(ctx context.Context, txn storage.Transaction, c change) error {
 	path := storage.Path{"pstate", c.key}
 	if c.before != nil {
-		v, err := ast.JSON(c.before)
-		if err != nil {
-			return err
-		}
-		return p.store.Write(ctx, txn, storage.AddOp, path, v)
+		return p.store.Write(ctx, txn, storage.AddOp, path, c.before)
 	}
 	err := p.store.Write(ctx, txn, storage.RemoveOp, path, nil)
 	if storage.IsNotFound(err) {

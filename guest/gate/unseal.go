@@ -48,7 +48,7 @@ func (e *Engine) allowFact(ctx context.Context, rule string, unsaid bool, in *in
 }
 
 func textInput(keys []string, values ...string) *input {
-	b := termBuilder{}
+	b := &termBuilder{}
 	terms := make([]*ast.Term, len(values))
 	for i, v := range values {
 		terms[i] = b.String(v)

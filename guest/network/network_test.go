@@ -68,7 +68,7 @@ func TestStack(t *testing.T) {
 	if err := s.UpLoopback(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	iface := &agent.Interface{Device: "eth0", Name: "eth0", HwAddr: "52:54:00:12:34:56", Mtu: 1400,
 		IPAddresses: []*agent.IPAddress{{Address: "10.9.0.5", Mask: "24"}, {Address: "fd09::5", Mask: "64"}}}

@@ -125,6 +125,7 @@ const (
 	EmptyDirShared   = "shared"
 	EmptyDirPlain    = "block-plain"
 	EmptyDirSealed   = "block-encrypted"
+	EmptyDirGuest    = "guest" // a directory in its memory
 )
 
 // Storage is how files and volumes reach the guest.
@@ -232,7 +233,7 @@ func (c *Config) SharedFS() string {
 	return SharedFSVirtiofs
 }
 
-// EmptyDir is how emptyDir volumes on disk are kept after "auto" has been decided.
+// EmptyDir is how emptyDir volumes, but those of medium Memory, are kept after "auto" has been decided.
 func (c *Config) EmptyDir() string {
 	switch {
 	case c.Storage.EmptyDir != StorageAuto:

@@ -201,6 +201,7 @@ func TestAutoFollowsTheTEE(t *testing.T) {
 		{"", SharedFSVirtiofs, EmptyDirShared, false},
 		{"[sandbox]\ntee = \"tdx\"", SharedFSNone, EmptyDirSealed, true},
 		{"[sandbox]\ntee = \"tpm\"", SharedFSNone, EmptyDirSealed, true},
+		{"[sandbox]\ntee = \"tpm\"\n[storage]\nemptydir = \"guest\"", SharedFSNone, EmptyDirGuest, true},
 		{"[storage]\nshared_fs = \"none\"", SharedFSNone, EmptyDirSealed, false},
 		{"[vmm]\nkind = \"remote\"\n[network]\nmodel = \"none\"", SharedFSNone, EmptyDirSealed, true},
 	} {

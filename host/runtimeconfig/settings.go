@@ -157,7 +157,7 @@ func settings() []setting {
 	hv(setting{key: "storage.virtiofs_cache", field: func(c *Config) any { return &c.Storage.VirtiofsCache },
 		oneOf: []string{"auto", "always", "metadata", "never"}}, "virtio_fs_cache")
 	put(setting{key: "storage.emptydir", field: func(c *Config) any { return &c.Storage.EmptyDir },
-		oneOf: []string{StorageAuto, EmptyDirShared, EmptyDirPlain, EmptyDirSealed},
+		oneOf: []string{StorageAuto, EmptyDirShared, EmptyDirPlain, EmptyDirSealed, EmptyDirGuest},
 		kata: converted(renamed(map[string]string{"shared-fs": EmptyDirShared, "block-plain": EmptyDirPlain,
 			"block-encrypted": EmptyDirSealed}),
 			"runtime.emptydir_mode")})

@@ -63,7 +63,8 @@ func (c *Config) validate(at func(key string) string) error {
 		says string
 	}{
 		{"storage.shared_fs", c.SharedFS() != SharedFSNone, "shows the guest's files to the host: want \"none\""},
-		{"storage.emptydir", c.EmptyDir() != EmptyDirSealed, "leaves the guest's data readable on the host: want \"block-encrypted\""},
+		{"storage.emptydir", c.EmptyDir() != EmptyDirSealed && c.EmptyDir() != EmptyDirGuest,
+			"leaves the guest's data readable on the host: want \"block-encrypted\" or \"guest\""},
 		{"sandbox.template", c.Sandbox.Template == TemplateOn, "lets guests begin as copies of another: want \"off\" or \"auto\""},
 		{"guest.image", c.Guest.Image != "" && c.Guest.VerityParams == "" && c.VMM.Kind != "remote",
 			"is a disk that the host can change and nothing measures: want guest.verity_params beside it"},

@@ -68,6 +68,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, c Container) (err error) 
 	err = s.step(ctx, "volumes", func(ctx context.Context) (err error) {
 		prepared, err = s.volumes.Container(ctx, volume.Request{
 			ID: c.ID, Sandbox: kind == cri.KindSandbox, Bundle: c.Bundle, Spec: c.Spec, Rootfs: c.Rootfs,
+			ImageVolumes: s.imageVolumes,
 		})
 		return err
 	})

@@ -95,7 +95,9 @@ func (s *Sandbox) createInGuest(ctx context.Context) error {
 func (s *Sandbox) askDetails(ctx context.Context) error {
 	err := s.call(ctx, "asking what the guest can do", func(c context.Context) error {
 		r, err := s.agent.GetGuestDetails(c, &pb.GuestDetailsRequest{MemBlockSize: true})
-		s.keepsOutput = slices.Contains(r.GetAgentDetails().GetExtraFeatures(), pb.FeatureOutputKept)
+		features := r.GetAgentDetails().GetExtraFeatures()
+		s.keepsOutput = slices.Contains(features, pb.FeatureOutputKept)
+		s.imageVolumes = slices.Contains(features, pb.FeatureImageVolumes)
 		return err
 	})
 	if e := (*agent.Error)(nil); errors.As(err, &e) {

@@ -81,6 +81,8 @@ type Sandbox struct {
 	ready     time.Time // when the guest gave its first answer
 	// keepsOutput is what the guest says about itself; it is the guest's loss when that is not true.
 	keepsOutput bool
+	// imageVolumes is, too: whether it makes the directories that images declare as volumes.
+	imageVolumes bool
 
 	// background ends what runs beside the calls: watchers and long polls.
 	background context.Context

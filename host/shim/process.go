@@ -246,8 +246,8 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 	if p.state().status == tasktypes.Status_STOPPED {
 		return notFound("process %s of container %s has ended", p.name(), p.container.id)
 	}
-	if signal == uint32(unix.SIGKILL) {
-		p.killing.Do(func() { go p.insist() })
+	if signal == uint32(unix.SIGKILL) { // from the guest's answer on, or from when there is none in the time of a request
+		defer p.killing.Do(func() { go p.insist() })
 	}
 	err := p.pod.Signal(ctx, p.container.id, p.guestID(), signal, all && p.exec == "")
 	if err == nil {
@@ -272,6 +272,9 @@ func (p *process) insist() {
 	case <-p.ended:
 	case <-p.pod.Ended():
 	case <-timer.C:
+		if p.state().status == tasktypes.Status_STOPPED {
+			return // at the same moment
+		}
 		if p.exec != "" {
 			p.mu.Lock()
 			giveUp := p.giveUp

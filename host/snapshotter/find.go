@@ -128,7 +128,7 @@ func (s *Snapshotter) image(ctx context.Context, digest string) (*image, error) 
 			Digest    string `json:"digest"`
 		} `json:"layers"`
 	}
-	if err := s.readJSON(ctx, digest, maxManifest, &manifest); err != nil {
+	if err := readJSON(ctx, s.content, digest, maxManifest, &manifest); err != nil {
 		return nil, err
 	}
 	if !digestForm.MatchString(manifest.Config.Digest) {
@@ -139,7 +139,7 @@ func (s *Snapshotter) image(ctx context.Context, digest string) (*image, error) 
 			DiffIDs []string `json:"diff_ids"`
 		} `json:"rootfs"`
 	}
-	if err := s.readJSON(ctx, manifest.Config.Digest, maxImageConfig, &config); err != nil {
+	if err := readJSON(ctx, s.content, manifest.Config.Digest, maxImageConfig, &config); err != nil {
 		return nil, err
 	}
 	if n := len(manifest.Layers); n == len(config.RootFS.DiffIDs) && n <= maxLayers {
@@ -168,8 +168,8 @@ func (s *Snapshotter) image(ctx context.Context, digest string) (*image, error) 
 	return img, nil
 }
 
-func (s *Snapshotter) readJSON(ctx context.Context, digest string, limit int64, into any) (err error) {
-	r, err := s.content.Open(ctx, digest)
+func readJSON(ctx context.Context, from contentStore, digest string, limit int64, into any) (err error) {
+	r, err := from.Open(ctx, digest)
 	if err != nil {
 		return err
 	}

@@ -81,7 +81,7 @@ func (s *Snapshotter) have(name string) (stored, bool) {
 	dir := filepath.Join(s.cfg.Root, layersDir, name)
 	l, err := read(dir)
 	if err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
+		if _, gone := os.Lstat(dir); !errors.Is(gone, os.ErrNotExist) { // the directory is there, and something of it may be missing
 			s.log.Warn("a layer is made anew", "error", err)
 			s.takeAway(dir)
 		}
@@ -165,6 +165,12 @@ func (s *Snapshotter) keep(fill func(f *os.File, tmp string) (made, error)) (_ s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	final := filepath.Join(s.cfg.Root, layersDir, l.Name)
+	if was, err := read(final); err != nil || was.Root != l.Root || was.HashOffset != l.HashOffset || was.Size != l.Size {
+		if _, gone := os.Lstat(final); !errors.Is(gone, os.ErrNotExist) {
+			s.log.Warn("a layer that is damaged is replaced", "layer", l.Name, "error", err)
+			s.takeAway(final)
+		}
+	}
 	if err := os.Rename(dir, final); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) { // another blob of the same tar
 		return stored{}, fmt.Errorf("keeping a layer: %w", err)
 	}

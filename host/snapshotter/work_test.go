@@ -289,10 +289,40 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	out.Reset()
-	if err := Verify(t.Context(), s.cfg, &out); err == nil || !strings.Contains(err.Error(), "1 of 2") || strings.Count(out.String(), "bad ") != 1 {
+	s.cfg.Containerd = filepath.Join(t.TempDir(), "no.sock")
+	if err := Verify(t.Context(), s.cfg, &out); err == nil || !strings.Contains(err.Error(), "1 of 2") || strings.Count(out.String(), "bad ") != 1 ||
+		!strings.Contains(err.Error(), "which ones is not known") || !strings.Contains(err.Error(), "no.sock") {
+		t.Errorf("%v: %s", err, out.String())
+	}
+	// The images that have it are named, also by an index of which only one platform is there.
+	index := content.put([]byte(`{"manifests": [{"digest": "sha256:` + strings.Repeat("0", 64) + `"}, {"digest": "` + content.manifests[0] + `"}]}`))
+	other := content.put([]byte(`{"config": {"digest": "` + content.put([]byte(`{"rootfs": {"diff_ids": ["`+layers[1].diffID+`"]}}`)) + `"}}`))
+	store := &fakeImages{content, []namedImage{{"k8s.io", "registry.example/web:1", index}, {"default", "web", content.manifests[0]}, {"k8s.io", "registry.example/other:1", other},
+		{"k8s.io", "gone", sum(nil)}, {"k8s.io", "broken", content.put([]byte("x"))}, {"k8s.io", "loop", "x"}}}
+	find := func(ctx context.Context, wanted map[string]bool) (map[string][]string, error) {
+		return users(ctx, store, wanted)
+	}
+	out.Reset()
+	err = verifyAll(t.Context(), s.cfg, &out, find)
+	damaged := RecipeCloister + "-" + strings.TrimPrefix(layers[0].diffID, "sha256:")
+	want := damaged + " is in k8s.io registry.example/web:1\n" + damaged + " is in default web\n"
+	if err == nil || !strings.HasSuffix(out.String(), want) || strings.Contains(out.String(), "other:1") {
+		t.Errorf("%v: %s, want %s at its end", err, out.String(), want)
+	}
+	store.images = nil
+	out.Reset()
+	if err := verifyAll(t.Context(), s.cfg, &out, find); err == nil || !strings.Contains(out.String(), damaged+" is in no image that containerd has") {
 		t.Errorf("%v: %s", err, out.String())
 	}
 }
+
+// fakeImages are images by name.
+type fakeImages struct {
+	*fakeContent
+	images []namedImage
+}
+
+func (f *fakeImages) Images(context.Context) ([]namedImage, error) { return f.images, nil }
 
 // TestRecipes: the blob's digest is part of a layer of containerd's recipe, and what has no blob is made by ours.
 func TestRecipes(t *testing.T) {

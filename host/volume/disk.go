@@ -126,8 +126,9 @@ type scratchNote struct {
 
 const scratchSuffix = ".scratch.json"
 
-// attachScratch makes the file of a scratch disk and attaches it, once for the pod.
-func (b *build) attachScratch(ctx context.Context, src *source, size int64, discard bool) (*disk, error) {
+// attachScratch makes the file of a scratch disk and attaches it, once for the pod. What is sealed the guest encrypts, so that freed blocks,
+// which would tell how it uses the disk, are not given back.
+func (b *build) attachScratch(ctx context.Context, src *source, size int64, sealed bool) (*disk, error) {
 	s := b.set
 	key := fmt.Sprintf("scratch %d %d", src.stat.Dev, src.stat.Ino)
 	serial := s.serial(key)
@@ -143,7 +144,7 @@ func (b *build) attachScratch(ctx context.Context, src *source, size int64, disc
 			return nil, fmt.Errorf("making the disk of emptyDir %s: %w", src.kube.name, err)
 		}
 	}
-	d, err := b.plugIn(ctx, key, filepath.Join(src.path, note.Name), attachOptions{discard: discard, keep: true})
+	d, err := b.plugIn(ctx, key, filepath.Join(src.path, note.Name), attachOptions{discard: !sealed, sealed: sealed, keep: true})
 	if err != nil && !known {
 		err = errors.Join(err, s.dropScratch(note))
 	}

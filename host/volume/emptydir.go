@@ -38,7 +38,7 @@ func (b *build) emptyDir(ctx context.Context, m *specs.Mount, src *source) (stri
 		return b.hugePages(src)
 	case c.EmptyDir() == runtimeconfig.EmptyDirShared && b.set.opts.Share != nil:
 		return b.share(m, src)
-	case c.EmptyDir() == runtimeconfig.EmptyDirShared:
+	case c.EmptyDir() == runtimeconfig.EmptyDirShared, c.EmptyDir() == runtimeconfig.EmptyDirGuest:
 		return b.localDir(src), nil
 	}
 	st, err := b.scratch(ctx, src, c.EmptyDir() == runtimeconfig.EmptyDirSealed)
@@ -112,7 +112,7 @@ func (b *build) scratch(ctx context.Context, src *source, sealed bool) (*agent.S
 	if size < minScratch {
 		return nil, fmt.Errorf("the emptyDir's file system has %d bytes, a disk needs %d", size, minScratch)
 	}
-	d, err := b.attachScratch(ctx, src, int64(size), !sealed)
+	d, err := b.attachScratch(ctx, src, int64(size), sealed)
 	if err != nil {
 		return nil, err
 	}

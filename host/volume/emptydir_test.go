@@ -92,6 +92,20 @@ func TestEmptyDirWithoutDisks(t *testing.T) {
 	if !slices.Equal(p.Storages[1].GetDriverOptions(), []string{"encryption_key=ephemeral", "create_filesystem"}) {
 		t.Errorf("%v", p.Storages)
 	}
+	// Machines that are measured take disks that the guest encrypts, and no others.
+	for _, d := range w.plugged {
+		if !d.Sealed || d.Discard || d.ReadOnly {
+			t.Errorf("%+v", d)
+		}
+	}
+	if len(w.plugged) != 1 {
+		t.Errorf("%d disks", len(w.plugged))
+	}
+	w.set.opts.Config.Storage.EmptyDir = runtimeconfig.EmptyDirGuest
+	if p = w.must("c4", bind(w.mkdir("pods/"+uid+"/volumes/"+pluginEmptyDir+"/memory"), "/disk")); p.Storages[1].GetDriver() != "local" || len(w.plugged) != 1 {
+		t.Errorf("%v %v", p.Storages, w.plugged)
+	}
+	w.set.opts.Config.Storage.EmptyDir = runtimeconfig.StorageAuto
 	w.plugErr = errors.New("no more slots")
 	other := w.mkdir("pods/" + uid + "/volumes/" + pluginEmptyDir + "/other")
 	if _, err := w.container("c3", bind(other, "/disk")); !errors.Is(err, w.plugErr) {

@@ -58,7 +58,7 @@ func hardened(options []string) []string {
 	return options
 }
 
-// mount decides about one mount; nil stands for one that has become a device.
+// mount decides about one mount; nil stands for one that has become a device, or that is left out.
 func (b *build) mount(ctx context.Context, m specs.Mount) (*specs.Mount, error) {
 	if !path.IsAbs(m.Destination) || strings.ContainsAny(m.Destination, "\x00\n") {
 		return nil, fmt.Errorf("destination %.120q is not an absolute path", m.Destination)
@@ -76,6 +76,9 @@ func (b *build) mount(ctx context.Context, m specs.Mount) (*specs.Mount, error) 
 			return &m, nil
 		}
 		return nil, fmt.Errorf("a mount of type %.40q is not supported", m.Type)
+	}
+	if b.set.opts.Share == nil && b.fromImage(m.Source) {
+		return b.imageVolume(m)
 	}
 	src, err := openSource(m.Source, podUID(b.req.Spec))
 	if err != nil {

@@ -25,7 +25,7 @@ func (b *build) upperDisk(ctx context.Context, dir string) error {
 		return nil
 	}
 	switch {
-	case s.opts.ScratchSize == 0 || b.out.RootReadonly:
+	case s.opts.ScratchSize == 0 || b.out.RootReadonly && !b.hasImageVolumes():
 		return nil
 	case !filepath.IsAbs(dir):
 		return inMemory("the snapshotter names no directory for it", nil)

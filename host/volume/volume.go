@@ -75,6 +75,8 @@ type Request struct {
 	Bundle  string
 	Spec    *specs.Spec
 	Rootfs  []Mount
+	// ImageVolumes says that the guest can make the directories that the image declares as volumes.
+	ImageVolumes bool
 }
 
 // Prepared is what goes into the agent's request.
@@ -201,6 +203,8 @@ type build struct {
 	out  *Prepared
 	// made are storages of this request by mount point: a volume that is mounted twice needs one.
 	made map[string]bool
+	// imageVolumes counts those of the image so far.
+	imageVolumes int
 }
 
 func (b *build) storage(st *agent.Storage) {

@@ -23,7 +23,7 @@ import (
 )
 
 // bootLimit is far more than a boot takes, on a busy machine too.
-const bootLimit = 5 * time.Minute
+const bootLimit = 10 * time.Minute
 
 // Firmware of Debian's ovmf package.
 const (

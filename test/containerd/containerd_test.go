@@ -13,7 +13,7 @@ func TestHarness(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			d := Start(t, Options{Version: version, Runtimes: []Runtime{{Handler: "other", Type: "io.containerd.runc.v2"}}})
 			d.Import(Pause(t), Busybox(t, "registry.cloister.test/busybox:1"))
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			ctr := func(args ...string) string {
 				t.Helper()
@@ -38,7 +38,7 @@ func TestHarness(t *testing.T) {
 			}
 			ctr("tasks", "rm", "-f", "harness-long")
 			ctr("containers", "rm", "harness-long")
-			d.Gone(t, 10*time.Second, "harness-long")
+			d.Gone(t, time.Minute, "harness-long")
 		})
 	}
 }

@@ -35,9 +35,9 @@ type Daemon struct {
 }
 
 const (
-	startTimeout = time.Minute
-	stopTimeout  = 30 * time.Second
-	lastTimeout  = 5 * time.Second // for processes that are on their way out when the test has ended
+	startTimeout = 3 * time.Minute
+	stopTimeout  = 2 * time.Minute
+	lastTimeout  = 20 * time.Second // for processes that are on their way out when the test has ended
 )
 
 // Start starts a containerd that goes with the test. Anything that it or its shims leave behind is an error of the test.

@@ -70,7 +70,7 @@ func newSecretPod(t testing.TB, version string, flags ...string) *secretPod {
 	opts.Mirrors = map[string]string{"_default": "http://127.0.0.1:" + port}
 	w.Client = start(t, opts)
 	w.address = fmt.Sprint(w.Daemon.Network.Gateway(), ":", port)
-	for _, image := range []containerd.Image{containerd.Busybox(t, BusyboxImage), containerd.Program(ProgramImage, containerd.GoProgram(t, ".", "./testprog"))} {
+	for _, image := range []containerd.Image{containerd.Busybox(t, BusyboxImage), containerd.Program(ProgramImage, containerd.GoProgram(t, ".", "./testprog")), volumesImage(t)} {
 		image.Config.Labels = map[string]string{"from": "the registry"} // else it is the daemon's own image, under two names
 		if err := containerd.Push(t.Context(), "127.0.0.1:"+port, image); err != nil {
 			t.Fatal(err)
@@ -241,7 +241,7 @@ func confidentialPods(t *testing.T, version string) {
 		refused(t, err, "brings no initdata", "hint: `cloister initdata new`", "cloister.dev/initdata")
 	})
 	t.Run("pod", func(t *testing.T) { confidential(t, w) })
-	t.Run("generated policy", func(t *testing.T) { generated(t, w, w.images[BusyboxImage], "guest", "") })
+	t.Run("generated policy", func(t *testing.T) { generated(t, w, w.images[VolumesImage], "guest", "") })
 	t.Run("other policy", func(t *testing.T) { otherPolicy(t, w) })
 }
 
@@ -366,7 +366,7 @@ func otherPolicy(t *testing.T, w *secretPod) {
 			t.Errorf("the broker refuses %s:\n%s", pcr, said)
 		}
 	}
-	k.Stop(10)
+	k.Stop(60)
 	k.ExpectExit(0)
 	p.Remove()
 }

@@ -104,7 +104,7 @@ func (k *Container) Status() *runtime.ContainerStatus {
 }
 
 // exitTimeout is how long a container may take to end that should do so by itself.
-const exitTimeout = time.Minute
+const exitTimeout = 3 * time.Minute
 
 // Exit waits for the container's end and returns its last status.
 func (k *Container) Exit() *runtime.ContainerStatus {

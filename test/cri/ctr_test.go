@@ -12,7 +12,7 @@ import (
 
 // ctrScenario is containers without pods, by containerd's own command.
 func ctrScenario(t *testing.T, w *world) {
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	try := func(args ...string) (string, error) { return w.Daemon.Ctr(ctx, "", args...) }
 	ctr := func(args ...string) string {

@@ -30,7 +30,7 @@ func execSync(t *testing.T, _ *Pod, main *Container) {
 	if _, err := main.TryExec(1, "sleep", "1000"); status.Code(err) != codes.DeadlineExceeded && (err == nil || !strings.Contains(err.Error(), "timeout")) {
 		t.Errorf("a probe that takes too long: %v", err)
 	}
-	if took := time.Since(from); took > 20*time.Second {
+	if took := time.Since(from); took > time.Minute {
 		t.Errorf("a probe with a timeout of 1 s took %s", took)
 	}
 	main.ExpectSh("ps -o args | grep -c '^sleep 1000$' || true", "1") // main's own; that of the probe is gone
@@ -45,7 +45,7 @@ func execSync(t *testing.T, _ *Pod, main *Container) {
 }
 
 func streamContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -101,7 +101,7 @@ func terminal(t *testing.T, main *Container) {
 		if ExitCode(err) != 5 {
 			t.Errorf("the shell's exit code of 5 came as %v", err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		t.Errorf("the shell on a terminal does not end; it said %q", out.text())
 	}
 	close(size)
@@ -127,7 +127,7 @@ func attach(t *testing.T, p *Pod, main *Container) {
 	out.wait("eof\n")
 	select {
 	case <-ended:
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		t.Error("attaching does not end with the container")
 	}
 	for _, line := range []string{"got one\n", "err one\n", "eof\n"} {

@@ -85,7 +85,7 @@ func exitCodes(t *testing.T, p *Pod) {
 func grace(t *testing.T, p *Pod) {
 	polite := p.RunContainer(t, Shell("polite", `trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 1000 & wait; done`))
 	polite.Says("ready")
-	polite.Stop(30)
+	polite.Stop(60)
 	polite.ExpectExit(3)
 	polite.Says("bye")
 	stubborn := p.RunContainer(t, Program("stubborn", "stubborn"))
@@ -94,7 +94,7 @@ func grace(t *testing.T, p *Pod) {
 	stubborn.Stop(1)
 	stubborn.ExpectExit(137)
 	stubborn.Says("got SIGTERM")
-	if took := time.Since(from); took < time.Second || took > 20*time.Second {
+	if took := time.Since(from); took < time.Second || took > time.Minute {
 		t.Errorf("a stubborn container with 1 s of grace took %s to stop", took)
 	}
 	term := p.RunContainer(t, Shell("term", "exec sleep 1000")) // as process 1 it gets no SIGTERM it has no handler for

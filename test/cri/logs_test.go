@@ -41,7 +41,11 @@ func logs(t *testing.T, p *Pod, main *Container) {
 	big.ExpectExit(0)
 	wait(t, exitTimeout, "the log has all that was written", func() bool {
 		fi, err := os.Stat(big.LogFile())
-		return err == nil && fi.Size() > 8<<20 && len(stream(big.Log(), "stderr")) == 1
+		if err != nil || fi.Size() <= 8<<20 {
+			return false
+		}
+		all := big.Log() // of two streams, of which either may be first
+		return len(stream(all, "stderr")) == 1 && len(stream(all, "stdout")) >= 8<<20/100
 	})
 	out := stream(big.Log(), "stdout")
 	if len(out) != 8<<20/100 {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -33,7 +34,7 @@ func network(t *testing.T, w *world) {
 	}
 	get := func(address string) string {
 		t.Helper()
-		client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 		r, err := client.Get("http://" + address + "/")
 		if err != nil {
 			t.Error(err)
@@ -121,14 +122,21 @@ func forwarding(t *testing.T, p *Pod) {
 	}
 }
 
+// freePort is none of those, from 32768 on, that the kernel gives to whoever wants any: what the rules of a pod's port take away from another
+// test would be missed there.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		port := 20000 + mathrand.IntN(12000)
+		var l net.Listener
+		if l, err = net.Listen("tcp4", fmt.Sprint("127.0.0.1:", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal(err)
+	return 0
 }
 
 // hostServer serves on an address of the host and says who asks.

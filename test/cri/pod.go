@@ -113,7 +113,7 @@ func (p *Pod) Stop() {
 }
 
 // goneTimeout is how long what a pod had may take to go after CRI said that the pod is removed.
-const goneTimeout = 20 * time.Second
+const goneTimeout = time.Minute
 
 // Remove stops and removes the pod and checks that nothing of it is left on the machine.
 func (p *Pod) Remove() {

@@ -8,6 +8,8 @@ func onePod(t *testing.T, w *world) {
 	p.Config.Linux.Resources = nil
 	p.Run()
 	main := p.RunContainer(t, Shell("main", "echo out; echo err >&2; "+Sleeper))
+	main.Says("out\n")
+	main.Says("err\n")
 	for _, s := range []struct {
 		name string
 		run  func(*testing.T, *Pod, *Container)
@@ -32,7 +34,7 @@ func onePod(t *testing.T, w *world) {
 			s.run(t, p, &m)
 		})
 	}
-	main.Stop(10)
+	main.Stop(60)
 	main.ExpectExit(0)
 	p.Remove()
 }

@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cloister/cloister/test/containerd"
 )
 
 // generatedManifest is a pod as its owner writes it, without any Rego.
@@ -30,22 +32,42 @@ spec:
   initContainers:
   - name: before
     image: %[1]s
-    command: [sh, -c, "echo first"]
+    command: [sh, -c, %[3]q]
+    securityContext: {readOnlyRootFilesystem: true}
   containers:
   - name: main
     image: %[1]s
     command: [sh, -c, %[2]q]
     livenessProbe: {exec: {command: [cat, /scratch/note]}}
-    volumeMounts: [{name: settings, mountPath: /config}, {name: scratch, mountPath: /scratch}]
+    volumeMounts: [{name: settings, mountPath: /config}, {name: scratch, mountPath: /scratch}, {name: disk, mountPath: /disk}]
     resources: {limits: {cpu: "1", memory: 192Mi}}
   volumes:
   - {name: settings, configMap: {name: settings}}
   - {name: scratch, emptyDir: {medium: Memory}}
+  - {name: disk, emptyDir: {}}
 `
+
+// VolumesImage is an image that declares directories as volumes: one with a file, an empty one, and one that it does not have.
+const VolumesImage = "registry.cloister.test/volumes:1"
+
+func volumesImage(t testing.TB) containerd.Image {
+	image := containerd.Busybox(t, VolumesImage)
+	image.Files = append(image.Files, containerd.File{Path: "seeded/", Mode: 0o755}, containerd.File{Path: "seeded/file", Mode: 0o644, Data: []byte("of the image\n")},
+		containerd.File{Path: "empty/", Mode: 0o750, UID: 1000})
+	image.Config.Volumes = map[string]struct{}{"/seeded": {}, "/empty": {}, "/not/there/": {}}
+	return image
+}
+
+// useVolumes writes to the volumes of the image, below a root that cannot be written.
+const useVolumes = `set -e; cat /seeded/file; stat -c '%a %u' /empty; for d in /seeded /empty /not/there; do grep -q " $d " /proc/mounts; echo mine > $d/mine; done; ` +
+	`if touch /root/x 2>/dev/null; then exit 9; fi; ls /seeded /empty /not/there`
 
 // fillRoot writes 50 MB into the container's root, and says by how much that grows what file systems in memory hold.
 const fillRoot = `shmem() { awk '/^Shmem:/ {print $2}' /proc/meminfo; }; n=$(shmem); yes "` + plainText + `" | head -c 50000000 > /filled; sync; ` +
 	`echo $(($(shmem) - n)) kB grown; `
+
+// fillDisk writes 5 MB to the emptyDir on a disk, and shows what is mounted there.
+const fillDisk = `yes "` + plainText + `" | head -c 5000000 > /disk/f; sync; awk '$2 == "/disk" {print "disk", $1, $3}' /proc/mounts; `
 
 const plainText = "nobody else reads this line"
 
@@ -91,6 +113,19 @@ func checkScratch(t *testing.T, out, node string) {
 	}
 }
 
+// checkDisk expects what fillDisk has written in one file of the volume's directory on the host, encrypted.
+func checkDisk(t *testing.T, volume string) {
+	t.Helper()
+	names, err := filepath.Glob(volume + "/*")
+	if err != nil || len(names) != 1 {
+		t.Fatalf("in the directory of the emptyDir: %v, %v", names, err)
+	}
+	data := allocated(t, names[0])
+	if len(data) < 5_000_000 || bytes.Contains(data, []byte(plainText)) {
+		t.Errorf("the disk of the emptyDir has %d bytes, readable: %v", len(data), bytes.Contains(data, []byte(plainText)))
+	}
+}
+
 // allocated is what a sparse file holds, without its holes.
 func allocated(t *testing.T, name string) (data []byte) {
 	t.Helper()
@@ -121,15 +156,15 @@ func allocated(t *testing.T, name string) (data []byte) {
 // generated runs the pod of a manifest under the policy that was made of it, with layers of the guest or the host, and the host's attempts to
 // have something else. node is the snapshotter's directory, if it has the layers.
 func generated(t *testing.T, w *secretPod, ref, layers, node string) {
-	script := `cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; `
+	script := `echo $(ls /empty /not/there /seeded); cat /config/color && echo kept > /scratch/note && cat /scratch/note; awk '$2 == "/" {print "root", $1, $3}' /proc/mounts; ` + fillDisk
 	if layers == "host" {
 		script += fillRoot
 	}
 	script += Sleeper
 	base := w.run(t, append([]string{"initdata", "new", "--policy", w.file(t, "any.rego", "package agent_policy\n"), "--insecure-registry", w.address,
 		"--guest-kbs", w.kbs, w.file(t, "pod.yaml", fmt.Sprintf(manifest, ""))}, w.admin...)...)
-	out := w.run(t, "policy", "generate", "--base64", "--allow-logs", "--emptydir", "guest", "--layers", layers, "--image-source",
-		"containerd:"+w.Daemon.Address+",k8s.io", "--initdata", w.file(t, "base.toml", base), w.file(t, "generated.yaml", fmt.Sprintf(generatedManifest, ref, script)))
+	out := w.run(t, "policy", "generate", "--base64", "--allow-logs", "--layers", layers, "--image-source",
+		"containerd:"+w.Daemon.Address+",k8s.io", "--initdata", w.file(t, "base.toml", base), w.file(t, "generated.yaml", fmt.Sprintf(generatedManifest, ref, script, useVolumes)))
 	annotation := strings.TrimSpace(out)
 	p := w.NewPod(t, handlerTPM, "generated")
 	p.Config.Annotations["io.katacontainers.config.hypervisor.cc_init_data"] = annotation
@@ -144,6 +179,7 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	WriteAtomically(t, settings, map[string]string{"color": "red"})
 	scratch := p.Volume(t, "empty-dir", "scratch")
 	Tmpfs(t, scratch, "size=16m,mode=0777")
+	disk := p.Volume(t, "empty-dir", "disk")
 	config := func(name, script string) *runtime.ContainerConfig {
 		c := Shell(name, script)
 		c.Image = &runtime.ImageSpec{Image: ref, UserSpecifiedImage: ref}
@@ -156,13 +192,18 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 		c.Envs = []*runtime.KeyValue{{Key: "KUBERNETES_SERVICE_HOST", Value: []byte("10.96.0.1")}, {Key: "KUBERNETES_PORT_443_TCP", Value: []byte("tcp://10.96.0.1:443")}}
 		return c
 	}
-	volumes := []*runtime.Mount{ReadOnly(settings, "/config"), Mount(scratch, "/scratch")}
+	volumes := []*runtime.Mount{ReadOnly(settings, "/config"), Mount(scratch, "/scratch"), Mount(disk, "/disk")}
 	main := config("main", script)
 	main.Mounts = append(main.Mounts, volumes...)
 
 	refused(t, attempt(t, p, main), "CreateContainerRequest is blocked by policy", "finished") // the init container has not run
-	before := p.RunContainer(t, config("before", "echo first"))
+	first := config("before", useVolumes)
+	first.Linux.SecurityContext.ReadonlyRootfs = true
+	before := p.RunContainer(t, first)
 	before.ExpectExit(0)
+	if out := before.Output(); out != "of the image\n750 1000\n/empty:\nmine\n\n/not/there:\nmine\n\n/seeded:\nfile\nmine\n" {
+		t.Errorf("the volumes of the image: %q", out)
+	}
 	other := config("main", "echo something else")
 	other.Mounts = main.Mounts
 	refused(t, attempt(t, p, other), "CreateContainerRequest is blocked by policy")
@@ -172,7 +213,9 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	refused(t, attempt(t, p, more), "CreateContainerRequest is blocked by policy", "LD_PRELOAD")
 
 	k := p.RunContainer(t, main)
-	k.Says("redkept\nroot ")
+	k.Says("/empty: /not/there: /seeded: file\nredkept\nroot ") // volumes of its own
+	k.Says("\ndisk /dev/dm-")
+	checkDisk(t, disk)
 	if layers == "host" {
 		k.Says(" kB grown\n")
 		checkScratch(t, k.Output(), node)
@@ -182,7 +225,7 @@ func generated(t *testing.T, w *secretPod, ref, layers, node string) {
 	}
 	_, err := k.TryExec(60, "cat", "/config/color")
 	refused(t, err, "ExecProcessRequest is blocked by policy")
-	k.Stop(10)
+	k.Stop(60)
 	k.ExpectExit(0)
 	before.Remove()
 	k.Remove()
@@ -202,7 +245,7 @@ func generatedPolicy(t *testing.T, version string) {
 	if err := os.Symlink(w.Daemon.Address, dir+"/c.sock"); err != nil {
 		t.Fatal(err)
 	}
-	ref := w.images[BusyboxImage]
+	ref := w.images[VolumesImage]
 	w.pullFor(t, ref, handlerTPM)
 	generated(t, w, ref, "host", dir+"/root")
 }

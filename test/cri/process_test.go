@@ -116,7 +116,7 @@ func files(t *testing.T, p *Pod, main *Container) {
 	put("later", "later\n")
 	k.ExpectSh("cat /mnt/host/later; stat -c '%a %u' /mnt/host/a", "later\n644 0")
 	k.ExpectSh("echo 'the last words' > /dev/termination-log; cat /dev/termination-log", "the last words")
-	k.Stop(10)
+	k.Stop(60)
 	k.ExpectExit(0)
 	if data, err := os.ReadFile(last); string(data) != "the last words\n" {
 		t.Errorf("the termination message is on the host %q, %v", data, err)

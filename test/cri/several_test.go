@@ -33,10 +33,10 @@ func several(t *testing.T, p *Pod, main *Container) {
 	if got, want := client.Sh(namespaces), main.Sh(namespaces); got != want {
 		t.Errorf("namespaces of two containers: %s and %s", got, want)
 	}
-	server.Stop(10)
+	server.Stop(60)
 	server.ExpectExit(0)
 	server.Says("ending")
-	client.Stop(10)
+	client.Stop(60)
 	for _, k := range []*Container{server, client} {
 		k.Remove()
 	}
@@ -71,7 +71,7 @@ func memory(t *testing.T, p *Pod, main *Container) {
 	config.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}
 	k = p.RunContainer(t, config)
 	k.Says("allocated 20 MiB")
-	k.Stop(10)
+	k.Stop(60)
 	k.ExpectExit(0)
 	k.Remove()
 	main.ExpectSh("echo still here", "still here")
@@ -109,7 +109,7 @@ func stats(t *testing.T, p *Pod, main *Container) {
 	} else if l := pod.GetStats().GetLinux(); l.GetMemory().GetWorkingSetBytes().GetValue() < 30<<20 || l.GetNetwork().GetDefaultInterface().GetName() != "eth0" {
 		t.Errorf("stats of the pod are memory %v, network %v", l.GetMemory(), l.GetNetwork())
 	}
-	k.Stop(10)
+	k.Stop(60)
 	k.Remove()
 	if r, err := p.c.ContainerStats(call(t), &runtime.ContainerStatsRequest{ContainerId: main.ID}); err != nil || r.Stats == nil {
 		t.Errorf("stats of a small container: %v", err)
@@ -142,7 +142,7 @@ func update(t *testing.T, p *Pod, _ *Container) {
 	if got := read("cpu.max", "cpu/cpu.cfs_quota_us"); got != "75000" && got != "75000 100000" {
 		t.Errorf("the limit of CPU after an update is %s", got)
 	}
-	k.Stop(10)
+	k.Stop(60)
 	k.Remove()
 }
 
@@ -150,7 +150,7 @@ func update(t *testing.T, p *Pod, _ *Container) {
 func zombies(t *testing.T, p *Pod, _ *Container) {
 	k := p.RunContainer(t, Program("zombies", "zombies", "20"))
 	k.Says("left 20")
-	k.Stop(10)
+	k.Stop(60)
 	k.ExpectExit(0)
 	k.Remove()
 	k = p.RunContainer(t, Shell("orphans", `for n in 1 2 3; do sh -c 'sleep 1000 & sleep 1000 &'; done; echo made; exit 0`))

@@ -65,13 +65,13 @@ func volumes(t *testing.T, p *Pod, _ *Container) {
 	s.ExpectSh("cat /etc/color", "blue")
 
 	// A restarted container finds the emptyDirs as they were left.
-	k.Stop(10)
+	k.Stop(60)
 	k.Remove()
 	config.Metadata.Attempt = 1
 	k = p.RunContainer(t, config)
 	k.ExpectSh("cat /scratch/note /fast/note /config/color", "one\ntwo\nblue")
 	for _, c := range []*Container{k, o, s} {
-		c.Stop(10)
+		c.Stop(60)
 		c.Remove()
 	}
 	for _, dir := range []string{secret, projected, memory} {

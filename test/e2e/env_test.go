@@ -20,7 +20,7 @@ import (
 )
 
 // deadline bounds one command; a boot rarely takes a minute on a busy machine.
-const deadline = 6 * time.Minute
+const deadline = 10 * time.Minute
 
 // env is a broker, a registry with an encrypted and signed image, and a pod that is expected by the broker.
 type env struct {

@@ -90,6 +90,7 @@ func TestPodLife(t *testing.T) {
 	})
 
 	t.Run("kill -9 of the supervisor", func(t *testing.T) {
+		vmtest.Alone(t)
 		if out, code := e.run(t, "pod-life", "pod-life.toml", "--detach"); code != 0 {
 			t.Fatalf("exit code %d\n%s", code, out)
 		}
@@ -152,7 +153,7 @@ func TestBadImages(t *testing.T) {
 // kill ends a process that is not a child of ours and waits until it has ended, its files and locks included.
 func kill(t *testing.T, pid int) {
 	t.Helper()
-	if err := ended.Kill(pid, 30*time.Second); err != nil {
+	if err := ended.Kill(pid, 2*time.Minute); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -265,5 +265,5 @@ func (s service) GetGuestDetails(ctx context.Context, r *agent.GuestDetailsReque
 	if err := s.guest.enter(ctx, "GuestDetailsRequest", r); err != nil {
 		return nil, err
 	}
-	return &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{ExtraFeatures: []string{agent.FeatureOutputKept}}}, nil
+	return &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{ExtraFeatures: []string{agent.FeatureOutputKept, agent.FeatureImageVolumes}}}, nil
 }

@@ -92,7 +92,7 @@ func TestAttachedLayers(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 			defer cancel()
 			base, err := os.MkdirTemp("/tmp", "al")
 			if err != nil {

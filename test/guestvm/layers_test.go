@@ -176,7 +176,7 @@ func TestLayers(t *testing.T) {
 	attach("c", "vmdk", diskOf(t, many))
 	args = append(args, "-drive", "if=none,id=scratch,format=raw,file="+disk(t, 64), "-device", "virtio-blk-pci,drive=scratch,addr=d")
 	v := start(t, img, "cloister.sandboxed cloister.initdata=required agent.hotplug_timeout=20", args...)
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	v.connect()
 	v.must(v.agent.CreateSandbox(ctx, &agent.CreateSandboxRequest{Hostname: "pod", SandboxId: "sandbox1", Storages: shm()}))

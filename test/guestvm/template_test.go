@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 // TestTemplate starts two guests from one template: each has random numbers, a clock, a card, a shared directory and a size of its own.
 func TestTemplate(t *testing.T) {
 	img := image(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cfg := vmm.Config{
 		Name: "template", Kernel: img + "/vmlinuz", Initrd: img + "/initrd.cpio", Cmdline: "console=ttyS0 quiet panic=-1 cloister.sandboxed agent.hotplug_timeout=60",
@@ -187,7 +187,7 @@ func TestTemplate(t *testing.T) {
 // TestSandboxFromTemplate is the whole way: a pod starts from a template, and boots when that one is bad.
 func TestSandboxFromTemplate(t *testing.T) {
 	img := image(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	self, err := os.Executable()
 	if err != nil {

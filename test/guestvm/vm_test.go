@@ -99,7 +99,7 @@ func start(t *testing.T, dir, words string, args ...string) *machine {
 
 func waitFile(t *testing.T, path string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(path); err == nil {
 			return
 		}
@@ -160,7 +160,7 @@ func (v *machine) monitor(command string) string {
 		v.t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	prompt := func() string {
 		var out []byte
 		for !bytes.HasSuffix(out, []byte("(qemu) ")) {

@@ -154,7 +154,7 @@ func run(t *testing.T, dir, kind, settings string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	root := filepath.Join(dir, "r", "s")
 	spec := &specs.Spec{
@@ -228,7 +228,7 @@ func TestCleanupOfKilled(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer r.Close()
-				child, err := process.Start(as, []string{"-test.run=^TestSleeper$", "-test.timeout=1m", "-test.testlogfile=" + vm + "/log"},
+				child, err := process.Start(as, []string{"-test.run=^TestSleeper$", "-test.timeout=5m", "-test.testlogfile=" + vm + "/log"},
 					append(process.Environment(vm), "CLOISTER_TEST_SLEEP=1"), w)
 				w.Close()
 				if err != nil {
@@ -238,7 +238,7 @@ func TestCleanupOfKilled(t *testing.T) {
 				if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
 					t.Fatalf("%v: %v", err, child.Output.Lines(5))
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 				defer cancel()
 				if err := sandbox.Cleanup(ctx, dir); err != nil {
 					t.Fatal(err)

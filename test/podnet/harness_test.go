@@ -170,7 +170,7 @@ func (n *netns) expectSnapshot(want, when string) {
 func stateFile(t testing.TB) string { return filepath.Join(t.TempDir(), "network.json") }
 
 func testContext(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

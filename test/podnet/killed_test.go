@@ -56,7 +56,7 @@ func foreignThreads() error {
 	if err != nil {
 		return err
 	}
-	for end := time.Now().Add(5 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		found := ""
 		tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
 		if err != nil {

@@ -42,6 +42,7 @@ type declared struct {
 		Options                []string
 		FSGroup                *struct {
 			GroupID uint32 `json:"group_id"`
+			Policy  int32  `json:"group_change_policy"`
 		} `json:"fs_group"`
 		Shared bool
 	}
@@ -50,7 +51,7 @@ type declared struct {
 var genuine = strings.NewReplacer("$(sandbox-name)", "web-bcdf-ghjkl", "$(host-name)", "web-bcdf-ghjkl", "$$", "$")
 
 // disks is where an honest host attaches the volumes.
-var disks = map[string]string{"scratch": "02/05", "other": "02/06", "third": "02/07"}
+var disks = map[string]string{"scratch": "02/05", "other": "02/06", "third": "02/07", "data": "02/0a", "cache": "02/0b"}
 
 // diskAt is the directory of a disk in the guest.
 func diskAt(disk string) string {
@@ -172,7 +173,7 @@ func honest(t *testing.T, d declared, all []string, id string) *agent.CreateCont
 	for _, s := range d.Storages {
 		out := &agent.Storage{Driver: s.Driver, Source: s.Source, Fstype: s.FSType, Options: s.Options, DriverOptions: s.DriverOptions, Shared: s.Shared, MountPoint: strings.Trim(s.MountPoint, "^$")}
 		if s.FSGroup != nil {
-			out.FsGroup = &agent.FSGroup{GroupId: s.FSGroup.GroupID}
+			out.FsGroup = &agent.FSGroup{GroupId: s.FSGroup.GroupID, GroupChangePolicy: agent.FSGroupChangePolicy(s.FSGroup.Policy)}
 		}
 		if s.Driver == "" {
 			out.Driver, out.Source, out.MountPoint = "blk", disks[s.Volume], diskAt(disks[s.Volume])

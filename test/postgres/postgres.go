@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -186,7 +187,7 @@ func (s *Server) Run() {
 
 func (s *Server) ready() {
 	s.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		// The eighth line of the server's lock file tells when it takes connections.
 		raw, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
@@ -219,13 +220,13 @@ func (s *Server) Kill() {
 	for _, child := range strings.Fields(string(raw)) {
 		if n, err := strconv.Atoi(child); err == nil {
 			kill(n)
-			defer func() { _ = ended.Wait(n, 5*time.Second) }() // or the next server finds their shared memory in use
+			defer func() { _ = ended.Wait(n, time.Minute) }() // or the next server finds their shared memory in use
 		}
 	}
 	<-s.done
 	s.cmd = nil
 	// The processes are gone when nobody holds the port any more. A connection that one of them has taken ends with it.
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		conn, err := net.Dial("tcp", s.Address())
 		if err != nil {
 			return
@@ -245,15 +246,22 @@ func kill(pid int) {
 // Address is where the server listens besides the socket.
 func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
 
+// freePort is one that the server can have again after it was killed: the kernel gives ports from 32768 on to whoever wants any, and so to other
+// tests meanwhile.
 func freePort(t testing.TB) int {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		port := 20000 + mathrand.IntN(12000)
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			if err := ln.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return port
+		}
 	}
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return ln.Addr().(*net.TCPAddr).Port
+	t.Fatal(err)
+	return 0
 }
 
 // certify makes an authority and the server's certificate for 127.0.0.1.

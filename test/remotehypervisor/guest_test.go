@@ -21,7 +21,7 @@ import (
 // TestGuest boots our guest image as a remote virtual machine, the way a shim has it done.
 func TestGuest(t *testing.T) {
 	vmtest.Need(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	image, err := guestimage.Build(ctx, guestimage.Options{
 		CacheDir: filepath.Join(vmtest.Home(t), "cache/guest"), LockPath: "../../guest.lock", RepoDir: "../..",

@@ -56,7 +56,7 @@ func sealLayer(t *testing.T, key []byte, large []byte) (path string, l seal.Laye
 // TestGuestOpensSealedLayer boots a kernel that opens a sealed layer with a wrong and with the right key, and one with a changed byte.
 func TestGuestOpensSealedLayer(t *testing.T) {
 	vmtest.Need(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	bin := filepath.Join(t.TempDir(), "probe")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./probe")

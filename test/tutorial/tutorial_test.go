@@ -40,6 +40,7 @@ func script(t *testing.T, page string) string {
 
 func TestFirstPod(t *testing.T) {
 	vmtest.Need(t)
+	vmtest.Alone(t)
 	src, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)

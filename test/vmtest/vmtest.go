@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/cloister/cloister/internal/needs"
+	"github.com/cloister/cloister/internal/paths"
 )
 
 // Need skips a test that boots VMs when something for it is missing, and says what. CI installs everything and fails
@@ -29,4 +30,19 @@ func Home(t testing.TB) string {
 		t.Fatalf("finding the home folder: %v", err)
 	}
 	return filepath.Join(home, ".cloister")
+}
+
+// Alone keeps other tests that call it, those of other packages too, waiting until the test ends: every command of a Home cleans up after the
+// pods of killed supervisors, and tells of it once.
+func Alone(t testing.TB) {
+	t.Helper()
+	cache := filepath.Join(Home(t), "cache")
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := paths.WaitLock(t.Context(), filepath.Join(cache, "tests-alone"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(lock.Unlock)
 }

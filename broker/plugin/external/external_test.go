@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -74,6 +76,11 @@ func serve(t *testing.T, f *fake, addr string, options ...grpc.ServerOption) str
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveOn(t, f, ln, options...)
+}
+
+func serveOn(t *testing.T, f *fake, ln net.Listener, options ...grpc.ServerOption) string {
+	t.Helper()
 	s := grpc.NewServer(append(options, grpc.MaxRecvMsgSize(64<<20), grpc.MaxSendMsgSize(64<<20))...)
 	wire.RegisterKbsPluginServer(s, f)
 	go s.Serve(ln)
@@ -189,14 +196,21 @@ func TestSlowAndHugeBackends(t *testing.T) {
 }
 
 func TestBackendThatStartsLate(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	// The port is ours, so that nobody else answers there, and refuses until somebody listens.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := ln.Addr().String()
-	if err := ln.Close(); err != nil {
+	socket := os.NewFile(uintptr(fd), "socket")
+	defer socket.Close()
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err)
 	}
+	place, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", place.(*unix.SockaddrInet4).Port)
 	c := Config{[]Backend{{Name: "f", Endpoint: "http://" + addr}}}
 	if _, err := connect(t.Context(), c, 400*time.Millisecond); err == nil || !strings.Contains(err.Error(), addr) {
 		t.Fatalf("without a back end: %v", err)
@@ -210,7 +224,14 @@ func TestBackendThatStartsLate(t *testing.T) {
 		done <- err
 	}()
 	time.Sleep(300 * time.Millisecond) // some attempts fail
-	serve(t, &fake{}, addr)
+	if err := unix.Listen(fd, 16); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.FileListener(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, &fake{}, ln)
 	if err := <-done; err != nil {
 		t.Errorf("a back end that starts late: %v", err)
 	}

@@ -15,9 +15,10 @@ const readerTime = time.Second
 // in the background, and a short process could be over before. What was written would be lost then, and the client's open would wait for ever.
 type fifoOut struct {
 	file
-	path    string
-	cut     chan struct{} // closed by interrupt
-	cutOnce sync.Once
+	path     string
+	patience time.Duration // readerTime
+	cut      chan struct{} // closed by interrupt
+	cutOnce  sync.Once
 }
 
 func (f *fifoOut) interrupt() {
@@ -59,7 +60,7 @@ func (f *fifoOut) awaitReader() {
 			}
 		}
 	}()
-	timer := time.NewTimer(readerTime)
+	timer := time.NewTimer(f.patience)
 	defer timer.Stop()
 	select {
 	case <-opened:

@@ -90,7 +90,7 @@ func openOutput(where string) (output, error) {
 		return nil, err
 	}
 	enlarge(f)
-	return &fifoOut{file: file{f: f}, path: path, cut: make(chan struct{})}, nil
+	return &fifoOut{file: file{f: f}, path: path, patience: readerTime, cut: make(chan struct{})}, nil
 }
 
 // enlarge makes a pipe bigger, if the system lets us: it is only faster.

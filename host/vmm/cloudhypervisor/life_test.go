@@ -121,8 +121,12 @@ func TestDial(t *testing.T) {
 		chtest.VsockHangs:  context.DeadlineExceeded.Error(),
 	} {
 		v := start(t, testConfig(t, behaviour))
-		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
-		defer cancel()
+		ctx := testContext(t)
+		if behaviour == chtest.VsockHangs {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, 300*time.Millisecond)
+			defer cancel()
+		}
 		if _, err := v.Dial(ctx, 1024); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", behaviour, err)
 		}
@@ -238,7 +242,7 @@ func TestCleanStale(t *testing.T) {
 	}
 	select {
 	case <-ours.Done():
-	case <-time.After(10 * time.Second):
+	case <-testContext(t).Done():
 		t.Error("the left-over process still runs")
 	}
 	select {

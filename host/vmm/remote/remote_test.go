@@ -24,6 +24,7 @@ type service struct {
 	version, agent              string
 	create, start, stop, unmade error // what the calls fail with
 	hang                        string
+	hangs                       func() // called when that call hangs
 
 	mu      sync.Mutex
 	calls   []string
@@ -35,6 +36,7 @@ func (s *service) did(ctx context.Context, call string) error {
 	s.calls = append(s.calls, call)
 	s.mu.Unlock()
 	if strings.HasPrefix(call, s.hang) && s.hang != "" {
+		s.hangs()
 		<-ctx.Done()
 		return ctx.Err()
 	}
@@ -227,11 +229,11 @@ func TestStopIsTriedAgain(t *testing.T) {
 
 func TestHangs(t *testing.T) {
 	for _, name := range []string{"Version", "CreateVM", "StartVM"} {
-		s := &service{hang: name}
-		vm, cfg := serve(t, s)
-		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		ctx, cancel := context.WithCancel(testContext(t))
 		defer cancel()
-		if _, err := Start(ctx, vm, cfg); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), name) {
+		s := &service{hang: name, hangs: cancel}
+		vm, cfg := serve(t, s)
+		if _, err := Start(ctx, vm, cfg); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if last := s.last(); name != "Version" && last != "StopVM abc" {

@@ -52,6 +52,11 @@ func main() {
 			s := bufio.NewScanner(os.Stdin)
 			s.Scan()
 			fmt.Println("got", s.Text())
+		case "follow": // says what is in a file for each line that it gets, until the end of them
+			for s := bufio.NewScanner(os.Stdin); s.Scan(); {
+				b, err := os.ReadFile(value)
+				fmt.Println(strings.TrimSpace(string(b)), err)
+			}
 		case "eat":
 			var hold [][]byte
 			for {

@@ -89,7 +89,10 @@ func waitFor(check func(state) bool) (s state, err error) {
 	return s, err
 }
 
-// onEvents calls done now and after each event of the kernel, until it says so, for a minute.
+// wait is longer than any change takes on a busy machine.
+const wait = 4 * time.Minute
+
+// onEvents calls done now and after each event of the kernel, until it says so, for some minutes.
 func onEvents(done func() bool) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
@@ -99,12 +102,12 @@ func onEvents(done func() bool) error {
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
 		return err
 	}
-	end := time.Now().Add(time.Minute)
+	end := time.Now().Add(wait)
 	buf := make([]byte, 8<<10)
 	for !done() {
 		left := time.Until(end)
 		if left <= 0 {
-			return errors.New("not within a minute")
+			return fmt.Errorf("not within %s", wait)
 		}
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left/time.Millisecond)+1)
 		if n > 0 {
