@@ -1282,6 +1282,9 @@ RemoveContainerRequest := {"allowed": true, "ops": ops} if {
 	)
 }
 
+# Once more, and as often as it takes: the guest may have failed to remove the container, or have made it in the meantime. Nobody else gets its id.
+RemoveContainerRequest if data.pstate[concat("", ["retired:", input.container_id])]
+
 # Removing an id that was never admitted does nothing but retire it, so that a teardown after a refused create does not
 # hang. Their number is bounded.
 RemoveContainerRequest := {"allowed": true, "ops": [{

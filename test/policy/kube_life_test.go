@@ -86,7 +86,7 @@ func TestKubernetesLife(t *testing.T) {
 	mustAllow(t, e, &agent.SignalProcessRequest{ContainerId: id(3), Signal: 15})
 	mustDeny(t, e, &agent.SignalProcessRequest{ContainerId: id(3), Signal: 9})
 	mustAllow(t, e, &agent.RemoveContainerRequest{ContainerId: id(3)})
-	mustDeny(t, e, &agent.RemoveContainerRequest{ContainerId: id(3)})
+	mustAllow(t, e, &agent.RemoveContainerRequest{ContainerId: id(3)}) // the guest may have failed
 	mustDeny(t, e, &agent.StatsContainerRequest{ContainerId: id(3)})
 	mustDeny(t, e, web.Request(id(3))) // the id is used up
 	mustAllow(t, e, web.Request(id(5)))
