@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,7 +57,28 @@ func (o Options) parse(ref string) (name.Reference, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image reference %q: %w", ref, err)
 	}
+	// The library would speak plain HTTP to private addresses and names that end in .localhost, too, where HTTPS is not answered.
+	if host := r.Context().RegistryStr(); !o.PlainHTTP && r.Context().Scheme() == "http" && !loopback(host) {
+		return nil, fmt.Errorf("image reference %q: %w", ref, &PlainHTTPError{host})
+	}
 	return r, nil
+}
+
+// PlainHTTPError refuses a registry that could be spoken to in plain HTTP, which nobody has allowed.
+type PlainHTTPError struct{ Host string }
+
+func (e *PlainHTTPError) Error() string {
+	return fmt.Sprintf("registry %s could be spoken to in plain HTTP, which nobody has allowed", e.Host)
+}
+
+// loopback says whether a registry, with or without a port, is on this machine.
+func loopback(registry string) bool {
+	host, _, err := net.SplitHostPort(registry)
+	if err != nil {
+		host = strings.Trim(registry, "[]")
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
 // location is where an image is: a reference at a registry, or oci:<directory>[:<tag>].

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/author/image"
@@ -12,7 +16,34 @@ import (
 )
 
 func imageCmd(a *app) *cobra.Command {
-	return group("image", "Build, encrypt, seal, sign and inspect images", imageBuildCmd(a), imageEncryptCmd(a), imageSealCmd(a), imageSignCmd(a), imageInspectCmd(a), imageRegistryCmd(a))
+	verbs := []*cobra.Command{imageBuildCmd(a), imageEncryptCmd(a), imageSealCmd(a), imageSignCmd(a), imageInspectCmd(a)}
+	for _, c := range verbs {
+		run := c.RunE
+		c.RunE = func(c *cobra.Command, args []string) error { return registryHint(run(c, args)) }
+	}
+	return group("image", "Build, encrypt, seal, sign and inspect images", append(verbs, imageRegistryCmd(a))...)
+}
+
+// registryHint says what to do about what a registry does not do.
+func registryHint(err error) error {
+	var plain *image.PlainHTTPError
+	var refused *transport.Error
+	var has hintError
+	switch {
+	case err == nil, errors.As(err, &has):
+		return err
+	case errors.As(err, &plain):
+		return hint(err, "allow it by --insecure-registry %s", plain.Host)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return hint(err, "is the registry running, and its port right")
+	case errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized || refused.StatusCode == http.StatusForbidden) && refused.Request != nil:
+		return loginHint(err, refused.Request.URL.Host)
+	}
+	return err
+}
+
+func loginHint(err error, registry string) error {
+	return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", registry)
 }
 
 // registryOptions allow plain HTTP to a registry only if it was named.
