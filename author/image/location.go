@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -27,10 +28,10 @@ import (
 
 const annotationRefName = "org.opencontainers.image.ref.name"
 
-// Options say how to reach registries. The zero value uses HTTPS (plain HTTP for loopback addresses) and the user's
+// Options say how to reach registries. The zero value uses HTTPS (or plain HTTP, for loopback addresses only) and the user's
 // docker credentials.
 type Options struct {
-	PlainHTTP bool              // allow plain HTTP for any registry
+	PlainHTTP []string          // registries, with their ports, to which plain HTTP is allowed
 	Keychain  authn.Keychain    // default: authn.DefaultKeychain
 	Transport http.RoundTripper // default: remote.DefaultTransport
 }
@@ -49,16 +50,16 @@ func (o Options) remote(ctx context.Context) []remote.Option {
 }
 
 func (o Options) parse(ref string) (name.Reference, error) {
-	var opts []name.Option
-	if o.PlainHTTP {
-		opts = append(opts, name.Insecure)
+	plain := strings.TrimPrefix(ref, "docker://")
+	r, err := name.ParseReference(plain)
+	if err == nil && slices.Contains(o.PlainHTTP, r.Context().RegistryStr()) {
+		return name.ParseReference(plain, name.Insecure)
 	}
-	r, err := name.ParseReference(strings.TrimPrefix(ref, "docker://"), opts...)
 	if err != nil {
 		return nil, fmt.Errorf("image reference %q: %w", ref, err)
 	}
 	// The library would speak plain HTTP to private addresses and names that end in .localhost, too, where HTTPS is not answered.
-	if host := r.Context().RegistryStr(); !o.PlainHTTP && r.Context().Scheme() == "http" && !loopback(host) {
+	if host := r.Context().RegistryStr(); r.Context().Scheme() == "http" && !loopback(host) {
 		return nil, fmt.Errorf("image reference %q: %w", ref, &PlainHTTPError{host})
 	}
 	return r, nil

@@ -46,17 +46,6 @@ func loginHint(err error, registry string) error {
 	return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", registry)
 }
 
-// registryOptions allow plain HTTP to a registry only if it was named.
-func registryOptions(ref string, insecure []string) image.Options {
-	var o image.Options
-	for _, host := range insecure {
-		if strings.HasPrefix(ref, host+"/") {
-			o.PlainHTTP = true
-		}
-	}
-	return o
-}
-
 func imageBuildCmd(a *app) *cobra.Command {
 	var (
 		files, insecure, env []string
@@ -80,7 +69,7 @@ func imageBuildCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			digest, err := image.Push(c.Context(), img, args[0], registryOptions(args[0], insecure))
+			digest, err := image.Push(c.Context(), img, args[0], image.Options{PlainHTTP: insecure})
 			if err != nil {
 				return err
 			}
@@ -109,7 +98,7 @@ func imageSignCmd(a *app) *cobra.Command {
 			if err != nil {
 				return hint(fmt.Errorf("reading the signing key: %w", err), "make one with `cloister key new --type signing %s`", keyFile)
 			}
-			signed, err := image.Sign(c.Context(), args[0], key, image.SignOptions{Options: registryOptions(args[0], insecure), Identity: identity})
+			signed, err := image.Sign(c.Context(), args[0], key, image.SignOptions{Options: image.Options{PlainHTTP: insecure}, Identity: identity})
 			if err != nil {
 				return err
 			}
@@ -129,7 +118,7 @@ func imageInspectCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "inspect REFERENCE", Short: "Print layers, keys and signatures of an image", Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			info, err := image.Inspect(c.Context(), args[0], registryOptions(args[0], insecure))
+			info, err := image.Inspect(c.Context(), args[0], image.Options{PlainHTTP: insecure})
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,12 @@ func TestImageRegistries(t *testing.T) {
 			t.Errorf("%s: %s, want %q", source, out, want)
 		}
 	}
-	out := f.run(t, exitRefused, "image", "seal", "--key", "key", "--key-id", "kbs:///default/image-key/a", f.registry+"/app:1", "192.168.0.1/out:1")
+	// What is allowed for one of the two registries is for that one.
+	out := f.run(t, exitRefused, "image", "seal", "--insecure-registry", "192.168.0.1", "--key", "key", "--key-id", "kbs:///default/image-key/a", "192.168.0.2/in:1", "192.168.0.1/out:1")
+	if !strings.Contains(out, "hint: allow it by --insecure-registry 192.168.0.2") {
+		t.Errorf("got %s", out)
+	}
+	out = f.run(t, exitRefused, "image", "seal", "--insecure-registry", f.registry, "--key", "key", "--key-id", "kbs:///default/image-key/a", f.registry+"/app:1", "192.168.0.1/out:1")
 	if !strings.Contains(out, "hint: allow it by --insecure-registry 192.168.0.1") {
 		t.Errorf("got %s", out)
 	}
