@@ -7,9 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,10 +32,10 @@ const (
 	annotationImageName = "io.containerd.image.name" // the name in full, where containerd or docker wrote the layout
 )
 
-// Options say how to reach registries. The zero value uses HTTPS (plain HTTP for loopback addresses) and the user's
+// Options say how to reach registries. The zero value uses HTTPS (or plain HTTP, for loopback addresses only) and the user's
 // docker credentials.
 type Options struct {
-	PlainHTTP bool              // allow plain HTTP for any registry
+	PlainHTTP []string          // registries, with their ports, to which plain HTTP is allowed
 	Keychain  authn.Keychain    // default: authn.DefaultKeychain
 	Transport http.RoundTripper // default: remote.DefaultTransport
 }
@@ -51,15 +54,36 @@ func (o Options) remote(ctx context.Context) []remote.Option {
 }
 
 func (o Options) parse(ref string) (name.Reference, error) {
-	var opts []name.Option
-	if o.PlainHTTP {
-		opts = append(opts, name.Insecure)
+	plain := strings.TrimPrefix(ref, "docker://")
+	r, err := name.ParseReference(plain)
+	if err == nil && slices.Contains(o.PlainHTTP, r.Context().RegistryStr()) {
+		return name.ParseReference(plain, name.Insecure)
 	}
-	r, err := name.ParseReference(strings.TrimPrefix(ref, "docker://"), opts...)
 	if err != nil {
 		return nil, fmt.Errorf("image reference %q: %w", ref, err)
 	}
+	// The library would speak plain HTTP to private addresses and names that end in .localhost, too, where HTTPS is not answered.
+	if host := r.Context().RegistryStr(); r.Context().Scheme() == "http" && !loopback(host) {
+		return nil, fmt.Errorf("image reference %q: %w", ref, &PlainHTTPError{host})
+	}
 	return r, nil
+}
+
+// PlainHTTPError refuses a registry that could be spoken to in plain HTTP, which nobody has allowed.
+type PlainHTTPError struct{ Host string }
+
+func (e *PlainHTTPError) Error() string {
+	return fmt.Sprintf("registry %s could be spoken to in plain HTTP, which nobody has allowed", e.Host)
+}
+
+// loopback says whether a registry, with or without a port, is on this machine.
+func loopback(registry string) bool {
+	host, _, err := net.SplitHostPort(registry)
+	if err != nil {
+		host = strings.Trim(registry, "[]")
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
 // location is where an image is: a reference at a registry, or oci:<directory>[:<tag>].

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/spf13/cobra"
 
 	"github.com/cloister/cloister/author/image"
@@ -12,18 +16,34 @@ import (
 )
 
 func imageCmd(a *app) *cobra.Command {
-	return group("image", "Build, encrypt, seal, sign and inspect images", imageBuildCmd(a), imageEncryptCmd(a), imageSealCmd(a), imageSignCmd(a), imageInspectCmd(a), imageRegistryCmd(a))
+	verbs := []*cobra.Command{imageBuildCmd(a), imageEncryptCmd(a), imageSealCmd(a), imageSignCmd(a), imageInspectCmd(a)}
+	for _, c := range verbs {
+		run := c.RunE
+		c.RunE = func(c *cobra.Command, args []string) error { return registryHint(run(c, args)) }
+	}
+	return group("image", "Build, encrypt, seal, sign and inspect images", append(verbs, imageRegistryCmd(a))...)
 }
 
-// registryOptions allow plain HTTP to a registry only if it was named.
-func registryOptions(ref string, insecure []string) image.Options {
-	var o image.Options
-	for _, host := range insecure {
-		if strings.HasPrefix(ref, host+"/") {
-			o.PlainHTTP = true
-		}
+// registryHint says what to do about what a registry does not do.
+func registryHint(err error) error {
+	var plain *image.PlainHTTPError
+	var refused *transport.Error
+	var has hintError
+	switch {
+	case err == nil, errors.As(err, &has):
+		return err
+	case errors.As(err, &plain):
+		return hint(err, "allow it by --insecure-registry %s", plain.Host)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return hint(err, "is the registry running, and its port right")
+	case errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized || refused.StatusCode == http.StatusForbidden) && refused.Request != nil:
+		return loginHint(err, refused.Request.URL.Host)
 	}
-	return o
+	return err
+}
+
+func loginHint(err error, registry string) error {
+	return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", registry)
 }
 
 func imageBuildCmd(a *app) *cobra.Command {
@@ -49,7 +69,7 @@ func imageBuildCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			digest, err := image.Push(c.Context(), img, args[0], registryOptions(args[0], insecure))
+			digest, err := image.Push(c.Context(), img, args[0], image.Options{PlainHTTP: insecure})
 			if err != nil {
 				return err
 			}
@@ -78,7 +98,7 @@ func imageSignCmd(a *app) *cobra.Command {
 			if err != nil {
 				return hint(fmt.Errorf("reading the signing key: %w", err), "make one with `cloister key new --type signing %s`", keyFile)
 			}
-			signed, err := image.Sign(c.Context(), args[0], key, image.SignOptions{Options: registryOptions(args[0], insecure), Identity: identity})
+			signed, err := image.Sign(c.Context(), args[0], key, image.SignOptions{Options: image.Options{PlainHTTP: insecure}, Identity: identity})
 			if err != nil {
 				return err
 			}
@@ -98,7 +118,7 @@ func imageInspectCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "inspect REFERENCE", Short: "Print layers, keys and signatures of an image", Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			info, err := image.Inspect(c.Context(), args[0], registryOptions(args[0], insecure))
+			info, err := image.Inspect(c.Context(), args[0], image.Options{PlainHTTP: insecure})
 			if err != nil {
 				return err
 			}

@@ -25,7 +25,7 @@ func imageKeyCmd(use, short string, change func(ctx context.Context, src, dst st
 			if len(key) != 32 {
 				return hint(fmt.Errorf("the image key in %s has %d bytes, want 32", keyFile, len(key)), "make one with `cloister key new FILE`")
 			}
-			return change(c.Context(), args[0], args[1], image.Key{KID: keyID, KEK: key}, image.EncryptOptions{Options: registryOptions(args[1], insecure)})
+			return change(c.Context(), args[0], args[1], image.Key{KID: keyID, KEK: key}, image.EncryptOptions{Options: image.Options{PlainHTTP: insecure}})
 		},
 	}
 	c.Flags().StringVar(&keyFile, "key", "", "file with the 32-byte image key")

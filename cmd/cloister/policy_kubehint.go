@@ -16,7 +16,7 @@ func kubeHint(err error) error {
 	case errors.As(err, &plain):
 		return hint(err, "allow it by --insecure-registry %s", plain.Host)
 	case errors.As(err, &access):
-		return hint(err, "credentials are docker's: `docker login %s`, or a config.json in the folder that DOCKER_CONFIG names", access.Host)
+		return loginHint(err, access.Host)
 	case errors.As(err, &connection) && connection.Op == "dial":
 		return hint(err, "without a registry at hand: --image-source oci:DIR, archive:FILE or containerd")
 	}
