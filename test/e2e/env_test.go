@@ -193,7 +193,7 @@ func (e *env) read(t *testing.T, name string) []byte {
 	return b
 }
 
-// nothingLeft looks for pods and for processes of this user's VMs.
+// nothingLeft looks for pods and for processes of this user's VMs. No other test has a VM whose name begins with "pod".
 func (e *env) nothingLeft(t *testing.T) {
 	t.Helper()
 	var pods []struct{ Name string }

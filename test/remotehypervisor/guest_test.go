@@ -49,7 +49,7 @@ func TestGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	v, err := remote.Start(ctx, vmm.Config{VCPUs: 1, MemoryMiB: 512}, remote.Config{Socket: filepath.Join(dir, "sock"), ID: "pod-1"})
+	v, err := remote.Start(ctx, vmm.Config{VCPUs: 1, MemoryMiB: 512}, remote.Config{Socket: filepath.Join(dir, "sock"), ID: "remote-1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,12 +68,12 @@ func TestGuest(t *testing.T) {
 	if err != nil || !slices.ContainsFunc(routes.GetRoutes(), func(r *agent.Route) bool { return r.Gateway == "10.0.2.2" }) {
 		t.Errorf("routes %v, %v", routes, err)
 	}
-	vm := s.Machine("pod-1")
+	vm := s.Machine("remote-1")
 	if err := v.Stop(ctx); err != nil {
 		t.Error(err)
 	}
 	<-vm.Exited()
-	if _, err := os.Stat(filepath.Join(dir, "pod-1")); !os.IsNotExist(err) {
+	if _, err := os.Stat(filepath.Join(dir, "remote-1")); !os.IsNotExist(err) {
 		t.Errorf("the VM's directory: %v", err)
 	}
 }
