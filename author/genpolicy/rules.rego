@@ -741,8 +741,9 @@ right_root(p) if {
 # The guest gives its own pause program to a container whose options say so, whatever the source is.
 for_sandbox(options) := {kind |
 	some o in options
+	metadata := json.unmarshal(trim_prefix(o, "image_guest_pull=")).metadata
 	some key in ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]
-	kind := json.unmarshal(trim_prefix(o, "image_guest_pull=")).metadata[key]
+	kind := metadata[key]
 }
 
 root_elsewhere(p) if layered(p)
@@ -843,18 +844,12 @@ once(given, _, _, t) if {
 }
 
 # Those that the cluster adds to every container are found all at once, as lines of one text. Where a variable has several lines,
-# each of them is looked at by itself.
-of_cluster(variables) := {line | some line in regex.find_n(env_lines, lines, -1)} if {
-	env_pattern != ""
-	lines := concat("\n", variables)
-	count(split(lines, "\n")) == count(variables)
-}
+# each of them is looked at by itself. (No rule here has an else: the engine's memory for the policy would double.)
+of_cluster(variables) := {line | single_lines(variables); some line in regex.find_n(env_lines, concat("\n", variables), -1)}
 
-else := set()
-
-right_variable(v, _, _) if {
+single_lines(variables) if {
 	env_pattern != ""
-	regex.match(env_pattern, v)
+	count(split(concat("\n", variables), "\n")) == count(variables)
 }
 
 right_variable(v, t, pod) if {
@@ -862,14 +857,20 @@ right_variable(v, t, pod) if {
 	regex.match(for_pod(pattern, pod), v)
 }
 
+right_variable(v, _, _) if {
+	env_pattern != ""
+	regex.match(env_pattern, v)
+}
+
 right_hostname(p) if input.OCI.Hostname == object.get(p.OCI, "Hostname", input.OCI.Hostname)
 
 right_linux(i, t) if {
 	right_namespaces(i.Namespaces, t.namespaces)
 	masked := {m | some m in i.MaskedPaths}
+	readonly := {m | some m in i.ReadonlyPaths}
 	t.masked - masked == set()
-	(t.readonly - {m | some m in i.ReadonlyPaths}) - masked == set()
-	every path in ((masked | {m | some m in i.ReadonlyPaths}) - (t.masked | t.readonly)) {
+	(t.readonly - readonly) - masked == set()
+	every path in ((masked | readonly) - (t.masked | t.readonly)) {
 		of_the_kernel(path)
 	}
 	{d.Path | some d in i.Devices} - object.keys(t.devices) == set()
