@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cloister/cloister/author/policyview"
@@ -120,7 +121,7 @@ func (a *app) printDiff(pairs []policyPair, values bool) error {
 	case 0:
 		return nil
 	case 1:
-		return fmt.Errorf("the policies differ in one place")
+		return errors.New("the policies differ in one place")
 	}
 	return fmt.Errorf("the policies differ in %d places", places)
 }
