@@ -46,6 +46,9 @@ func (g *generator) imageRef(path string, c *kubernetes.Container, img *imagesou
 	if img.Digest == "" && g.images[c.Image] != nil && !g.s.HostLayers() {
 		g.fail(c.At, path+".image", "an archive of docker does not say by which digest the guest could pull %s; take it from a registry or an OCI archive", c.Image)
 	}
+	if img.Found != "" {
+		g.warn(c.At, path+".image", "%s is taken from %s, which has an image with this tag and does not say of which name: look whether it is this one", c.Image, img.Found)
+	}
 	if strings.Contains(c.Image, "@") || img.Digest == "" {
 		return r
 	}

@@ -18,7 +18,7 @@ func TestRequired(t *testing.T) {
 		"env: [{name: B, value: x}, {name: N, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: O, valueFrom: {secretKeyRef: {name: no, key: k, optional: true}}}]",
 		"volumeMounts: [{name: v, mountPath: /v/}, {name: v, mountPath: w, subPath: x}, {name: w, mountPath: /etc/hosts}, {name: h, mountPath: /dev/kvm}]",
 	}, ", ")).Replace(onePod)
-	odd := fakeImages{"registry.example/app:1": {Digest: "sha256:" + strings.Repeat("a", 64),
+	odd := fakeImages{"registry.example/app:1": {Digest: "sha256:" + strings.Repeat("a", 64), Found: "layout",
 		Config: imagesource.Config{Entrypoint: []string{"/x"}, Env: []string{"IMAGE=1", "B=image", "GONE"}}}}
 	r, err := generate(t, set+pod, Options{Images: odd})
 	if err != nil {
@@ -53,8 +53,9 @@ func TestRequired(t *testing.T) {
 	if i := slices.IndexFunc(c.OCI.Mounts, func(m mount) bool { return m.Written == "/v/" }); i < 0 || c.OCI.Mounts[i].Destination != "/v" {
 		t.Error("how the manifest writes /v is lost")
 	}
-	if len(r.Warnings) != 2 { // of what is optional and not known
-		t.Errorf("warnings %v", r.Warnings)
+	const found = "registry.example/app:1 is taken from layout, which has an image with this tag and does not say of which name"
+	if text := fmt.Sprint(r.Warnings); len(r.Warnings) != 3 || !strings.Contains(text, found) {
+		t.Errorf("warnings %s, want two of what is optional and not known, and one of the image", text)
 	}
 }
 

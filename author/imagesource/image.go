@@ -8,9 +8,11 @@ import "context"
 // Image is one image for one architecture.
 type Image struct {
 	Reference string // as asked for
-	Digest    string // what the reference names: an index or a manifest
-	Manifest  string // the manifest of the architecture
-	Config    Config
+	// Found is where the image came from, when it was found there by its tag alone: the place does not say of which image the tag is.
+	Found    string
+	Digest   string // what the reference names: an index or a manifest
+	Manifest string // the manifest of the architecture
+	Config   Config
 	// Passwd and Group are the files /etc/passwd and /etc/group; nil if the image has none.
 	Passwd, Group []byte
 	Layers        []Layer // the lowest first

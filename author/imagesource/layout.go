@@ -188,8 +188,12 @@ func (l *localImages) resolve(_ context.Context, image string) (handle, error) {
 		}
 	}
 	for _, d := range l.index {
-		if named(d, ref) {
-			return handle{desc: d, open: l.open}, nil
+		if named, byTag := named(d, ref); named {
+			h := handle{desc: d, open: l.open}
+			if byTag {
+				h.found = l.where
+			}
+			return h, nil
 		}
 	}
 	return handle{}, fmt.Errorf("%w in %s, which has %s", ErrNotFound, l.where, l.names())
@@ -231,9 +235,9 @@ func sameImage(a, b name.Reference) bool { return a.Name() == b.Name() }
 
 // named says whether a descriptor of an index is what a reference means: by digest, by the whole name, or by the tag
 // alone, if that is all the index has.
-func named(d v1.Descriptor, ref name.Reference) bool {
+func named(d v1.Descriptor, ref name.Reference) (named, byTag bool) {
 	if digest, ok := ref.(name.Digest); ok {
-		return d.Digest.String() == digest.DigestStr()
+		return d.Digest.String() == digest.DigestStr(), false
 	}
 	for _, key := range []string{annotationImage, annotationRef} {
 		text := d.Annotations[key]
@@ -242,11 +246,11 @@ func named(d v1.Descriptor, ref name.Reference) bool {
 		}
 		if strings.ContainsAny(text, "/:") {
 			t, err := name.ParseReference(text)
-			return err == nil && sameImage(t, ref)
+			return err == nil && sameImage(t, ref), false
 		}
-		return text == ref.Identifier()
+		return text == ref.Identifier(), true
 	}
-	return false
+	return false, false
 }
 
 func (l *localImages) open(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {

@@ -134,7 +134,7 @@ func (s *Images) Image(ctx context.Context, reference string, need Need) (*Image
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", reference, err)
 		}
-		img.Reference = reference
+		img.Reference, img.Found = reference, h.found
 		return img, nil
 	}
 	return nil, fmt.Errorf("image %s: %w", reference, errors.Join(missing...))

@@ -232,7 +232,11 @@ func TestSources(t *testing.T) {
 	}
 	for _, from := range [][]string{{"oci:" + dir}, {"archive:" + ociArchive}, {"oci:" + dir, "registry"}} {
 		got, err := get(t, Options{From: from}, ref, all)
-		if err != nil || !reflect.DeepEqual(got, want) {
+		if err != nil || !strings.Contains(got.Found, strings.SplitN(from[0], ":", 2)[1]) {
+			t.Fatalf("%v: %+v, %v", from, got, err)
+		}
+		got.Found = ""
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%v: %v\n%+v\nwant\n%+v", from, err, got, want)
 		}
 		if _, err := get(t, Options{From: from[:1]}, r.Addr()+"/team/app:2", all); !errors.Is(err, ErrNotFound) || !strings.HasSuffix(err.Error(), `, which has "1"`) {

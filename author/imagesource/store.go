@@ -33,6 +33,8 @@ type handle struct {
 	open func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error)
 	// docker is set for archives of docker, which have no manifest in them.
 	docker *dockerImage
+	// found is Image.Found.
+	found string
 }
 
 // Limits of what is read into memory.
