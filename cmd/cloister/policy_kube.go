@@ -19,6 +19,7 @@ import (
 	"github.com/cloister/cloister/author/imagesource"
 	"github.com/cloister/cloister/author/kubernetes"
 	"github.com/cloister/cloister/internal/paths"
+	"github.com/cloister/cloister/layer"
 	"github.com/cloister/cloister/wire/initdata"
 )
 
@@ -28,6 +29,7 @@ type kubeFlags struct {
 	raw, base64, inPlace      bool
 	runtimeClasses            []string
 	arch, layers, emptyDir    string
+	recipe                    string
 	tags, namespace           string
 	cache                     string
 	noCache                   bool
@@ -65,6 +67,7 @@ func (f *kubeFlags) flags(p *pflag.FlagSet) {
 	p.StringArrayVar(&f.runtimeClasses, "runtime-class", nil, "only for pods whose runtimeClassName starts with this (repeatable; default: all)")
 	p.StringVar(&f.arch, "arch", "amd64", "architecture of the guests: amd64, arm64, s390x, ...")
 	p.StringVar(&f.layers, "layers", "", "where image layers come from: guest (pulled there) or host (block devices bound by their hashes); default: as the settings say")
+	p.StringVar(&f.recipe, "layer-recipe", "", "how the layers of --layers host are made: cloister-erofs-1 (default) or containerd-erofs, which needs mkfs.erofs")
 	p.StringVar(&f.emptyDir, "emptydir", "", "what an emptyDir is: block-encrypted, block-plain, shared-fs or guest (its memory); default: as the settings say")
 	p.StringVar(&f.tags, "tags", "pin", "images named by tag: pin (write the digest into the manifest), allow (not bound to content) or refuse")
 	p.StringVar(&f.namespace, "namespace", "", "namespace of manifests that name none; default: any")
@@ -149,9 +152,19 @@ func (f *kubeFlags) options(rf *policyFlags) (genpolicy.Options, error) {
 	return o, nil
 }
 
+// layerRecipes are those whose layers the container runtime attaches.
+var layerRecipes = []string{string(layer.Cloister), string(layer.Containerd)}
+
 // images opens the places that images come from.
-func (f *kubeFlags) images(pf *podFlags) (*imagesource.Images, error) {
-	o := imagesource.Options{From: f.sources, Architecture: f.arch, Registry: imagesource.RegistryOptions{Insecure: pf.insecure}, Cache: f.cache}
+func (f *kubeFlags) images(pf *podFlags, hostLayers bool) (*imagesource.Images, error) {
+	switch {
+	case f.recipe != "" && !slices.Contains(layerRecipes, f.recipe):
+		return nil, usageError{fmt.Errorf("--layer-recipe %q: want %s", f.recipe, strings.Join(layerRecipes, " or "))}
+	case f.recipe != "" && !hostLayers:
+		return nil, usageError{errors.New("--layer-recipe is for layers of the host: --layers host")}
+	}
+	o := imagesource.Options{From: f.sources, Architecture: f.arch, Recipe: layer.Recipe(f.recipe),
+		Registry: imagesource.RegistryOptions{Insecure: pf.insecure}, Cache: f.cache}
 	if o.Cache == "" {
 		if dir, err := os.UserCacheDir(); err == nil {
 			o.Cache = filepath.Join(dir, "cloister", "layers")
@@ -180,7 +193,7 @@ func (f *kubeFlags) generate(c *cobra.Command, a *app, pf *podFlags, rf *policyF
 	if err != nil {
 		return err
 	}
-	images, err := f.images(pf)
+	images, err := f.images(pf, o.Settings.HostLayers())
 	if err != nil {
 		return err
 	}

@@ -228,6 +228,42 @@ spec:
 	}
 }
 
+// TestPolicyGenerateLayerRecipe binds layers as the other recipe makes them: here by a program that makes all of them two empty blocks.
+func TestPolicyGenerateLayerRecipe(t *testing.T) {
+	f := newFolder(t)
+	f.write(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: %REGISTRY%/app:1, command: [/app]}]}\n")
+	program := func(version string) {
+		text := "#!/bin/sh\nfor last; do :; done\ncase $1 in --version) echo 'mkfs.erofs (erofs-utils) " + version + "' ;; *) cat >/dev/null; head -c 8192 /dev/zero >\"$last\" ;; esac\n"
+		if err := os.WriteFile("mkfs.erofs", []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", here+":"+os.Getenv("PATH"))
+	args := []string{"policy", "generate", "--no-cache", "--insecure-registry", f.registry, "--raw", "pod.yaml", "--layers", "host"}
+	const root = "roothash=05927d36681daf2129a7ab821c194d61c7943aba7a8a38532b2e075ca1e56736" // by veritysetup, of two empty blocks
+	program("1.8.6")
+	if out := f.run(t, exitDone, args...); strings.Contains(out, root) || !strings.Contains(out, "roothash=") {
+		t.Errorf("the recipe that is meant if none is said: %.2000s", out)
+	}
+	if out := f.run(t, exitDone, append(args, "--layer-recipe", "containerd-erofs")...); !strings.Contains(out, root) {
+		t.Errorf("got %.2000s", out)
+	}
+	program("1.8.1")
+	if out := f.run(t, exitRefused, append(args, "--layer-recipe", "containerd-erofs")...); !strings.Contains(out, "hint: install erofs-utils 1.8.2 or later") {
+		t.Errorf("got %s", out)
+	}
+	if out := f.run(t, exitUsage, append(args, "--layer-recipe", "hcsshim-ext4")...); !strings.Contains(out, "want cloister-erofs-1 or containerd-erofs") {
+		t.Errorf("got %s", out)
+	}
+	if out := f.run(t, exitUsage, append(args[:len(args)-1], "guest", "--layer-recipe", "containerd-erofs")...); !strings.Contains(out, "--layers host") {
+		t.Errorf("got %s", out)
+	}
+}
+
 // TestPolicySimKinds: a kind of request that does not exist is said to be none, before anything is judged.
 func TestPolicySimKinds(t *testing.T) {
 	f := newFolder(t)
