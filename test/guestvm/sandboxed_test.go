@@ -209,7 +209,11 @@ func TestSandboxed(t *testing.T) {
 		if out := look(); out != "one <nil>\n" {
 			t.Errorf("at first: %q", out)
 		}
-		if err := os.WriteFile(share+"/config/key", []byte("two"), 0o644); err != nil {
+		// At once: a guest that looks in the middle would find an empty file.
+		if err := os.WriteFile(share+"/key.new", []byte("two"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(share+"/key.new", share+"/config/key"); err != nil {
 			t.Fatal(err)
 		}
 		out := look() // the guest looks every two seconds, by its own clock
