@@ -5,8 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/agnivade/levenshtein"
-
+	"github.com/cloister/cloister/internal/nearest"
 	"github.com/cloister/cloister/wire/agent"
 )
 
@@ -55,11 +54,8 @@ func (e *KindError) Error() string {
 	return text
 }
 
-// maxTypos is how many letters may be wrong in a word that stands for another; maxWord is longer than any.
-const (
-	maxTypos = 4
-	maxWord  = 80
-)
+// maxTypos is how many letters may be wrong in a word that stands for another.
+const maxTypos = 4
 
 func checkKind(kind string) error {
 	kinds := Kinds()
@@ -69,17 +65,12 @@ func checkKind(kind string) error {
 	if input, ok := methods()[kind]; ok {
 		return &KindError{kind, input}
 	}
-	e, fewest := &KindError{Kind: kind}, maxTypos+1
-	if len(kind) > maxWord {
-		return e
-	}
+	words, meant := []string{}, map[string]string{}
 	for _, k := range kinds {
 		for _, word := range []string{k, strings.TrimSuffix(k, "Request")} {
-			d := levenshtein.ComputeDistance(strings.ToLower(kind), strings.ToLower(word))
-			if d < fewest && 2*d < len(word) {
-				e.Near, fewest = k, d
-			}
+			word = strings.ToLower(word)
+			words, meant[word] = append(words, word), k
 		}
 	}
-	return e
+	return &KindError{kind, meant[nearest.To(strings.ToLower(kind), words, min(maxTypos, (len(kind)+1)/2))]}
 }

@@ -4,14 +4,11 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/agnivade/levenshtein"
+	"github.com/cloister/cloister/internal/nearest"
 )
 
-// Bounds of a guess: a name that is longer is no typing error, and one with more mistakes could mean anything.
-const (
-	maxGuess    = 80
-	maxMistakes = 2
-)
+// maxMistakes bounds a guess: a name with more could mean anything.
+const maxMistakes = 2
 
 // near names the key that may have been meant: the same one of another table, or one that is written nearly so.
 func (b *builder) near(name string) string {
@@ -23,7 +20,7 @@ func (b *builder) near(name string) string {
 		}
 		keys = append(keys, s.key)
 	}
-	return didYouMean(nearest(name, keys))
+	return didYouMean(nearest.To(name, keys, maxMistakes))
 }
 
 // near names the annotation that may have been meant.
@@ -32,7 +29,7 @@ func (a *annotator) near(name string) string {
 	for _, n := range a.base.Supported() {
 		names = append(names, n.Name)
 	}
-	return didYouMean(nearest(name, names))
+	return didYouMean(nearest.To(name, names, maxMistakes))
 }
 
 func didYouMean(name string) string {
@@ -40,18 +37,4 @@ func didYouMean(name string) string {
 		return ""
 	}
 	return fmt.Sprintf(", did you mean %q?", name)
-}
-
-// nearest is the first of the names with the fewest mistakes, or "" when each has too many.
-func nearest(name string, names []string) string {
-	if len(name) > maxGuess {
-		return ""
-	}
-	best, fewest := "", maxMistakes+1
-	for _, n := range names {
-		if d := levenshtein.ComputeDistance(name, n); d < fewest {
-			best, fewest = n, d
-		}
-	}
-	return best
 }

@@ -71,6 +71,9 @@ func RemoveAll(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return fmt.Errorf("there are %d snapshots in %s, for example %s\nhint: remove the containers and images that use it, with containerd running: "+
 			"`ctr -n NAMESPACE snapshots --snapshotter NAME ls` lists them", len(left), cfg.Root, left[0])
 	}
+	if info, err := os.Lstat(cfg.Socket); err == nil && info.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("removing the snapshotter's socket: %s is no socket, and nothing was removed\nhint: the setting socket names another file", cfg.Socket)
+	}
 	for _, name := range rootNames {
 		if err := os.RemoveAll(filepath.Join(cfg.Root, name)); err != nil {
 			return fmt.Errorf("removing the snapshotter's root: %w", err)
@@ -78,9 +81,6 @@ func RemoveAll(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	if err := os.Remove(cfg.Root); err != nil { // other files, or a mounted file system
 		log.Warn("the root itself stays", "error", err)
-	}
-	if info, err := os.Lstat(cfg.Socket); err == nil && info.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("removing the snapshotter's socket: %s is no socket", cfg.Socket)
 	}
 	if err := os.Remove(cfg.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the snapshotter's socket: %w", err)

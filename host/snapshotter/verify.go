@@ -83,11 +83,11 @@ func verifyAll(ctx context.Context, cfg Config, out io.Writer, find func(context
 			p.line("%s is in %s", name, image)
 		}
 	}
-	what := fmt.Errorf("%d of %d layers are damaged\nhint: remove the images that have them, from all namespaces, and pull them again", len(damaged), len(dirs))
+	what := fmt.Errorf("%d of %d layers are damaged", len(damaged), len(dirs))
 	if err != nil {
-		what = fmt.Errorf("%w (which ones is not known: %w)", what, err)
+		what = fmt.Errorf("%w, and the images that have them are not known: %w", what, err)
 	}
-	return errors.Join(p.err, what)
+	return errors.Join(p.err, fmt.Errorf("%w\nhint: remove the images that have them, from all namespaces, and pull them again", what))
 }
 
 // printer keeps the first error of what it writes.

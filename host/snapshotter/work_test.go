@@ -292,7 +292,7 @@ func TestVerify(t *testing.T) {
 	out.Reset()
 	s.cfg.Containerd = filepath.Join(t.TempDir(), "no.sock")
 	if err := Verify(t.Context(), s.cfg, &out); err == nil || !strings.Contains(err.Error(), "1 of 2") || strings.Count(out.String(), "bad ") != 1 ||
-		!strings.Contains(err.Error(), "which ones is not known") || !strings.Contains(err.Error(), "no.sock") {
+		!strings.Contains(err.Error(), "the images that have them are not known") || !strings.Contains(err.Error(), "no.sock") {
 		t.Errorf("%v: %s", err, out.String())
 	}
 	// The images that have it are named, also by an index of which only one platform is there.
