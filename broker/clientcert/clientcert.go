@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/reload"
-	"github.com/cloister/cloister/broker/smallfile"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 // ErrRefused is wrapped by every refusal of a certificate.

@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"github.com/cloister/cloister/broker/loopback"
-	"github.com/cloister/cloister/broker/smallfile"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 const (

@@ -7,7 +7,7 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/cloister/cloister/broker/smallfile"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 const (

@@ -18,12 +18,13 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 const (
@@ -157,7 +158,7 @@ func (s *Set) jwkSet(ctx context.Context, from string) ([]Key, error) {
 
 func (s *Set) fetch(ctx context.Context, from string) ([]byte, error) {
 	if !strings.Contains(from, "://") {
-		return readFile(from)
+		return smallfile.Read(from, maxSource)
 	}
 	u, err := url.Parse(from)
 	if err != nil {
@@ -165,7 +166,7 @@ func (s *Set) fetch(ctx context.Context, from string) ([]byte, error) {
 	}
 	switch u.Scheme {
 	case "file":
-		return readFile(u.Path)
+		return smallfile.Read(u.Path, maxSource)
 	case "https":
 	default:
 		return nil, fmt.Errorf("address %q has scheme %q, want https or file: keys are only believed from where they are known to come", from, u.Scheme)
@@ -197,15 +198,6 @@ func stayHTTPS(req *http.Request, via []*http.Request) error {
 		return fmt.Errorf("redirected more than %d times", most)
 	}
 	return nil
-}
-
-func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return readBounded(f, name)
 }
 
 func readBounded(r io.Reader, name string) ([]byte, error) {

@@ -12,8 +12,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cloister/cloister/broker/smallfile"
 	"github.com/cloister/cloister/broker/store"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 // Where the store has the signing keys. The first place is that of brokers that had only one.

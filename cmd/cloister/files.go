@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/cloister/cloister/author/kubernetes"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 // maxDocument bounds what is read of a file that should hold a policy, an initdata document, a template or the like, in bytes. It is more
@@ -19,18 +19,13 @@ const maxDocument = 32 << 20
 
 // readFile reads a file that is not larger than maxDocument.
 func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return readBounded(f, name)
+	return smallfile.Read(name, maxDocument)
 }
 
 func readBounded(r io.Reader, name string) ([]byte, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
 	if err == nil && len(raw) > maxDocument {
-		err = fmt.Errorf("%s has more than %d MiB", name, maxDocument>>20)
+		err = fmt.Errorf("%s has more than %d bytes", name, maxDocument)
 	}
 	return raw, err
 }

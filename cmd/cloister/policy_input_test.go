@@ -33,7 +33,7 @@ func TestPolicyWrongInput(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"explain empty", "error: reading the policy: empty is empty\n"},
 		{"explain binary", "error: reading the policy: binary is no text\n"},
-		{"explain large", "error: reading the policy: large has more than 32 MiB\n"},
+		{"explain large", "error: reading the policy: large has more than 33554432 bytes\n"},
 		{"explain folder", "error: reading the policy: read folder: is a directory\n"},
 		{"explain none", "error: reading the policy: open none: no such file"},
 		{"explain escape.rego", "escape.rego: it is no policy: line 2: "},

@@ -18,10 +18,10 @@ import (
 	"github.com/cloister/cloister/broker/keyset"
 	"github.com/cloister/cloister/broker/outage"
 	"github.com/cloister/cloister/broker/refstore/remote"
-	"github.com/cloister/cloister/broker/smallfile"
 	"github.com/cloister/cloister/broker/span"
 	"github.com/cloister/cloister/broker/token"
 	"github.com/cloister/cloister/broker/verifier"
+	"github.com/cloister/cloister/internal/smallfile"
 	"github.com/cloister/cloister/wire/as"
 	"github.com/cloister/cloister/wire/kbs"
 )

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cloister/cloister/broker/resource"
-	"github.com/cloister/cloister/broker/smallfile"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 const (

@@ -16,7 +16,7 @@ import (
 	"github.com/slackhq/nebula/cert"
 
 	"github.com/cloister/cloister/broker/atomicfile"
-	"github.com/cloister/cloister/broker/smallfile"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 const maxFile = 64 << 10

@@ -15,8 +15,8 @@ import (
 
 	"github.com/cloister/cloister/broker/cloud"
 	"github.com/cloister/cloister/broker/resource"
-	"github.com/cloister/cloister/broker/smallfile"
 	"github.com/cloister/cloister/broker/store"
+	"github.com/cloister/cloister/internal/smallfile"
 )
 
 const (

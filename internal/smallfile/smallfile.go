@@ -13,7 +13,7 @@ import (
 // maxRoots bounds a file of authorities, in bytes: those of whole systems have a quarter of that.
 const maxRoots = 1 << 20
 
-// Read reads a file of at most so many bytes.
+// Read reads a file of at most so many bytes. Its errors name the file.
 func Read(name string, most int64) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -21,7 +21,7 @@ func Read(name string, most int64) ([]byte, error) {
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
+		return nil, err // it names the file
 	}
 	if int64(len(raw)) > most {
 		return nil, fmt.Errorf("%s has more than %d bytes", name, most)
